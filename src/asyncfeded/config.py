@@ -1,0 +1,222 @@
+"""The schema of a run: one TOML file and `key=value` overrides in, a checked `Config` out.
+
+The sections `task` and `rule` are checked by the class that their `name` chooses (tasks/, rules/), through `section`.
+Knows no MPI and reads nothing but the file.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the same module under its older name
+
+
+class Settings(BaseModel):
+    """A section of the config: unknown keys and values out of range are errors; the docstring of a field describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Limits(Settings):
+    """When a run stops: at the first limit reached. At least one must be set."""
+
+    updates: int = Field(0, ge=0)
+    """Updates merged into the global model. 0: no limit."""
+    seconds: float = Field(0.0, ge=0)
+    """Wall time of training in seconds, from the first model sent. 0: no limit."""
+    accuracy: float = Field(0.0, ge=0, le=1)
+    """Test accuracy that an evaluation must reach, as a fraction. 0: no limit."""
+
+
+class Training(Settings):
+    """What a client does between two messages: K epochs of SGD over its own data."""
+
+    epochs: int = Field(2, ge=1)
+    """Local epochs of a client's first round (the first K)."""
+    batch_size: int = Field(32, ge=1)
+    """Samples per step of SGD."""
+    learning_rate: float = Field(0.05, gt=0)
+    """Learning rate of SGD."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of SGD; starts at zero in every round, since the model received is not the one it was gathered on."""
+    weight_decay: float = Field(0.0, ge=0)
+    """L2 penalty of SGD."""
+    proximal: float = Field(0.0, ge=0)
+    """mu of the proximal term (mu / 2) ||w - x_s||^2 in the local loss (FedProx). 0: none."""
+
+
+class Heterogeneity(Settings):
+    """Who is slow, and by how much."""
+
+    slowdown: tuple[float, ...] = (1.0,)
+    """How many times its own compute time a client's round takes, by client, repeated when shorter than the clients."""
+
+    @field_validator("slowdown")
+    @classmethod
+    def _at_least_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) < 1.0 or max(value) == float("inf"):
+            raise ValueError("expected a list of numbers, each at least 1 (1: as fast as the machine)")
+        return value
+
+
+class Evaluation(Settings):
+    """How the global model is tested, on rank 0, in its idle moments."""
+
+    every_s: float = Field(2.0, gt=0)
+    """Seconds between the starts of two evaluations, if the model has changed."""
+    batch_size: int = Field(256, ge=1)
+    """Samples per batch: a client that arrives waits for one batch at most."""
+
+
+class Config(Settings):
+    """One run."""
+
+    seed: int = Field(0, ge=0)
+    """The one seed: initial model, split of the data, and every random number of every client and round."""
+    run_dir: str = ""
+    """Folder for the results of the run, created; must not hold a run already. Empty: runs/<time>-<task>-<rule>."""
+    device: str = "auto"
+    """Where clients train and the model is evaluated: auto (a GPU where there is one), cpu, cuda (GPUs of a host are dealt
+    to its ranks in turn) or cuda:N."""
+    clients: int = Field(0, ge=0)
+    """Number of clients. 0: one on every rank but the server's."""
+    wait: Literal["auto", "spin", "yield"] = "auto"
+    """How a rank waits for a message: spin (polls; a core of its own for every rank), yield (sleeps 10 us to 2 ms between
+    polls) or auto (spin where every rank of the host has a core of its own)."""
+    limits: Limits = Limits()
+    task: dict[str, Any] = Field(default_factory=lambda: {"name": "digits"})
+    """The task: `name`, and the keys of that task."""
+    rule: dict[str, Any] = Field(default_factory=lambda: {"name": "asyncfeded"})
+    """How an update enters the global model: `name`, and the keys of that rule."""
+    training: Training = Training()
+    heterogeneity: Heterogeneity = Heterogeneity()
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
+        return value
+
+    @field_validator("limits")
+    @classmethod
+    def _some_limit(cls, value: Limits) -> Limits:
+        if value == Limits():
+            raise ValueError(
+                "no limit is set, the run would never end: set limits.updates, limits.seconds or limits.accuracy"
+            )
+        return value
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of everything that all ranks must agree on: all but the folder and the device."""
+        shared = self.model_dump(mode="json", exclude={"run_dir", "device"})
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()
+
+    def to_toml(self) -> str:
+        """The config as TOML, all defaults filled in."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(path: Path, overrides: list[str]) -> Config:
+    """Read a run's config.
+
+    Args:
+        path: a TOML file.
+        overrides: `key=value` or `section.key=value`; the value is TOML, or a plain word taken as a string.
+
+    Raises:
+        ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    # A name first: it clears the keys of the task or rule that stood there before.
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
+        _override(table, override)
+    table.setdefault("limits", {})
+    return section(Config, table, str(path))
+
+
+def section(kind: type[S], table: dict[str, Any], where: str) -> S:
+    """A table checked against its schema.
+
+    Args:
+        kind: the schema.
+        table: keys and values.
+        where: what to call the table in a message: a file, or a section such as `rule`.
+
+    Raises:
+        ValueError: an unknown key, or a value out of range; the message lists every fault.
+    """
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(kind, fault, where) for fault in error.errors())) from None
+
+
+def describe(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(key, default, meaning) of every key of a schema, sections flattened."""
+    rows = []
+    for name, field in kind.model_fields.items():
+        key = prefix + (field.alias or name)
+        if isinstance(field.default, Settings):
+            rows += describe(type(field.default), f"{key}.")
+        elif field.description and name not in ("task", "rule"):
+            default = "required" if field.is_required() else json.dumps(field.default)
+            rows.append((key, default, " ".join(field.description.split())))
+    return rows
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {override!r}: expected key=value or section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    for depth, name in enumerate(path):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"override {override!r}: {'.'.join(path[: depth + 1])} is not a section")
+    if last == "name" and table.get("name") != value:
+        table.clear()  # the other keys of a section belong to the name that chose them
+    table[last] = value
+
+
+def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
+    """One fault as: where, what, got, what to do."""
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        known = kind
+        for part in path[:-1]:
+            annotation = known.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            known = annotation
+        names = [field.alias or name for name, field in known.model_fields.items()]
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+        return f"{where}: unknown key {key}; {hint}"
+    if fault["type"] == "value_error":
+        return f"{where}: {key}: {fault['ctx']['error']}"
+    return f"{where}: {key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

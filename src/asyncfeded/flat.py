@@ -1,0 +1,125 @@
+"""A model as one contiguous buffer with named views.
+
+The module's parameters, and behind them its floating-point buffers (batch-norm statistics and the like), *are* views into
+one float32 tensor: sending a model copies nothing. Integer buffers stay with the module and are never sent. Knows no MPI
+and no training.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor of a model: its place is `buffer[offset : offset + prod(shape)]`."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where in a model's buffer: `entries` in order, the first `num_params` elements being parameters.
+
+    The tail behind them holds the floating-point buffers ("statistics"): they travel with the model, and do not count into
+    its norms.
+    """
+
+    entries: tuple[Entry, ...]
+    num_params: int
+    size: int
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of names, shapes and order: equal if and only if two buffers can be exchanged."""
+        text = "\n".join(f"{e.name} {e.shape} {e.offset}" for e in self.entries)
+        return hashlib.sha256(f"{self.num_params}\n{text}".encode()).digest()
+
+
+class FlatModel:
+    """A module whose parameters and floating-point buffers are views into `buffer`.
+
+    Args:
+        module: any module with float32 parameters; moved to `device` and changed in place.
+        device: where the buffer lives.
+
+    Raises:
+        ValueError: a parameter or floating-point buffer is not float32, or there is no parameter.
+
+    Attributes:
+        buffer: float32 (layout.size,), contiguous, owned here. Writing it changes the module.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        # Move first: moving a recurrent module afterwards would give its parameters a memory of their own again.
+        self.module = module.to(device)
+        params = dict(module.named_parameters())
+        owners = {name: (owner, key) for owner, key, name in _float_buffers(module)}
+        stats = {name: getattr(owner, key) for name, (owner, key) in owners.items()}
+        if not params:
+            raise ValueError(f"{type(module).__name__} has no parameters: there is nothing to train")
+        for name, tensor in (params | stats).items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(
+                    f"{name} is {tensor.dtype}, expected torch.float32: asyncfeded keeps a model as one float32 buffer; "
+                    f"build the module with .float()"
+                )
+        entries, offset = [], 0
+        for name, tensor in (params | stats).items():
+            entries.append(Entry(name, tuple(tensor.shape), offset))
+            offset += tensor.numel()
+        self.layout = Layout(tuple(entries), sum(p.numel() for p in params.values()), offset)
+        self.buffer = torch.empty(offset, dtype=torch.float32, device=device)
+        self._views: list[tuple[str, nn.Module | None, str, Tensor]] = []
+        with torch.no_grad():
+            for entry in entries:
+                view = _view(self.buffer, entry)
+                if entry.name in params:
+                    view.copy_(params[entry.name])
+                    params[entry.name].data = view
+                    self._views.append((entry.name, None, "", params[entry.name]))
+                else:
+                    owner, key = owners[entry.name]
+                    view.copy_(stats[entry.name])
+                    setattr(owner, key, view)
+                    self._views.append((entry.name, owner, key, view))
+
+    def check_views(self) -> None:
+        """Whether the module still lives in the buffer.
+
+        Raises:
+            RuntimeError: the module has replaced a parameter's or a buffer's memory instead of writing into it.
+        """
+        start = self.buffer.data_ptr()
+        for (name, owner, key, tensor), entry in zip(self._views, self.layout.entries, strict=True):
+            now = tensor if owner is None else getattr(owner, key)
+            if now.data_ptr() != start + 4 * entry.offset:
+                raise RuntimeError(
+                    f"the model replaced the memory of {name} during training, so its new value would not be sent; "
+                    f"update it in place (for example {name.rsplit('.', 1)[-1]}.copy_(...))"
+                )
+
+
+def named_views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The named tensors of a buffer (layout.size,): views, no copies."""
+    return {entry.name: _view(buffer, entry) for entry in layout.entries}
+
+
+def _view(buffer: Tensor, entry: Entry) -> Tensor:
+    return buffer[entry.offset : entry.offset + prod(entry.shape)].view(entry.shape)
+
+
+def _float_buffers(module: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(owner, attribute, full name) of each distinct floating-point buffer."""
+    found, seen = [], set()
+    for prefix, owner in module.named_modules():
+        for key, value in owner._buffers.items():
+            if value is None or not value.is_floating_point() or id(value) in seen:
+                continue
+            seen.add(id(value))
+            found.append((owner, key, f"{prefix}.{key}" if prefix else key))
+    return found

@@ -1,0 +1,29 @@
+"""Every random number of a run, from its one seed.
+
+A stream is named by what it is for and by client and round, never by the order in which messages arrive, so that the same
+seed gives the same data, the same initial model and the same local training on any number of machines.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a stream of random numbers is for. The values are part of the meaning of a seed: never renumber."""
+
+    MODEL = 0
+    SPLIT = 1
+    TRAINING = 2
+
+
+def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
+    """A numpy generator for a stream; `indices` are, for example, client and round."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, *indices)))
+
+
+def seed_torch(seed: int, stream: Stream, *indices: int) -> None:
+    """Seed torch's global generators (initial weights, shuffling, dropout) for a stream."""
+    state = np.random.SeedSequence(seed, spawn_key=(stream, *indices)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))

@@ -1,0 +1,55 @@
+"""What is trained: model, loss, metric, and how the data is split over the clients, one task per file.
+
+A task is a section of the config with a few methods. It knows no MPI; a rank asks it only for what that rank needs, so
+that data lies where it is used.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from asyncfeded.config import Settings, section
+from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.digits import Digits
+from asyncfeded.tasks.federated_h5 import FederatedH5
+
+
+class Task(Protocol):
+    """What server and clients ask of a task."""
+
+    name: str
+
+    def model(self) -> nn.Module:
+        """A new model, float32, its weights drawn from torch's global generator."""
+
+    def client_data(self, client: int, num_clients: int, seed: int) -> Data:
+        """The training data of one client.
+
+        Raises:
+            ValueError: the data is missing or broken, or does not suffice for so many clients.
+        """
+
+    def test_data(self) -> Data:
+        """The data that the global model is tested on. Raises ValueError as `client_data`."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch, to be differentiated."""
+
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, int, int]:
+        """Sum of the losses, number of correct predictions and number of predictions of a batch."""
+
+
+TASKS: dict[str, type[Settings]] = {"digits": Digits, "federated_h5": FederatedH5}
+
+
+def load(table: dict[str, Any]) -> Task:
+    """The task that a config's section `task` describes.
+
+    Raises:
+        ValueError: an unknown task, an unknown key or a value out of range.
+    """
+    name = table.get("name")
+    if name not in TASKS:
+        raise ValueError(f"task.name = {name!r}: unknown task, expected one of: {', '.join(TASKS)}")
+    task: Task = section(TASKS[name], table, "task")  # type: ignore[assignment]
+    return task

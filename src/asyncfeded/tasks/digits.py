@@ -1,0 +1,90 @@
+"""`digits`: the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings; small, real, and nothing to download."""
+
+from typing import Literal, final
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from asyncfeded.seeds import Stream, numpy_rng
+from asyncfeded.tasks.classification import Classification, Data
+
+
+@final
+class Digits(Classification):
+    """Every fifth image is for testing (359), the others (1,438) are split over the clients."""
+
+    name: Literal["digits"] = "digits"
+    split: Literal["dirichlet", "even"] = "dirichlet"
+    """How training data is split: `even` (shuffled, equal parts) or `dirichlet` (unequal parts with unequal classes)."""
+    alpha: float = Field(1.0, gt=0)
+    """Dirichlet concentration: each class is dealt to the clients in proportions drawn from Dirichlet(alpha). Small: each
+    client sees few classes; large: all alike (Hsu et al. 2019, arXiv 1909.06335)."""
+    samples_min: int = Field(10, ge=1)
+    """Fewest samples a client may get; the Dirichlet split is redrawn until all have them."""
+
+    def model(self) -> nn.Module:
+        """Two convolutions of 3 x 3 (16 and 32 channels), two dense layers (64 and 10)."""
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+
+    def client_data(self, client: int, num_clients: int, seed: int) -> Data:
+        """See `Task`."""
+        images, labels = _load()
+        train = np.flatnonzero(np.arange(len(labels)) % 5 != 4)
+        rng = numpy_rng(seed, Stream.SPLIT)
+        if num_clients * self.samples_min > len(train):
+            raise ValueError(
+                f"task digits has {len(train)} training images, too few for {num_clients} clients of at least "
+                f"{self.samples_min}; lower clients or task.samples_min"
+            )
+        if self.split == "even":
+            part = np.array_split(rng.permutation(train), num_clients)[client]
+        else:
+            part = train[_dirichlet(labels[train], num_clients, self.alpha, self.samples_min, rng)[client]]
+        return Data(images[part], torch.from_numpy(labels[part]))
+
+    def test_data(self) -> Data:
+        """See `Task`."""
+        images, labels = _load()
+        return Data(images[4::5], torch.from_numpy(labels[4::5]))
+
+
+def _load() -> tuple[torch.Tensor, np.ndarray]:
+    """Images float32 (1797, 1, 8, 8) in [0, 1] and labels int64 (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError("task digits needs scikit-learn: pip install 'asyncfeded[digits]'") from None
+    bunch = load_digits()
+    return torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1), bunch.target.astype(np.int64)
+
+
+def _dirichlet(
+    labels: np.ndarray, num_clients: int, alpha: float, samples_min: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Indices of each client's samples, classes dealt in Dirichlet proportions."""
+    for _ in range(1000):
+        parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            shares = np.cumsum(rng.dirichlet(np.full(num_clients, alpha)))[:-1]
+            for part, piece in zip(parts, np.split(members, (shares * len(members)).astype(int)), strict=True):
+                part.append(piece)
+        drawn = [np.concatenate(part) for part in parts]
+        if min(map(len, drawn)) >= samples_min:
+            return drawn
+    raise ValueError(
+        f"no Dirichlet({alpha}) split of {len(labels)} images over {num_clients} clients gave each at least {samples_min} "
+        f"in 1000 draws; raise task.alpha, or lower clients or task.samples_min"
+    )

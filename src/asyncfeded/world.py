@@ -1,0 +1,219 @@
+"""Joining the MPI job: is it the job that was meant, where does each rank run, and do all agree on what to do.
+
+Everything here happens before training; the messages of training are in wire.py.
+"""
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from asyncfeded import launcher
+from asyncfeded.launcher import MPI
+
+PROTOCOL = 1
+"""Version of the messages; ranks of different versions refuse to train together."""
+
+STATEMENT = np.dtype(
+    [
+        ("protocol", np.uint32),
+        ("failed", np.uint32),
+        ("num_params", np.int64),
+        ("size", np.int64),
+        ("layout", np.uint8, 32),
+        ("config", np.uint8, 32),
+        ("dtype", "S16"),
+        ("host", "S64"),
+        ("problem", "S2048"),
+    ]
+)
+"""What a rank tells all others before training, fixed in size. `problem` is UTF-8, what speaks against starting."""
+
+
+class RefusedError(ValueError):
+    """The job cannot start, for a reason that a user can mend; every rank has been told."""
+
+
+@dataclass
+class Backoff:
+    """How a rank waits: polls without a break, or sleeps between polls, 10 us doubling to 2 ms.
+
+    Sleeping is for ranks that share cores, where a polling rank takes the core from one that trains (9 ranks idle on 2
+    cores: 2 % of a core each, against 25 %).
+    """
+
+    spin: bool
+    _sleep_s: float = field(default=10e-6, init=False)
+
+    def pause(self) -> None:
+        """Nothing has come: let others run, for longer each time in a row."""
+        if not self.spin:
+            time.sleep(self._sleep_s)
+            self._sleep_s = min(2 * self._sleep_s, 2e-3)
+
+    def reset(self) -> None:
+        """Something has come: the next pause is short again."""
+        self._sleep_s = 10e-6
+
+    def wait(self, request: MPI.Request) -> None:
+        """Until the request is complete."""
+        self.reset()
+        while not request.Test():
+            self.pause()
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of the job, and this one's place among them."""
+
+    comm: MPI.Intracomm
+    rank: int
+    size: int
+    host: str
+    local_rank: int
+    """Rank among those of this host."""
+    cores: float
+    """Cores this rank can use; a core that several ranks may run on counts in equal parts."""
+    crowded: bool
+    """Whether some rank of this host has less than a core."""
+
+    @property
+    def threads(self) -> int:
+        """Threads this rank may run at a time."""
+        return max(1, int(self.cores))
+
+    def backoff(self, wait: str) -> Backoff:
+        """How this rank waits, by the config's `wait`."""
+        return Backoff(spin=wait == "spin" or (wait == "auto" and not self.crowded))
+
+
+def join() -> World:
+    """Initialise MPI and find this rank's place. Collective.
+
+    Raises:
+        RefusedError: the launcher does not belong to the MPI library in use, or there is only one rank.
+    """
+    launched = launcher.launched_by()
+    if launched and launched[0].startswith("Open MPI") and MPI.get_vendor()[0] != "Open MPI":
+        raise RefusedError(_foreign(*launched[:2]))  # before MPI_Init, which would abort with "unsupported PMI version"
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+    comm = MPI.COMM_WORLD.Dup()
+    if comm.size == 1:
+        if launched and launched[1] > 1:
+            raise RefusedError(_foreign(*launched[:2]))
+        raise RefusedError(
+            "one rank is not enough: rank 0 is the server and at least one other trains. Type\n"
+            "  asyncfeded train FILE.toml --ranks 5\n"
+            "or start it with mpiexec or srun: mpiexec -n 5 asyncfeded train FILE.toml"
+        )
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+    mine = np.zeros(4096, np.uint8)
+    mine[list(os.sched_getaffinity(0))] = 1
+    masks = np.zeros((local.size, mine.size), np.uint8)
+    local.Allgather(mine, masks)
+    cores = (masks / np.maximum(masks.sum(axis=0), 1)).sum(axis=1)  # of every rank of this host
+    world = World(
+        comm,
+        comm.rank,
+        comm.size,
+        socket.gethostname(),
+        local.rank,
+        float(cores[local.rank]),
+        bool(cores.min() < 1 - 1e-9),
+    )
+    local.Free()
+    return world
+
+
+def statement(
+    *, config: bytes = bytes(32), layout: bytes = bytes(32), num_params: int = 0, size: int = 0, problem: str = ""
+) -> np.ndarray:
+    """A rank's word before training: a STATEMENT array of one element."""
+    said = np.zeros(1, STATEMENT)
+    said["protocol"], said["failed"] = PROTOCOL, bool(problem)
+    said["num_params"], said["size"], said["dtype"] = num_params, size, b"float32"
+    said["config"], said["layout"] = np.frombuffer(config, np.uint8), np.frombuffer(layout, np.uint8)
+    said["host"] = socket.gethostname().encode()[:64]
+    said["problem"] = problem.encode()[:2048]
+    return said
+
+
+def agree(world: World, said: np.ndarray) -> list[str]:
+    """Exchange statements and compare. Collective; nobody trains before all agree.
+
+    Args:
+        world: all ranks.
+        said: this rank's statement.
+
+    Returns:
+        The host of each rank.
+
+    Raises:
+        RefusedError: on every rank, with the same text, if a rank has a problem or differs from rank 0.
+    """
+    heard = np.zeros(world.size, STATEMENT)
+    Backoff(spin=False).wait(world.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
+    if disagreement := compare(heard):
+        raise RefusedError(disagreement)
+    return [host.decode() for host in heard["host"]]
+
+
+def compare(heard: np.ndarray) -> str:
+    """What is wrong with the statements (ranks,) of all ranks, as a sentence; empty if they agree."""
+
+    def who(rank: int) -> str:
+        return f"rank {rank} on {heard['host'][rank].decode()}"
+
+    problems: dict[str, list[int]] = {}
+    for failed in np.flatnonzero(heard["failed"]).tolist():
+        problems.setdefault(heard["problem"][failed].decode(errors="replace"), []).append(failed)
+    if problems:
+        return "\n".join(
+            text if len(ranks) in (1, len(heard)) and ranks[0] == 0 else f"{who(ranks[0])}: {text}"
+            for text, ranks in problems.items()
+        )
+    for name, what, remedy in (
+        ("protocol", "speak different protocols", "install the same asyncfeded on every host"),
+        ("config", "have different configs", "start every rank with the same file and the same overrides"),
+        ("dtype", "hold the model in different types", "install the same asyncfeded on every host"),
+        ("num_params", "have models of different size", "use the same model and data on every rank"),
+        ("size", "have models of different size", "use the same model and data on every rank"),
+        ("layout", "have models with different parameters", "use the same model and data on every rank"),
+    ):
+        for rank in range(1, len(heard)):
+            if np.any(heard[name][rank] != heard[name][0]):
+                here, there = _show(heard[name][0]), _show(heard[name][rank])
+                return f"{who(0)} and {who(rank)} {what} ({name}: {here} and {there}); {remedy}"
+    return ""
+
+
+def leave() -> None:
+    """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not."""
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        Backoff(spin=False).wait(MPI.COMM_WORLD.Ibarrier())
+        MPI.Finalize()
+
+
+def abort(status: int) -> None:
+    """End the whole job now, from any rank."""
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.COMM_WORLD.Abort(status)
+
+
+def _foreign(name: str, ranks: int) -> str:
+    try:
+        own = launcher.find_mpiexec()
+    except ValueError as error:
+        own = f"(not found: {error})"
+    return (
+        f"{name} started {ranks} ranks, but mpi4py uses {launcher.vendor()} ({launcher.library() or 'path unknown'}), which "
+        f"sees {ranks} jobs of one rank. Start with the mpiexec of that library: {own}; under srun, with an --mpi=... that "
+        f"the library supports (srun --mpi=list); or set MPI4PY_LIBMPI to the library of the launcher you use"
+    )
+
+
+def _show(value: np.ndarray) -> str:
+    return bytes(value).hex()[:12] if value.ndim else str(value.item())
