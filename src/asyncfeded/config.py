@@ -1,6 +1,6 @@
 """The schema of a run: one TOML file and `key=value` overrides in, a checked `Config` out.
 
-The sections `task` and `rule` are checked by the class that their `name` chooses (tasks/, rules/), through `section`.
+The sections `task` and `rule` are checked by the class that their `name` chooses (tasks/, rules/), through `choose`.
 Knows no MPI and reads nothing but the file.
 """
 
@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -77,6 +78,9 @@ class Evaluation(Settings):
     """Seconds between the starts of two evaluations, if the model has changed."""
     batch_size: int = Field(256, ge=1)
     """Samples per batch: a client that arrives waits for one batch at most."""
+    share: float = Field(0.2, gt=0, le=1)
+    """Largest part of the server's time that evaluations may take; where ranks share cores it is the clients' time too.
+    A test set too large for `every_s` is evaluated less often."""
 
 
 class Config(Settings):
@@ -172,6 +176,23 @@ def section(kind: type[S], table: dict[str, Any], where: str) -> S:
         raise ValueError("\n".join(_sentence(kind, fault, where) for fault in error.errors())) from None
 
 
+def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: str) -> Settings:
+    """A table checked against the schema that its `name` chooses.
+
+    Args:
+        kinds: the schemas by name.
+        table: keys and values.
+        where: the section, such as `rule`.
+
+    Raises:
+        ValueError: an unknown name, an unknown key or a value out of range.
+    """
+    name = table.get("name")
+    if not isinstance(name, str) or name not in kinds:
+        raise ValueError(f"{where}.name = {name!r}: unknown {where}, expected one of: {', '.join(kinds)}")
+    return section(kinds[name], table, where)
+
+
 def describe(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
     """(key, default, meaning) of every key of a schema, sections flattened."""
     rows = []
@@ -198,7 +219,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise ValueError(f"override {override!r}: {'.'.join(path[: depth + 1])} is not a section")
-    if last == "name" and table.get("name") != value:
+    if last == "name" and path in (["task"], ["rule"]) and table.get("name") != value:
         table.clear()  # the other keys of a section belong to the name that chose them
     table[last] = value
 
@@ -207,6 +228,7 @@ def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
     """One fault as: where, what, got, what to do."""
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
+    subject = f"{where}: {key}" if key else where
     if fault["type"] == "extra_forbidden":
         known = kind
         for part in path[:-1]:
@@ -218,5 +240,5 @@ def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
         return f"{where}: unknown key {key}; {hint}"
     if fault["type"] == "value_error":
-        return f"{where}: {key}: {fault['ctx']['error']}"
-    return f"{where}: {key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        return f"{subject}: {fault['ctx']['error']}"
+    return f"{subject} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

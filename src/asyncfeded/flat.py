@@ -6,7 +6,9 @@ and no training.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -58,8 +60,8 @@ class FlatModel:
         # Move first: moving a recurrent module afterwards would give its parameters a memory of their own again.
         self.module = module.to(device)
         params = dict(module.named_parameters())
-        owners = {name: (owner, key) for owner, key, name in _float_buffers(module)}
-        stats = {name: getattr(owner, key) for name, (owner, key) in owners.items()}
+        owners = _float_buffers(module)
+        stats = {name: getattr(*places[0]) for name, places in owners.items()}
         if not params:
             raise ValueError(f"{type(module).__name__} has no parameters: there is nothing to train")
         for name, tensor in (params | stats).items():
@@ -74,19 +76,19 @@ class FlatModel:
             offset += tensor.numel()
         self.layout = Layout(tuple(entries), sum(p.numel() for p in params.values()), offset)
         self.buffer = torch.empty(offset, dtype=torch.float32, device=device)
-        self._views: list[tuple[str, nn.Module | None, str, Tensor]] = []
+        self._views: list[tuple[Entry, Callable[[], Tensor]]] = []  # how to reach each tensor through the module
         with torch.no_grad():
             for entry in entries:
                 view = _view(self.buffer, entry)
                 if entry.name in params:
                     view.copy_(params[entry.name])
                     params[entry.name].data = view
-                    self._views.append((entry.name, None, "", params[entry.name]))
+                    self._views.append((entry, partial(module.get_parameter, entry.name)))
                 else:
-                    owner, key = owners[entry.name]
                     view.copy_(stats[entry.name])
-                    setattr(owner, key, view)
-                    self._views.append((entry.name, owner, key, view))
+                    for owner, key in owners[entry.name]:
+                        setattr(owner, key, view)
+                        self._views.append((entry, partial(getattr, owner, key)))
 
     def check_views(self) -> None:
         """Whether the module still lives in the buffer.
@@ -95,12 +97,11 @@ class FlatModel:
             RuntimeError: the module has replaced a parameter's or a buffer's memory instead of writing into it.
         """
         start = self.buffer.data_ptr()
-        for (name, owner, key, tensor), entry in zip(self._views, self.layout.entries, strict=True):
-            now = tensor if owner is None else getattr(owner, key)
-            if now.data_ptr() != start + 4 * entry.offset:
+        for entry, tensor in self._views:
+            if tensor().data_ptr() != start + 4 * entry.offset:
                 raise RuntimeError(
-                    f"the model replaced the memory of {name} during training, so its new value would not be sent; "
-                    f"update it in place (for example {name.rsplit('.', 1)[-1]}.copy_(...))"
+                    f"the model replaced the memory of {entry.name} during training, so its new value would not be sent; "
+                    f"update it in place (for example {entry.name.rsplit('.', 1)[-1]}.copy_(...))"
                 )
 
 
@@ -113,13 +114,13 @@ def _view(buffer: Tensor, entry: Entry) -> Tensor:
     return buffer[entry.offset : entry.offset + prod(entry.shape)].view(entry.shape)
 
 
-def _float_buffers(module: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """(owner, attribute, full name) of each distinct floating-point buffer."""
-    found, seen = [], set()
+def _float_buffers(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Where each distinct floating-point buffer hangs, as (owner, attribute), under the first full name it has."""
+    names: dict[int, str] = {}
+    places: dict[str, list[tuple[nn.Module, str]]] = {}
     for prefix, owner in module.named_modules():
         for key, value in owner._buffers.items():
-            if value is None or not value.is_floating_point() or id(value) in seen:
-                continue
-            seen.add(id(value))
-            found.append((owner, key, f"{prefix}.{key}" if prefix else key))
-    return found
+            if value is not None and value.is_floating_point():
+                name = names.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
+                places.setdefault(name, []).append((owner, key))
+    return places

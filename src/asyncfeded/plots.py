@@ -88,7 +88,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
             stale.set_yscale("log")
         if not many:
             counts.legend(frameon=False, fontsize=8)
-        figure.suptitle(f"{run_dir.name}: {len(merged)} updates in {last['time_s']:.1f} s", fontsize=11)
+        figure.suptitle(f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s", fontsize=11)
         try:
             figure.savefig(output, dpi=130)
         except OSError as error:

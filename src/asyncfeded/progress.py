@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from asyncfeded.server import Server
 
@@ -26,7 +27,7 @@ class Progress:
 
     Attributes:
         LIVE_S: seconds between two views on a terminal.
-        LINE_S: seconds between two lines.
+        LINE_S: seconds between two lines; a twentieth of the time so far when that is longer, a minute at most.
     """
 
     LIVE_S = 0.25
@@ -57,7 +58,7 @@ class Progress:
         """Show how the server stands, if it is time."""
         now = time.monotonic()
         if now >= self._next_line:
-            self._next_line = now + self.LINE_S
+            self._next_line = now + min(max(self.LINE_S, server.elapsed_s / 20), 60)  # rarer in a long run
             line = status(server)
             self._write(line)
             if not self._interactive:
@@ -89,14 +90,15 @@ def status(server: Server) -> str:
     return "  ".join(parts)
 
 
-def view(server: Server) -> Table:
+def view(server: Server) -> Group:
     """The live view: the status line and a row of every client."""
-    table = Table(title=status(server), title_justify="left", box=None, title_style="", padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("client", "K", "updates", "share"):
         table.add_column(column, justify="right")
     table.add_column("")
-    order = np.argsort(-server.counts, kind="stable")
+    order = np.arange(len(server.counts))
     if len(order) > CLIENTS_SHOWN:
+        order = np.argsort(-server.counts, kind="stable")
         order = np.concatenate([order[: CLIENTS_SHOWN // 2], order[-CLIENTS_SHOWN // 2 :]])
     most = max(int(server.counts.max()), 1)
     for client in order:
@@ -104,7 +106,7 @@ def view(server: Server) -> Table:
         share = count / max(server.updates, 1)
         bar = "━" * round(30 * count / most)
         table.add_row(str(client), str(server.epochs[client]), str(count), f"{share:.1%}", bar)
-    return table
+    return Group(Text(status(server)), table)
 
 
 def time_left(server: Server) -> str:

@@ -203,7 +203,7 @@ def _serve(here: World, job: Job, hosts: list[str]) -> None:
             record=book,
             limits=config.limits,
             epochs=config.training.epochs,
-            evaluate_every_s=config.evaluation.every_s,
+            evaluation=config.evaluation,
             tick=progress.tick,
         )
         outcome = server.run()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.config import Limits
+from asyncfeded.config import Evaluation, Limits
 from asyncfeded.evaluation import Evaluator, Score
 from asyncfeded.record import Record
 from asyncfeded.rules import Rule
@@ -48,7 +48,7 @@ class Server:
         record: takes a row per update and evaluation.
         limits: when to stop.
         epochs: K of the first round.
-        evaluate_every_s: seconds between the starts of two evaluations.
+        evaluation: how often to evaluate.
         tick: called often, to show how the run goes; must be quick.
 
     Attributes:
@@ -71,11 +71,11 @@ class Server:
         record: Record,
         limits: Limits,
         epochs: int,
-        evaluate_every_s: float,
+        evaluation: Evaluation,
         tick: Callable[["Server"], None],
     ) -> None:
         self._wire, self._rule, self.model, self._evaluator, self._record = wire, rule, model, evaluator, record
-        self.limits, self._every_s, self._tick = limits, evaluate_every_s, tick
+        self.limits, self._evaluation, self._tick = limits, evaluation, tick
         num_clients = len(model.base)
         self._state, self._first_epochs = state, epochs
         self.epochs = np.zeros(num_clients, np.int64)
@@ -84,7 +84,8 @@ class Server:
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.score: Score | None = None
         self.busy_s, self.evaluating_s = 0.0, 0.0
-        self._start = self._evaluation_began = self._evaluation_touched = time.perf_counter()
+        self._start = time.perf_counter()
+        self._evaluation_due = self._evaluation_touched = self._start
         self._update_bytes = HEADER.itemsize + 4 * model.layout.size
 
     @property
@@ -95,7 +96,6 @@ class Server:
     def run(self) -> Outcome:
         """Train until a limit is reached, then stop all clients."""
         self._start = time.perf_counter()
-        self._evaluation_began = -math.inf  # the first is due now
         for client in range(len(self.counts)):
             self._send(Reply(client, self._first_epochs))
         while not (reason := self._reached()):
@@ -193,11 +193,11 @@ class Server:
         if self._evaluator.running:
             return True
         changed = self.score is None or self.score.version != self.model.version
-        return changed and time.perf_counter() - self._evaluation_began >= self._every_s
+        return changed and time.perf_counter() >= self._evaluation_due
 
     def _starved(self) -> bool:
         """Whether an evaluation has waited for an idle moment for longer than the time between two."""
-        return self._due() and time.perf_counter() - self._evaluation_touched >= self._every_s
+        return self._due() and time.perf_counter() - self._evaluation_touched >= self._evaluation.every_s
 
     def _evaluate(self) -> bool:
         """A snapshot or one batch of an evaluation, if one is due. Returns whether there was something to do."""
@@ -206,11 +206,14 @@ class Server:
         began = time.perf_counter()
         if not self._evaluator.running:
             self._evaluator.start(self.model.x, self.model.version)
-            self._evaluation_began = began
+            self._evaluation_due = began + self._evaluation.every_s
         elif (score := self._evaluator.step()) is not None:
             self._note(score)
         self._evaluation_touched = time.perf_counter()
-        self.evaluating_s += self._evaluation_touched - began
+        spent = self._evaluation_touched - began
+        self.evaluating_s += spent
+        rest = self.evaluating_s / self._evaluation.share - self.elapsed_s  # until the share is kept again
+        self._evaluation_due = max(self._evaluation_due, self._evaluation_touched + rest)
         return True
 
     def _note(self, score: Score) -> None:

@@ -6,7 +6,7 @@ nothing and knows no MPI; the updates that reach it are finite.
 
 from typing import Any, Protocol
 
-from asyncfeded.config import Settings, section
+from asyncfeded.config import Settings, choose
 from asyncfeded.rules.asyncfeded import AsyncFedED
 from asyncfeded.rules.decision import Decision, State, Update
 from asyncfeded.staleness import GlobalModel
@@ -41,8 +41,5 @@ def load(table: dict[str, Any]) -> Rule:
     Raises:
         ValueError: an unknown rule, an unknown key or a value out of range.
     """
-    name = table.get("name")
-    if name not in RULES:
-        raise ValueError(f"rule.name = {name!r}: unknown rule, expected one of: {', '.join(RULES)}")
-    rule: Rule = section(RULES[name], table, "rule")  # type: ignore[assignment]
+    rule: Rule = choose(RULES, table, "rule")  # type: ignore[assignment]
     return rule

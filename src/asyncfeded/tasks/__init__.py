@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from asyncfeded.config import Settings, section
+from asyncfeded.config import Settings, choose
 from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
@@ -48,8 +48,5 @@ def load(table: dict[str, Any]) -> Task:
     Raises:
         ValueError: an unknown task, an unknown key or a value out of range.
     """
-    name = table.get("name")
-    if name not in TASKS:
-        raise ValueError(f"task.name = {name!r}: unknown task, expected one of: {', '.join(TASKS)}")
-    task: Task = section(TASKS[name], table, "task")  # type: ignore[assignment]
+    task: Task = choose(TASKS, table, "task")  # type: ignore[assignment]
     return task

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Style and types. Usage: bash launch/check.sh (after launch/test.sh has made .venv)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/ruff check
+.venv/bin/ruff format --check
+.venv/bin/mypy
