@@ -52,4 +52,6 @@ def test_without_a_compiler_the_package_installs_and_names_its_twin(source: Path
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{site}/asyncfeded/kernel.py False (3.0, 27.0) torch twin: the compiled kernel was not built")
+    assert done.stdout.startswith(
+        f"{site}/asyncfeded/kernel.py False (3.0, 27.0) torch twin: the compiled kernel was not built"
+    )

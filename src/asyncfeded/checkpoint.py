@@ -9,21 +9,20 @@ from torch import Tensor
 from asyncfeded.flat import Layout, named_views
 
 
-def save_model(path: Path, buffer: Tensor, layout: Layout, attributes: dict[str, object]) -> None:
+def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None:
     """Write a model, whole or not at all: under another name first, then renamed.
 
     Args:
         path: the file; replaced if it exists.
         buffer: float32 (layout.size,) in host memory.
         layout: names and shapes.
-        attributes: stored with the file.
+        version: of the global model, stored as the attribute `version`.
     """
     unfinished = path.with_name(path.name + ".part")
     with h5py.File(unfinished, "w") as file:
         for name, view in named_views(buffer, layout).items():
             file[name] = view.numpy()
-        for key, value in attributes.items():
-            file.attrs[key] = value
+        file.attrs["version"] = version
     with unfinished.open("rb") as written:
         os.fsync(written.fileno())
     unfinished.replace(path)

@@ -98,7 +98,9 @@ def _start(ranks: int, arguments: list[str]) -> None:
     from asyncfeded import launcher
 
     launched = launcher.launched_by()
-    if launched:
+    if launched and launched[1] > 1:
+        if launched[2]:  # one of its ranks tells
+            raise typer.Exit(2)
         _fail(f"{launched[0]} has started this already; leave out --ranks, or mpiexec")
     if ranks < 2:
         _fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")

@@ -84,9 +84,10 @@ class Trainer:
         self._optimizer.zero_grad()
         loss = self._task.loss(self._flat.module(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        mu = self._training.proximal
         for anchor, p in zip(self._anchor, self._params, strict=False):
             if p.grad is not None:
-                p.grad.add_(p.detach() - anchor, alpha=self._training.proximal)
+                p.grad.add_(p.detach(), alpha=mu).add_(anchor, alpha=-mu)
         self._optimizer.step()
         return loss.detach()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 if sys.version_info >= (3, 11):
@@ -99,13 +99,18 @@ class Config(Settings):
     """How a rank waits for a message: spin (polls; a core of its own for every rank), yield (sleeps 10 us to 2 ms between
     polls) or auto (spin where every rank of the host has a core of its own)."""
     limits: Limits = Limits()
-    task: dict[str, Any] = Field(default_factory=lambda: {"name": "digits"})
+    task: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """The task: `name`, and the keys of that task."""
-    rule: dict[str, Any] = Field(default_factory=lambda: {"name": "asyncfeded"})
+    rule: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """How an update enters the global model: `name`, and the keys of that rule."""
     training: Training = Training()
     heterogeneity: Heterogeneity = Heterogeneity()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("task", "rule")
+    @classmethod
+    def _named(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return {"name": {"task": "digits", "rule": "asyncfeded"}[str(info.field_name)]} | value
 
     @field_validator("device")
     @classmethod
@@ -239,6 +244,8 @@ def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
         near = difflib.get_close_matches(path[-1], names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
         return f"{where}: unknown key {key}; {hint}"
+    if fault["type"] == "missing":
+        return f"{subject}: required, but not given"
     if fault["type"] == "value_error":
         return f"{subject}: {fault['ctx']['error']}"
     return f"{subject} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -102,7 +102,7 @@ def command(ranks: int, arguments: list[str]) -> tuple[list[str], dict[str, str]
 def _family(mpiexec: str) -> str:
     """`Open MPI` or `hydra`, by what the command says of itself; empty if neither."""
     try:
-        said = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=20).stdout
+        said = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, errors="replace", timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
     if "Open MPI" in said or "OpenRTE" in said or "PRRTE" in said:

@@ -86,7 +86,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         stale.set(title="Staleness of each client's updates (line: median of 9)", ylabel="gamma", xlabel="time (s)")
         if np.any(merged["gamma"] > 0):
             stale.set_yscale("log")
-        if not many:
+        if len(clients) and not many:
             counts.legend(frameon=False, fontsize=8)
         figure.suptitle(f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s", fontsize=11)
         try:

@@ -87,13 +87,14 @@ class Record:
         self._file.attrs["schema"] = SCHEMA
         for key, value in provenance().items():
             self._file.attrs[key] = value
-        self._file.attrs["hosts"] = hosts
-        self._file.attrs["config"] = config
+        # Datasets: an attribute holds 64 KiB at most, the names of some thousand hosts.
+        self._file.create_dataset("hosts", data=hosts, dtype=h5py.string_dtype())
+        self._file["config"] = config
         self._file.flush()
         self._flushed = time.monotonic()
 
     def flush_if_due(self) -> None:
-        """Write what is pending if it is time; for idle moments."""
+        """Write what is pending, if it is time."""
         if time.monotonic() - self._flushed > self.FLUSH_S:
             self.updates.write()
             self.evaluations.write()
@@ -115,6 +116,7 @@ class Tables(NamedTuple):
     evaluations: np.ndarray
     """EVALUATION (m,)."""
     attributes: dict[str, object]
+    """Versions, commit, platform, hosts (of each rank) and config (TOML)."""
 
 
 def read(run_dir: Path) -> Tables:
@@ -126,8 +128,9 @@ def read(run_dir: Path) -> Tables:
     path = run_dir / "record.h5"
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return Tables(file["updates"][:], file["evaluations"][:], dict(file.attrs))
-    except (OSError, KeyError) as error:
+            origin = {"hosts": list(file["hosts"].asstr()), "config": file["config"].asstr()[()]}
+            return Tables(file["updates"][:], file["evaluations"][:], dict(file.attrs) | origin)
+    except (OSError, KeyError, TypeError) as error:
         what = "no such file" if not path.exists() else f"not a readable record ({error})"
         raise ValueError(f"{path}: {what}; give the folder of a run (run_dir)") from None
 

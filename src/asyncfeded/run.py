@@ -11,7 +11,6 @@ import os
 import sys
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,7 @@ class Job:
     evaluator: Evaluator | None
     """On rank 0."""
     run_dir: Path
-    """The folder of the run, made; used on rank 0."""
+    """The folder of the run; on rank 0."""
 
 
 def _train(here: World, path: Path, overrides: list[str]) -> None:
@@ -95,14 +94,8 @@ def _train(here: World, path: Path, overrides: list[str]) -> None:
             config=job.config.digest(), layout=layout.digest(), num_params=layout.num_params, size=layout.size
         )
     except (ValueError, OSError) as error:
-        said = world.statement(problem=str(error))
-    try:
-        hosts = world.agree(here, said)
-    except world.RefusedError:
-        if job is not None and here.rank == 0:
-            with suppress(OSError):
-                job.run_dir.rmdir()
-        raise
+        said = world.statement(problem=str(error) or repr(error))
+    hosts = world.agree(here, said)
     assert job is not None
     if here.rank == 0:
         _serve(here, job, hosts)
@@ -131,7 +124,7 @@ def _prepare(here: World, path: Path, overrides: list[str]) -> Job:
     trainer, evaluator, run_dir = None, None, Path()
     if here.rank == 0:
         evaluator = Evaluator(task, flat, config.evaluation.batch_size)
-        run_dir = _claim(config)
+        run_dir = _run_dir(config)
     else:
         me, slowdown = here.rank - 1, config.heterogeneity.slowdown
         inputs, targets = task.client_data(me, num_clients, config.seed)
@@ -153,18 +146,17 @@ def _device(wanted: str, here: World) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _claim(config: Config) -> Path:
-    """The run's folder, made if it is not there."""
+def _run_dir(config: Config) -> Path:
+    """The run's folder, which can be made and holds no run; it is made when all ranks have agreed."""
     name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{config.task['name']}-{config.rule['name']}"
     run_dir = Path(config.run_dir or Path("runs") / name)
     if (run_dir / "record.h5").exists():
         raise ValueError(f"run_dir = {str(run_dir)!r} holds a run already; choose another folder, or move that one away")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"run_dir = {str(run_dir)!r} cannot be made: {error.strerror}; choose another folder") from None
-    if not os.access(run_dir, os.W_OK):
-        raise ValueError(f"run_dir = {str(run_dir)!r} is not writable; choose another folder")
+    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"run_dir = {str(run_dir)!r} cannot be made: {parent} is a file; choose another folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"run_dir = {str(run_dir)!r} cannot be made: {parent} is not writable; choose another folder")
     return run_dir
 
 
@@ -180,6 +172,7 @@ def _serve(here: World, job: Job, hosts: list[str]) -> None:
     """The server, from the first model sent to the result printed. Rank 0."""
     assert job.evaluator is not None
     config, layout, run_dir = _resolved(job), job.flat.layout, job.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     book = record.Record(run_dir / "record.h5", config.to_toml(), hosts)
     model = GlobalModel(job.flat.buffer.cpu(), layout, job.num_clients)
@@ -209,7 +202,7 @@ def _serve(here: World, job: Job, hosts: list[str]) -> None:
         outcome = server.run()
         book.close()
         progress.say(f"stopped: {outcome.reason}; {outcome.discarded} updates under way were discarded")
-    save_model(run_dir / "model.h5", model.x, layout, {"version": model.version, "config": config.to_toml()})
+    save_model(run_dir / "model.h5", model.x, layout, model.version)
     result = _result(server, outcome, run_dir, server_bytes)
     (run_dir / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
     _show(result, run_dir)
@@ -260,6 +253,8 @@ def _show(result: dict[str, object], run_dir: Path) -> None:
     console.print(by_client)
     console.print("(K, gamma, eta and seconds: medians over the client's updates)\n")
     figures = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    figures.add_column()
+    figures.add_column(overflow="fold")
     for key, value in result.items():
         figures.add_row(key, str(value))
     console.print(figures)

@@ -105,8 +105,8 @@ class Server:
                 if self._starved():
                     self._evaluate()
             elif not self._evaluate():
-                self._record.flush_if_due()
                 self._wire.pause()
+            self._record.flush_if_due()
             self._tick(self)
         seconds = self.elapsed_s
         discarded = self._wire.stop()
@@ -133,6 +133,11 @@ class Server:
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
         tau = model.version - arrival.base_version
         moved, change = model.distances(client, arrival.weights)
+        if not math.isfinite(moved):
+            raise RuntimeError(
+                f"the global model is not finite after {self.updates} updates: the merged steps grew without bound; lower "
+                f"rule.lambda or training.learning_rate"
+            )
         accepted = math.isfinite(change)
         if accepted:
             update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)

@@ -105,6 +105,7 @@ class ServerWire:
         self._buffers = [torch.empty(size) for _ in range(min(pool, num_clients))]
         self._requests: list[MPI.Request] = [MPI.REQUEST_NULL] * len(self._buffers)
         self._client_of = [-1] * len(self._buffers)
+        self._turn, self._turns = [0] * len(self._buffers), 0  # in which order the buffers were posted
         self._free = deque(range(len(self._buffers)))
         self._announced: deque[int] = deque()  # clients whose header is here and whose weights are not posted
         self._arrived: deque[int] = deque()  # buffers that hold an update
@@ -130,8 +131,9 @@ class ServerWire:
         while self._announced and self._free:
             client, slot = self._announced.popleft(), self._free.popleft()
             self._client_of[slot] = client
+            self._turn[slot] = self._turns = self._turns + 1
             self._requests[slot] = self._comm.Irecv([self._buffers[slot].numpy(), MPI.FLOAT], client + 1, WEIGHTS_TAG)
-        self._arrived.extend(MPI.Request.Testsome(self._requests) or ())
+        self._arrived.extend(sorted(MPI.Request.Testsome(self._requests) or (), key=self._turn.__getitem__))
         if not self._arrived:
             return None
         self._backoff.reset()

@@ -216,4 +216,6 @@ def _foreign(name: str, ranks: int) -> str:
 
 
 def _show(value: np.ndarray) -> str:
-    return bytes(value).hex()[:12] if value.ndim else str(value.item())
+    if value.ndim:
+        return bytes(value).hex()[:12]
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -20,7 +20,7 @@ class Update(NamedTuple):
     samples: int
     """Samples seen in these epochs."""
     moved: float
-    """||x_t - x_s||_2, how far the global model has moved since the client was sent x_s."""
+    """||x_t - x_s||_2, how far the global model has moved since the client was sent x_s; finite."""
     change: float
     """||Delta||_2 = ||w - x_s||_2, how far the client has trained; finite."""
     weights: Tensor

@@ -28,7 +28,7 @@ class FederatedH5(Classification):
     classes: int = Field(0, ge=0)
     """Number of classes. 0: the largest label in both files plus one."""
     writers: int = Field(0, ge=0)
-    """Use only so many writers, the first by name. 0: all."""
+    """Use only so many writers of each file, the first by name. 0: all."""
     hidden: int = Field(128, ge=1)
     """Units of the first dense layer (McMahan et al. 2017 take 512, LEAF 2048)."""
 
@@ -93,9 +93,9 @@ class FederatedH5(Classification):
                 )
             if label.shape != (len(pixels),):
                 raise ValueError(f"{where}: label has shape {label.shape}, expected ({len(pixels)},), one for each image")
-            if label.dtype.kind not in "iu" or label[:].min() < 0 or (self.classes and label[:].max() >= self.classes):
+            if label[:].min() < 0 or (self.classes and label[:].max() >= self.classes):
                 raise ValueError(
-                    f"{where}: label holds {label.dtype} from {label[:].min()} to {label[:].max()}, expected "
+                    f"{where}: label goes from {label[:].min()} to {label[:].max()}, expected "
                     f"integers from 0{f' to {self.classes - 1} (task.classes)' if self.classes else ''}"
                 )
             block = pixels[:].astype(np.float32, copy=False)
@@ -130,6 +130,8 @@ def _field(file: h5py.File, path: Path, name: str, field: str) -> h5py.Dataset:
             f"{path}: writer {name}: pixels is {dataset.dtype} {dataset.shape}, expected numbers of shape "
             f"(n, height, width) or (n, height, width, channels)"
         )
+    if field == "label" and (dataset.ndim != 1 or dataset.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: writer {name}: label is {dataset.dtype} {dataset.shape}, expected integers of shape (n,)")
     return dataset
 
 

@@ -1,0 +1,202 @@
+"""What several test files need: a wire without MPI, the program in a subprocess, and the MPIs to run it under."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from asyncfeded.launcher import launched_by
+from asyncfeded.wire import Arrival
+
+
+class Sent(NamedTuple):
+    """A reply: what the client was sent, and the server's buffer, which must stay so until the client answers."""
+
+    client: int
+    version: int
+    epochs: int
+    weights: torch.Tensor
+    buffer: torch.Tensor
+
+
+class FakeWire:
+    """A `wire.Wire` without MPI that plays a script, and fails where the server breaks the wire's contract.
+
+    The script has one item for every call of `next`: None where nothing has arrived, or (client, w). Versions and epochs of
+    an arrival are those that the client was sent. `events` tells what was done, in order.
+    """
+
+    def __init__(self, script):
+        self._script, self._out, self._taken = iter(script), {}, None
+        self.events, self.replies = [], []
+
+    def next(self):
+        assert self._taken is None, f"the update of client {self._taken.client} was not released"
+        self.events.append("next")
+        item = next(self._script, "end")
+        assert item != "end", "the server asks for more updates than the script has"
+        if item is None:
+            return None
+        client, w = item
+        sent = self._returned(client)
+        self.events.append(f"take {client}")
+        n = len(self.events)  # makes the numbers of every arrival its own
+        self._taken = Arrival(client, sent.version, sent.epochs, n, 2 * n, 3.0 * n, 4.0 * n, 5.0 * n, torch.tensor(w))
+        return self._taken
+
+    def release(self, arrival):
+        assert arrival is self._taken, f"released without need: {arrival}"
+        self._taken = None
+        arrival.weights.fill_(torch.nan)  # the buffer may take the next update
+
+    def reply(self, client, version, epochs, weights):
+        assert client not in self._out, f"client {client} trains already"
+        self.events.append(f"reply {client}")
+        self._out[client] = Sent(client, version, epochs, weights.clone(), weights)
+        self.replies.append(self._out[client])
+
+    def pause(self):
+        self.events.append("pause")
+
+    def stop(self):
+        assert "stop" not in self.events, "stopped twice"
+        self.events.append("stop")
+        return sum(1 for client in list(self._out) if self._returned(client))
+
+    def _returned(self, client):
+        sent = self._out.pop(client)
+        assert torch.equal(sent.buffer, sent.weights), f"the reply to client {client} was written while it was out"
+        return sent
+
+
+class Finished(NamedTuple):
+    """A program that has ended."""
+
+    command: list
+    status: int
+    stdout: str
+    stderr: str
+    ended: float
+
+    def __str__(self):
+        return f"{' '.join(self.command)}\nstatus {self.status}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+    @property
+    def result(self):
+        """The JSON that a run prints last."""
+        return json.loads(self.stdout.splitlines()[-1])
+
+
+def run(command, cwd, env=None, timeout=120):
+    """A command in a subprocess, ended when it takes too long."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True
+        )
+        try:
+            process.wait(timeout)
+            hung = ""
+        except subprocess.TimeoutExpired:
+            hung = f"hung: ended after {timeout} s\n"
+            process.terminate()  # mpiexec ends its ranks
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        ended = time.time()
+        out.seek(0)
+        err.seek(0)
+        done = Finished(process.args, process.returncode, out.read(), err.read(), ended)
+    assert not hung, hung + str(done)
+    return done
+
+
+def run_asyncfeded(*arguments, cwd, env=None, timeout=120):
+    """`asyncfeded ARGUMENTS`, as a user types it."""
+    return run([Path(sys.executable).with_name("asyncfeded"), *arguments], cwd, env, timeout)
+
+
+class Mpi(NamedTuple):
+    """An MPI library and its mpiexec."""
+
+    vendor: str
+    library: str
+    mpiexec: list
+    env: dict
+
+    def command(self, *parts):
+        """The command line that starts parts (ranks, command) as one job."""
+        command = self.mpiexec
+        for ranks, part in parts:
+            command = [*command, "-n", ranks, *part, ":"]
+        return command[:-1]
+
+    def train(self, ranks, *arguments, cwd, timeout=120):
+        """`asyncfeded train ARGUMENTS --ranks RANKS`."""
+        return run_asyncfeded("train", *arguments, "--ranks", ranks, cwd=cwd, env=self.env, timeout=timeout)
+
+
+@cache
+def find_mpi(library=""):
+    """The MPI of a library, or the one of this environment, as the program itself finds it."""
+    env = dict(os.environ) | ({"MPI4PY_LIBMPI": library} if library else {})
+    ask = "import json; from asyncfeded import launcher as l; print(json.dumps([l.vendor(), l.library(), *l.command(999, [])]))"
+    said = run([sys.executable, "-c", ask], cwd="/", env=env)
+    assert said.status == 0, str(said)
+    vendor, library, command, env = json.loads(said.stdout)
+    return Mpi(vendor, library, command[: command.index("-n")], env | ({"MPI4PY_LIBMPI": library} if library else {}))
+
+
+OTHER = os.environ.get("ASYNCFEDED_TEST_LIBMPI", "")
+"""Path of the libmpi of a second MPI."""
+
+
+@pytest.fixture(scope="session")
+def own_mpi():
+    """The MPI of the environment that runs the tests."""
+    return find_mpi()
+
+
+@pytest.fixture(scope="session")
+def other_mpi():
+    """A second MPI, of another family."""
+    if not OTHER:
+        pytest.skip("ASYNCFEDED_TEST_LIBMPI names no second MPI (path of its libmpi.so)")
+    return find_mpi(OTHER)
+
+
+@pytest.fixture(scope="session", params=["own_mpi", "other_mpi"])
+def mpi(request):
+    """Every MPI in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_memory():
+    """Removes what ranks that were killed or aborted have left in /dev/shm, up to 16 MB each."""
+    before = set(_segments())
+    yield
+    if launched_by() or set(_segments()) == before:
+        return
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            mapped += maps.read_text()
+        except OSError:
+            continue  # ended meanwhile, or another user's
+    for path in set(_segments()) - before:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
+def _segments():
+    return [path for kind in ("mpich_shm_*", "sm_segment.*") for path in Path("/dev/shm").glob(kind)]

@@ -1,0 +1,374 @@
+"""Real messages between real ranks: every test here runs on all ranks of a job at a time (see ../test_wire.py).
+
+A test's body may fail on one rank alone; `together` tells the others, so that all fail with the same text.
+"""
+
+import functools
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from asyncfeded import launcher, world
+from asyncfeded.launcher import MPI
+from asyncfeded.wire import HEADER, HEADER_TAG, WEIGHTS_TAG, ClientWire, ServerWire
+from asyncfeded.world import Backoff, RefusedError
+
+RANKS = (launcher.launched_by() or ("", 1, 0))[1]
+if RANKS < 2:
+    pytest.skip("needs ranks: mpiexec -n 4 python -m pytest tests/mpi", allow_module_level=True)
+BACKOFF = {"spin": False}
+SERVER = 0
+
+
+@pytest.fixture(scope="session")
+def here():
+    """This rank in its job."""
+    yield world.join()
+    world.leave()
+
+
+@pytest.fixture
+def comm(here):
+    """A communicator of the test's own, on which nothing may be left when it has ended."""
+    comm = here.comm.Dup()
+    yield comm
+    comm.Free()
+
+
+def together(body):
+    """A test that fails on all ranks, if it fails on one, with the text of every failure."""
+
+    @functools.wraps(body)
+    def test(here, *args, **kwargs):
+        failure = None
+        try:
+            body(here, *args, **kwargs)
+        except BaseException as error:
+            failure = f"rank {here.rank}: {type(error).__name__}: {error}"
+        failures = [f for f in here.comm.allgather(failure) if f]
+        assert not failures, "\n".join(failures)
+
+    return test
+
+
+def server(comm, size, **kwargs):
+    return ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), **kwargs)
+
+
+def client(comm, size):
+    """A client's wire and its buffer."""
+    buffer = torch.zeros(size)
+    return ClientWire(comm, comm.rank - 1, buffer, Backoff(**BACKOFF)), buffer
+
+
+def bits(size, *key):
+    """Weights of any bit pattern, NaNs among them, that follow from the key."""
+    return np.random.default_rng(key).integers(0, 2**32, size, np.uint32)
+
+
+def take(wire):
+    """The next arrival, waited for."""
+    while (arrival := wire.next()) is None:
+        wire.pause()
+    return arrival
+
+
+def answer(wire, buffer):
+    """A client that answers every order at once until it is stopped; the number of updates sent."""
+    sent = 0
+    while (order := wire.receive()) is not None:
+        wire.send(order.version, order.epochs, 0, 0, 0.0, 0.0, 0.0)
+        sent += 1
+    wire.finish()
+    return sent
+
+
+def nothing_left(comm):
+    """Whether no message waits on any rank, asked when all ranks have done their part."""
+    comm.Barrier()
+    time.sleep(0.01)
+    return not comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@together
+def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
+    """Models of 1, 7 and 1,000,000 elements in random order on one communicator, some rounds each."""
+    for turn, size in enumerate(np.random.default_rng(seed).choice([1, 7, 1_000_000], 6).tolist()):
+        rounds = 3
+        if here.rank == SERVER:
+            wire = server(comm, size)
+            buffers = [torch.empty(size) for _ in range(comm.size - 1)]
+            done = [0] * len(buffers)
+            for i, buffer in enumerate(buffers):
+                buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, 0, 0)
+                wire.reply(i, 2**40, i + 1, buffer)
+            while min(done) < rounds:
+                arrival = take(wire)
+                i, n = arrival.client, done[arrival.client]
+                numbers = (i, 2**40 + n, i + 1 + n, 2**41 + i, 2**42 + n, n + 0.1, n + 0.2, n + 0.3)
+                assert arrival[:1] + arrival[1:8] == numbers
+                assert np.array_equal(arrival.weights.numpy().view(np.uint32), bits(size, seed, turn, i, n, 1))
+                wire.release(arrival)
+                done[i] += 1
+                if done[i] < rounds:
+                    buffers[i].numpy().view(np.uint32)[:] = bits(size, seed, turn, i, done[i], 0)
+                    wire.reply(i, 2**40 + done[i], i + 1 + done[i], buffers[i])
+            assert wire.stop() == 0
+        else:
+            wire, buffer = client(comm, size)
+            i, n = here.rank - 1, 0
+            while (order := wire.receive()) is not None:
+                assert order == (2**40 + n, i + 1 + n)
+                assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, seed, turn, i, n, 0))
+                buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, n, 1)
+                wire.send(order.version, order.epochs, 2**41 + i, 2**42 + n, n + 0.1, n + 0.2, n + 0.3)
+                n += 1
+            wire.finish()
+            assert n == rounds
+    assert nothing_left(comm)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+@together
+def test_no_client_is_starved_when_all_flood_the_server(here, comm, size):
+    """The server is the slowest, so that every client waits in every turn: one that served low ranks first would serve
+    only these."""
+    total = 60 * (comm.size - 1)
+    if here.rank == SERVER:
+        wire, counts = server(comm, size), np.zeros(comm.size - 1, int)
+        buffers = [torch.zeros(size) for _ in counts]
+        for i, buffer in enumerate(buffers):
+            wire.reply(i, 0, 1, buffer)
+        for _ in range(total):
+            arrival = take(wire)
+            counts[arrival.client] += 1
+            wire.release(arrival)
+            wire.reply(arrival.client, 0, 1, buffers[arrival.client])
+            time.sleep(0.003)
+        wire.stop()
+        assert counts.min() >= 30, counts
+    else:
+        answer(*client(comm, size))
+
+
+@pytest.mark.skipif(RANKS < 4, reason="needs two clients that wait beside one that is served: 4 ranks")
+@together
+def test_who_came_first_is_served_first(here, comm):
+    """Client 0 holds the only buffer. The others send one after the other, the highest rank first; each is there when
+    its weights can be probed."""
+    others = list(range(comm.size - 1, 1, -1))
+    if here.rank == SERVER:
+        wire, buffers = server(comm, 5, pool=1), [torch.zeros(5) for _ in range(comm.size - 1)]
+        wire.reply(0, 0, 1, buffers[0])
+        held = take(wire)
+        for rank in others:
+            wire.reply(rank - 1, 0, 1, buffers[rank - 1])
+            while not comm.Iprobe(rank, WEIGHTS_TAG):
+                wire.pause()
+            assert wire.next() is None  # sees the header, has no buffer
+        wire.release(held)
+        order = []
+        for _ in others:
+            arrival = take(wire)
+            order.append(arrival.client + 1)
+            wire.release(arrival)
+        wire.stop()
+        assert order == others
+    else:
+        answer(*client(comm, 5))
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
+@together
+def test_who_was_announced_first_is_served_first(here, comm):
+    """The header of client 0 comes first, the weights of clients 0 and 1 later and so that one poll finds both."""
+    everyone = comm.Dup()
+    if here.rank == SERVER:
+        wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
+        wire.reply(0, 0, 1, buffers[0])
+        wire.release(take(wire))  # now the other one of the two buffers is next
+        everyone.Barrier()  # the header of client 0 is sent
+        assert wire.next() is None
+        everyone.Barrier()  # client 0 may send its weights
+        everyone.Barrier()  # and has
+        wire.reply(1, 0, 1, buffers[1])
+        while not comm.Iprobe(2, WEIGHTS_TAG):
+            wire.pause()
+        order = [take(wire)]
+        order.append(take(wire))
+        for arrival in order:
+            wire.release(arrival)
+        wire.stop()
+        everyone.Free()
+        assert [arrival.client for arrival in order] == [0, 1]
+    else:
+        wire, buffer = client(comm, 5)
+        if here.rank == 1:
+            wire.receive()
+            wire.send(0, 1, 0, 0, 0.0, 0.0, 0.0)
+            header = np.zeros(1, HEADER)
+            comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
+        everyone.Barrier()
+        everyone.Barrier()
+        if here.rank == 1:
+            comm.Send([buffer.numpy(), MPI.FLOAT], SERVER, WEIGHTS_TAG)
+        everyone.Barrier()
+        answer(wire, buffer)
+        everyone.Free()
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+@together
+def test_a_stop_while_updates_are_under_way_leaves_nothing_unreceived(here, comm, size):
+    """Ten times, after another number of updates each; clients send as fast as they can."""
+    for updates in range(10):
+        taken, sent, discarded = updates, 0, 0
+        if here.rank == SERVER:
+            wire, buffers = server(comm, size), [torch.zeros(size) for _ in range(comm.size - 1)]
+            for i, buffer in enumerate(buffers):
+                wire.reply(i, 0, 1, buffer)
+            for _ in range(updates):
+                arrival = take(wire)
+                wire.release(arrival)
+                wire.reply(arrival.client, 0, 1, buffers[arrival.client])
+            discarded = wire.stop()
+        else:
+            sent = answer(*client(comm, size))
+        assert nothing_left(comm)
+        assert comm.allreduce(sent) == taken + comm.allreduce(discarded)
+
+
+@together
+def test_a_client_that_trains_sees_the_stop(here, comm):
+    everyone = comm.Dup()
+    if here.rank == SERVER:
+        wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
+        for i, buffer in enumerate(buffers):
+            wire.reply(i, 0, 1, buffer)
+        everyone.Barrier()
+        discarded = wire.stop()
+        everyone.Free()
+        assert discarded == 0
+    else:
+        wire, _ = client(comm, 5)
+        order = wire.receive()
+        early = wire.stopped()
+        everyone.Barrier()
+        while not wire.stopped():
+            time.sleep(0.001)
+        again = wire.stopped()
+        wire.finish()
+        everyone.Free()
+        assert order is not None
+        assert (early, again) == (False, True)
+    assert nothing_left(comm)
+
+
+@together
+def test_a_client_that_was_never_answered_is_stopped(here, comm):
+    if here.rank == SERVER:
+        assert server(comm, 5).stop() == 0
+    else:
+        wire, _ = client(comm, 5)
+        assert wire.receive() is None
+        wire.finish()
+    assert nothing_left(comm)
+
+
+@together
+def test_the_server_has_two_receive_buffers_however_many_clients(here, comm):
+    if here.rank == SERVER:
+        wire, places = server(comm, 1000), set()
+        buffers = [torch.zeros(1000) for _ in range(comm.size - 1)]
+        for i, buffer in enumerate(buffers):
+            wire.reply(i, 0, 1, buffer)
+        for _ in range(50):
+            arrival = take(wire)
+            places.add(arrival.weights.data_ptr())
+            wire.release(arrival)
+            wire.reply(arrival.client, 0, 1, buffers[arrival.client])
+        wire.stop()
+        assert wire.buffer_bytes == 4 * 1000 * min(2, comm.size - 1)
+        assert len(places) <= 2
+    else:
+        answer(*client(comm, 1000))
+
+
+# Before training
+
+
+def refusal(here, said):
+    """The text with which `agree` refuses, after a look whether all ranks were told the same."""
+    with pytest.raises(RefusedError) as refused:
+        world.agree(here, said)
+    texts = here.comm.allgather(str(refused.value))
+    assert set(texts) == {texts[0]}
+    return texts[0]
+
+
+@together
+def test_equal_statements_agree_and_tell_the_hosts(here):
+    said = world.statement(config=b"c" * 32, layout=b"l" * 32, num_params=10, size=12)
+    assert world.agree(here, said) == here.comm.allgather(here.host)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown", "what"),
+    [
+        ("protocol", 7, "7", "speak different protocols"),
+        ("config", 255, "ff" * 6, "have different configs"),
+        ("dtype", b"float16", "float16", "hold the model in different types"),
+        ("num_params", 11, "11", "have models of different size"),
+        ("size", 13, "13", "have models of different size"),
+        ("layout", 255, "ff" * 6, "have models with different parameters"),
+    ],
+)
+@together
+def test_a_rank_that_differs_is_named_to_all_with_both_values(here, field, value, shown, what):
+    said = world.statement(num_params=10, size=12)
+    odd = here.size - 1
+    if here.rank == odd:
+        said[field] = value
+    text = refusal(here, said)
+    assert text.startswith(f"rank 0 on {here.host} and rank {odd} on {here.host} {what} ({field}: ")
+    assert f" and {shown}); " in text
+
+
+@together
+def test_a_problem_of_one_rank_is_told_to_all_with_its_rank_and_host(here):
+    odd = here.size - 1
+    text = refusal(here, world.statement(problem="no Käse" if here.rank == odd else ""))
+    assert text == f"rank {odd} on {here.host}: no Käse"
+
+
+@together
+def test_a_problem_that_all_ranks_have_is_told_once(here):
+    assert refusal(here, world.statement(problem="no file")) == "no file"
+
+
+@together
+def test_different_problems_are_all_told(here):
+    text = refusal(here, world.statement(problem=f"problem {here.rank}"))
+    assert text.splitlines() == ["problem 0"] + [f"rank {r} on {here.host}: problem {r}" for r in range(1, here.size)]
+
+
+@together
+def test_a_long_problem_is_cut_and_still_told(here):
+    text = refusal(here, world.statement(problem="ü" * 5000))
+    assert text.startswith("ü" * 1023)
+    assert len(text) <= 1025
+
+
+@together
+def test_the_ranks_of_a_host_share_its_cores(here):
+    """All ranks run on this host."""
+    cores = here.comm.allgather(here.cores)
+    assert min(cores) > 0
+    assert sum(cores) <= len(os.sched_getaffinity(0)) + 1e-9
+    assert here.threads == max(1, int(here.cores))
+    assert here.crowded == (min(cores) < 1 - 1e-9)
+    assert here.comm.allgather(here.local_rank) == list(range(here.size))

@@ -1,0 +1,241 @@
+"""From TOML and overrides to a checked config, and what a person reads when something is wrong."""
+
+import json
+
+import pytest
+
+from asyncfeded import rules, tasks
+from asyncfeded.config import Config, Settings, describe, load
+
+MINIMAL = "[limits]\nupdates = 5\n"
+ROWS = {key: json.loads(default) for key, default, _ in describe(Config)}
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """Writes a TOML file; gives its path."""
+
+    def write(text=MINIMAL):
+        path = tmp_path / "run.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# --- reading
+
+
+def test_a_minimal_file_gets_the_defaults(toml):
+    assert load(toml(), []) == Config(limits={"updates": 5})
+
+
+def test_values_of_the_file_are_taken(toml):
+    config = load(toml(MINIMAL + "[training]\nepochs = 3\n[task]\nname = 'digits'\nalpha = 0.5\n"), [])
+    assert config.training.epochs == 3
+    assert config.task == {"name": "digits", "alpha": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("seed=3", lambda c: c.seed == 3),
+        (" seed = 3", lambda c: c.seed == 3),
+        ("training.learning_rate=1e-3", lambda c: c.training.learning_rate == 0.001),
+        ("heterogeneity.slowdown=[1, 2.5]", lambda c: c.heterogeneity.slowdown == (1.0, 2.5)),
+        ("wait=spin", lambda c: c.wait == "spin"),
+        ("wait='spin'", lambda c: c.wait == "spin"),
+        ("run_dir=runs/a=b", lambda c: c.run_dir == "runs/a=b"),
+        ("run_dir=", lambda c: c.run_dir == ""),
+        ("rule.lambda=0.5", lambda c: c.rule["lambda"] == 0.5),
+        ("task.deep.er=true", lambda c: c.task["deep"] == {"er": True}),
+    ],
+)
+def test_an_override_takes_toml_or_a_bare_word(toml, override, value):
+    assert value(load(toml(), [override]))
+
+
+def test_the_last_override_of_a_key_counts(toml):
+    assert load(toml(), ["seed=3", "seed=4"]).seed == 4
+
+
+@pytest.mark.parametrize("overrides", [["task.name=other", "task.size=2"], ["task.size=2", "task.name=other"]])
+def test_another_task_clears_the_keys_of_the_one_before_in_any_order(toml, overrides):
+    path = toml(MINIMAL + "[task]\nname = 'digits'\nalpha = 0.5\n")
+    assert load(path, overrides).task == {"name": "other", "size": 2}
+
+
+def test_the_same_task_again_keeps_its_keys(toml):
+    path = toml(MINIMAL + "[task]\nname = 'digits'\nalpha = 0.5\n")
+    assert load(path, ["task.name=digits"]).task == {"name": "digits", "alpha": 0.5}
+
+
+def test_another_task_leaves_the_rule_alone(toml):
+    path = toml(MINIMAL + "[rule]\nname = 'asyncfeded'\nkappa = 0.5\n")
+    assert load(path, ["task.name=other"]).rule == {"name": "asyncfeded", "kappa": 0.5}
+
+
+# --- messages
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sed=1", "unknown key sed; did you mean seed?"),
+        ("training.epoch=1", "unknown key training.epoch; did you mean epochs?"),
+        ("limits.zzz=1", "unknown key limits.zzz; known here: updates, seconds, accuracy"),
+        ("limits.updates=0", "limits: no limit is set, the run would never end: set limits.updates, limits.seconds or"),
+        ("limits.updates=many", "limits.updates = 'many': input should be a valid integer"),
+        ("limits.updates=1.5", "limits.updates = 1.5: input should be a valid integer"),
+        ("limits.seconds=-1", "limits.seconds = -1: input should be greater than or equal to 0"),
+        ("limits.seconds=nan", "limits.seconds = nan: input should be a finite number"),
+        ("limits.seconds=inf", "limits.seconds = inf: input should be a finite number"),
+        ("limits.accuracy=90", "limits.accuracy = 90: input should be less than or equal to 1"),
+        ("limits=3", "limits = 3: input should be a valid dictionary"),
+        ("task=digits", "task = 'digits': input should be a valid dictionary"),
+        ("training.learning_rate=nan", "training.learning_rate = nan: input should be a finite number"),
+        ("training.momentum=1", "training.momentum = 1: input should be less than 1"),
+        ("wait=never", "wait = 'never': input should be 'auto', 'spin' or 'yield'"),
+        ("device=gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("device=cuda:first", "device: expected auto, cpu, cuda or cuda:N, got 'cuda:first'"),
+        ("heterogeneity.slowdown=[1, 0.5]", "heterogeneity.slowdown: expected a list of numbers, each at least 1"),
+        ("heterogeneity.slowdown=[]", "heterogeneity.slowdown: expected a list of numbers, each at least 1"),
+        ("heterogeneity.slowdown=[nan]", "heterogeneity.slowdown.0 = nan: input should be a finite number"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_with_the_file(toml, override, message):
+    path = toml()
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole text is compared
+        load(path, [override])
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_fault_is_told_at_once(toml):
+    with pytest.raises(ValueError, match=r"(?s)seed = -1.*\n.*training\.epochs = 0.*\n.*unknown key foo"):
+        load(toml(), ["training.epochs=0", "seed=-1", "foo=1"])
+
+
+def test_a_file_without_a_limit_is_refused(toml):
+    with pytest.raises(ValueError, match="no limit is set"):
+        load(toml("seed = 1\n"), [])
+
+
+def test_a_file_that_is_not_toml_is_refused_with_the_place(toml):
+    with pytest.raises(ValueError, match=r"run\.toml is not a TOML file: .*line 2"):
+        load(toml("seed = 1\n[limits\n"), [])
+
+
+def test_a_file_that_is_not_text_is_refused(toml):
+    path = toml()
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"run\.toml is not a TOML file"):
+        load(path, [])
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read the config .*none\.toml: No such file or directory"):
+        load(tmp_path / "none.toml", [])
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", " =3", ""])
+def test_an_override_without_key_or_value_is_refused(toml, override):
+    with pytest.raises(ValueError, match=rf"override '{override}': expected key=value or section\.key=value"):
+        load(toml(), [override])
+
+
+def test_an_override_below_something_that_is_no_section_is_refused(toml):
+    with pytest.raises(ValueError, match=r"override 'limits\.updates\.x=1': limits\.updates is not a section"):
+        load(toml(), ["limits.updates.x=1"])
+
+
+def test_an_unknown_key_called_name_is_told_as_that_and_nothing_else(toml):
+    with pytest.raises(ValueError, match=r"^[^\n]*unknown key name;[^\n]*$"):
+        load(toml(), ["name=mine"])
+
+
+@pytest.mark.parametrize("kind", [rules, tasks], ids=["rule", "task"])
+@pytest.mark.parametrize("name", [["a"], {"a": 1}, 3])
+def test_a_name_that_is_not_a_word_is_refused(kind, name):
+    with pytest.raises(ValueError, match=r"\.name = .*expected one of"):
+        kind.load({"name": name})
+
+
+# --- writing
+
+
+def test_toml_gives_the_same_config_back(toml):
+    overrides = ["training.epochs=3", "rule.lambda=0.5", "heterogeneity.slowdown=[1,2]", "device=cuda:1", "task.deep.er=1"]
+    config = load(toml(), overrides)
+    assert load(toml(config.to_toml()), []) == config
+
+
+def test_toml_holds_the_defaults_too():
+    assert "learning_rate = 0.05" in Config(limits={"updates": 5}).to_toml()
+
+
+OTHER = {"run_dir": "elsewhere", "device": "cpu", "wait": "spin", "heterogeneity.slowdown": [2.0], "limits.updates": 6}
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_the_digest_ignores_folder_and_device_and_nothing_else(toml, key):
+    default = ROWS[key]
+    other = OTHER.get(key, 7 if isinstance(default, int) else 0.5)
+    changed = load(toml(), [f"{key}={json.dumps(other)}"])
+    same = changed.digest() == load(toml(), []).digest()
+    assert same == (key in ("run_dir", "device"))
+
+
+@pytest.mark.parametrize("key", ["task.alpha", "rule.kappa"])
+def test_the_digest_counts_the_keys_of_task_and_rule(toml, key):
+    assert load(toml(), [f"{key}=0.25"]).digest() != load(toml(), [f"{key}=0.5"]).digest()
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys(toml):
+    one = load(toml(), ["task.name=a", "task.b=1", "task.c=2"])
+    two = load(toml(), ["task.name=a", "task.c=2", "task.b=1"])
+    assert one.digest() == two.digest()
+    assert len(one.digest()) == 32
+
+
+# --- meanings
+
+
+def leaves(kind, prefix=""):
+    for name, field in kind.model_fields.items():
+        if isinstance(field.default, Settings):
+            yield from leaves(type(field.default), f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_key_is_described():
+    assert set(ROWS) == set(leaves(Config)) - {"task", "rule"}
+    assert all(meaning.strip() for _, _, meaning in describe(Config))
+
+
+def test_a_description_gives_key_default_and_meaning():
+    assert ("limits.updates", "0", "Updates merged into the global model. 0: no limit.") in describe(Config)
+
+
+def test_a_description_names_the_alias_and_what_is_required():
+    assert any(key == "rule.lambda" for key, _, _ in describe(rules.RULES["asyncfeded"], "rule."))
+    assert ("train", "required", "HDF5 file of the training data.") in describe(tasks.TASKS["federated_h5"])
+
+
+def sections(kind=Settings):
+    for sub in kind.__subclasses__():
+        if sub.__module__.startswith("asyncfeded."):
+            yield sub
+            yield from sections(sub)
+
+
+@pytest.mark.parametrize("kind", list(sections()), ids=lambda kind: kind.__name__)
+def test_every_field_of_every_section_has_a_meaning(kind):
+    assert kind.__doc__
+    silent = [
+        name
+        for name, field in kind.model_fields.items()
+        if not field.description and not isinstance(field.default, Settings)
+    ]
+    assert silent in ([], ["name"])  # what a name is for, the section that it chooses says
