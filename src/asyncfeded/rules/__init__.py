@@ -6,9 +6,21 @@ nothing and knows no MPI; the updates that reach it are finite.
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from asyncfeded.config import Settings, choose
+from asyncfeded.rules.ace import Ace
+from asyncfeded.rules.area import Area
 from asyncfeded.rules.asyncfeded import AsyncFedED
+from asyncfeded.rules.ca2fl import Ca2fl
 from asyncfeded.rules.decision import Decision, State, Update
+from asyncfeded.rules.delay_adaptive import DelayAdaptive
+from asyncfeded.rules.delayed_nesterov import DelayedNesterov
+from asyncfeded.rules.fadas import Fadas
+from asyncfeded.rules.fedasync import FedAsync
+from asyncfeded.rules.fedavg import FedAvg
+from asyncfeded.rules.fedbuff import FedBuff
+from asyncfeded.rules.fedprox import FedProx
 from asyncfeded.staleness import GlobalModel
 
 
@@ -17,12 +29,15 @@ class Rule(Protocol):
 
     name: str
 
-    def init(self, num_clients: int, epochs: int) -> State:
+    proximal: float
+    """mu of the proximal term that this rule asks of the clients' local loss; 0 for none."""
+
+    def init(self, model: GlobalModel, epochs: np.ndarray) -> State:
         """The state before the first update.
 
         Args:
-            num_clients: number of clients.
-            epochs: K of every client's first round.
+            model: the global model at its start.
+            epochs: int64 (clients,), K of each client's first round.
 
         Raises:
             ValueError: the rule does not allow such a K.
@@ -32,7 +47,19 @@ class Rule(Protocol):
         """Take one update: write `model` and `state` in place, and say what was done and who gets a reply now."""
 
 
-RULES: dict[str, type[Settings]] = {"asyncfeded": AsyncFedED}
+RULES: dict[str, type[Settings]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedasync": FedAsync,
+    "fedbuff": FedBuff,
+    "asyncfeded": AsyncFedED,
+    "delay_adaptive": DelayAdaptive,
+    "area": Area,
+    "ca2fl": Ca2fl,
+    "fadas": Fadas,
+    "ace": Ace,
+    "delayed_nesterov": DelayedNesterov,
+}
 
 
 def load(table: dict[str, Any]) -> Rule:

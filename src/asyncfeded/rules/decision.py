@@ -1,5 +1,6 @@
 """What goes into a rule and what comes out of it."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,16 @@ class Update(NamedTuple):
     weights: Tensor
     """float32 (size,), w; valid during the call."""
 
+    @property
+    def gamma(self) -> float:
+        """||x_t - x_s|| / ||Delta||, the staleness of arXiv 2205.13797.
+
+        0 if the global model has not moved, however small the update; infinite if it has and the client has not.
+        """
+        if self.moved == 0:
+            return 0.0
+        return self.moved / self.change if self.change > 0 else math.inf
+
 
 class Reply(NamedTuple):
     """The global model of now goes to this client, to be trained for K epochs."""
@@ -38,7 +49,7 @@ class Decision(NamedTuple):
     """What a rule did with an update."""
 
     gamma: float
-    """Staleness as the rule measures it."""
+    """Staleness: `Update.gamma`, unless the rule measures another."""
     eta: float
-    """Step size that it took."""
+    """Weight with which this Delta entered the global model now; 0 where it was only kept for later."""
     replies: tuple[Reply, ...]

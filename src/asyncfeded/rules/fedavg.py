@@ -1,0 +1,38 @@
+"""FedAvg: everybody waits for the last client, then the mean of all updates is taken."""
+
+from typing import ClassVar, Literal, final
+
+import numpy as np
+
+from asyncfeded.config import Settings
+from asyncfeded.rules import barrier
+from asyncfeded.rules.decision import Decision, State, Update
+from asyncfeded.staleness import GlobalModel
+
+
+@final
+class FedAvg(Settings):
+    """FedAvg (McMahan 2017, arXiv 1602.05629), with all clients in every round.
+
+        x_{t+1} = x_t + sum_i (N_i / N) Delta_i,    N = sum_i N_i
+
+    N_i is the number of samples of client i: those seen, over K. A version is a round; nobody is stale, tau = 0. eta in the
+    record is N_i / N for the last update of a round, and 0 for those before it.
+
+    The updates of a round are held and summed in the order of clients: one running sum would need less memory, but float32
+    sums depend on their order, and the result of a synchronous round must not depend on who was faster.
+    Statistics: sum_i (N_i / N) of the clients', which is no less than the least of them.
+    State: `K`, int64 (clients,), as first given. `arrived`, int64 (clients,), 1 for who waits. `samples`, float64
+    (clients,), N_i. `delta`, float32 (clients, size), Delta of who waits and, behind the parameters, its statistics.
+    """
+
+    name: Literal["fedavg"] = "fedavg"
+    proximal: ClassVar[float] = 0.0
+
+    def init(self, model: GlobalModel, epochs: np.ndarray) -> State:
+        """See `Rule`."""
+        return barrier.init(model, epochs)
+
+    def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
+        """See `Rule`."""
+        return barrier.on_arrival(update, model, state)

@@ -1,0 +1,39 @@
+"""FedProx: FedAvg with a proximal term in the clients' local loss."""
+
+from typing import Literal, final
+
+import numpy as np
+from pydantic import Field
+
+from asyncfeded.config import Settings
+from asyncfeded.rules import barrier
+from asyncfeded.rules.decision import Decision, State, Update
+from asyncfeded.staleness import GlobalModel
+
+
+@final
+class FedProx(Settings):
+    """FedProx (Li 2020, arXiv 1812.06127), with all clients in every round.
+
+        local loss + (mu / 2) ||w - x_s||^2
+        x_{t+1} = x_t + sum_i (N_i / N) Delta_i,    N = sum_i N_i
+
+    At the server it is FedAvg: see there for N_i, order, statistics and state.
+    """
+
+    name: Literal["fedprox"] = "fedprox"
+    mu: float = Field(1.0, ge=0)
+    """mu: weight of the proximal term; the source tries 0.001, 0.01, 0.1, 0.5 and 1. 0: FedAvg."""
+
+    @property
+    def proximal(self) -> float:
+        """See `Rule`."""
+        return self.mu
+
+    def init(self, model: GlobalModel, epochs: np.ndarray) -> State:
+        """See `Rule`."""
+        return barrier.init(model, epochs)
+
+    def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
+        """See `Rule`."""
+        return barrier.on_arrival(update, model, state)

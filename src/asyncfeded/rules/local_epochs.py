@@ -1,0 +1,34 @@
+"""Bounds of K, for the rules that choose how many epochs a client trains next."""
+
+import math
+
+import numpy as np
+
+
+def check_bounds(epochs_min: int, epochs_max: int) -> None:
+    """Whether there is a K between the bounds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if epochs_min > epochs_max:
+        raise ValueError(f"epochs_min = {epochs_min} is above epochs_max = {epochs_max}; swap or change one")
+
+
+def check_first(epochs: np.ndarray, epochs_min: int, epochs_max: int) -> None:
+    """Whether K of all clients' first rounds is within the bounds.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for first in (int(epochs.min()), int(epochs.max())):
+        if not epochs_min <= first <= epochs_max:
+            raise ValueError(
+                f"training.epochs = {first} is outside the bounds of K, {epochs_min} to {epochs_max}; change it, "
+                f"rule.epochs_min or rule.epochs_max"
+            )
+
+
+def nearest(number: float) -> int:
+    """The nearest integer, halves up."""
+    return math.floor(number + 0.5)
