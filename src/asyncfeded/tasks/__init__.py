@@ -6,12 +6,15 @@ that data lies where it is used.
 
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from asyncfeded.config import Settings, choose
 from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
+from asyncfeded.tasks.shakespeare import Shakespeare
+from asyncfeded.tasks.synthetic import Synthetic
 
 
 class Task(Protocol):
@@ -21,6 +24,13 @@ class Task(Protocol):
 
     def model(self) -> nn.Module:
         """A new model, float32, its weights drawn from torch's global generator."""
+
+    def sizes(self, num_clients: int, seed: int) -> np.ndarray:
+        """Number of training samples of every client, int64 (num_clients,): what `client_data` would give, much cheaper.
+
+        Raises:
+            ValueError: as `client_data`, where a look at the sizes tells.
+        """
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """The training data of one client.
@@ -39,7 +49,13 @@ class Task(Protocol):
         """Sum of the losses, number of correct predictions and number of predictions of a batch."""
 
 
-TASKS: dict[str, type[Settings]] = {"digits": Digits, "federated_h5": FederatedH5}
+TASKS: dict[str, type[Settings]] = {
+    "digits": Digits,
+    "federated_h5": FederatedH5,
+    "femnist": FederatedH5,  # the name that the literature knows it by
+    "synthetic": Synthetic,
+    "shakespeare": Shakespeare,
+}
 
 
 def load(table: dict[str, Any]) -> Task:

@@ -1,11 +1,14 @@
-"""What all tasks of classification share: the form of their data, the loss and the metric."""
+"""What all tasks of classification share: the form of their data, how groups are dealt, the loss and the metric."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from asyncfeded.config import Settings
+
+T = TypeVar("T")
 
 
 class Data(NamedTuple):
@@ -26,3 +29,19 @@ class Classification(Settings):
         """Summed cross-entropy in nats, correct predictions, predictions."""
         loss = F.cross_entropy(outputs, targets, reduction="sum")
         return loss.item(), int((outputs.argmax(dim=1) == targets).sum().item()), targets.numel()
+
+
+def deal(groups: Sequence[T], num_clients: int, having: str) -> list[list[T]]:
+    """Groups of samples that belong together, dealt to the clients in turn: client i gets i, i + n, i + 2n, ...
+
+    Args:
+        groups: writers, roles or devices, in order.
+        num_clients: n.
+        having: what there is, for the message, such as `a.h5 has 5 writers`.
+
+    Raises:
+        ValueError: there are fewer groups than clients.
+    """
+    if len(groups) < num_clients:
+        raise ValueError(f"{having}, too few for {num_clients} clients; lower clients to {len(groups)} or less")
+    return [list(groups[client::num_clients]) for client in range(num_clients)]

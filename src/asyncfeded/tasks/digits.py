@@ -38,9 +38,23 @@ class Digits(Classification):
             nn.Linear(64, 10),
         )
 
+    def sizes(self, num_clients: int, seed: int) -> np.ndarray:
+        """See `Task`."""
+        return np.array([len(part) for part in self._parts(_load()[1], num_clients, seed)], np.int64)
+
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`."""
         images, labels = _load()
+        part = self._parts(labels, num_clients, seed)[client]
+        return Data(images[part], torch.from_numpy(labels[part]))
+
+    def test_data(self) -> Data:
+        """See `Task`."""
+        images, labels = _load()
+        return Data(images[4::5], torch.from_numpy(labels[4::5]))
+
+    def _parts(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+        """Indices of each client's training images."""
         train = np.flatnonzero(np.arange(len(labels)) % 5 != 4)
         rng = numpy_rng(seed, Stream.SPLIT)
         if num_clients * self.samples_min > len(train):
@@ -49,15 +63,8 @@ class Digits(Classification):
                 f"{self.samples_min}; lower clients or task.samples_min"
             )
         if self.split == "even":
-            part = np.array_split(rng.permutation(train), num_clients)[client]
-        else:
-            part = train[_dirichlet(labels[train], num_clients, self.alpha, self.samples_min, rng)[client]]
-        return Data(images[part], torch.from_numpy(labels[part]))
-
-    def test_data(self) -> Data:
-        """See `Task`."""
-        images, labels = _load()
-        return Data(images[4::5], torch.from_numpy(labels[4::5]))
+            return np.array_split(rng.permutation(train), num_clients)
+        return [train[part] for part in _dirichlet(labels[train], num_clients, self.alpha, self.samples_min, rng)]
 
 
 def _load() -> tuple[torch.Tensor, np.ndarray]:

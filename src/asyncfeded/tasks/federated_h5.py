@@ -1,9 +1,11 @@
-"""`federated_h5`: images by writer in the HDF5 layout that TensorFlow Federated publishes (EMNIST and its like).
+"""`federated_h5` and `femnist`: images by writer, as TensorFlow Federated or LEAF lay them out (EMNIST and its like).
 
-A file holds `examples/<writer>/pixels`, float (n, height, width) or (n, height, width, channels), and
-`examples/<writer>/label`, integer (n,).
+TensorFlow Federated (an HDF5 file): `examples/<writer>/pixels`, float (n, height, width) or (n, height, width, channels),
+and `examples/<writer>/label`, integer (n,). LEAF (a directory of *.json files): for each writer `x`, n rows of 784 numbers
+(28 x 28 pixels), and `y`, n integers. The two names are one task.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, final
 
@@ -13,20 +15,26 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from asyncfeded.tasks.classification import Classification, Data
+from asyncfeded.tasks import leaf, tff
+from asyncfeded.tasks.classification import Classification, Data, deal
+
+LEAF_SIDE = 28
+"""Height and width of LEAF's images."""
+LEAF_CLASSES = 62
+"""Classes of LEAF's FEMNIST: 10 digits, 26 capital and 26 small letters."""
 
 
 @final
 class FederatedH5(Classification):
     """Writers are dealt to the clients in turn, in the order of their names: client i gets writers i, i + n, i + 2n, ..."""
 
-    name: Literal["federated_h5"] = "federated_h5"
+    name: Literal["federated_h5", "femnist"] = "federated_h5"
     train: Path
-    """HDF5 file of the training data."""
+    """HDF5 file, or LEAF directory, of the training data."""
     test: Path
-    """HDF5 file of the test data; the samples of all its writers are tested on."""
+    """HDF5 file, or LEAF directory, of the test data; the samples of all its writers are tested on."""
     classes: int = Field(0, ge=0)
-    """Number of classes. 0: the largest label in both files plus one."""
+    """Number of classes. 0: the largest label in both files plus one; 62 where one is a LEAF directory."""
     writers: int = Field(0, ge=0)
     """Use only so many writers of each file, the first by name. 0: all."""
     hidden: int = Field(128, ge=1)
@@ -34,8 +42,7 @@ class FederatedH5(Classification):
 
     def model(self) -> nn.Module:
         """The usual CNN of FEMNIST: two convolutions of 5 x 5 (32 and 64 channels) with pooling, two dense layers."""
-        shape, classes = self._shape(), self.classes or 1 + max(_largest_label(self.train), _largest_label(self.test))
-        channels, height, width = shape
+        channels, height, width = self._shape()
         if height < 4 or width < 4:
             raise ValueError(f"{self.train}: images of {height} x {width} pixels are too small, expected at least 4 x 4")
         return nn.Sequential(
@@ -48,90 +55,115 @@ class FederatedH5(Classification):
             nn.Flatten(),
             nn.Linear(64 * (height // 4) * (width // 4), self.hidden),
             nn.ReLU(),
-            nn.Linear(self.hidden, classes),
+            nn.Linear(self.hidden, self._num_classes() or 1 + max(_largest_label(self.train), _largest_label(self.test))),
         )
+
+    def sizes(self, num_clients: int, seed: int) -> np.ndarray:
+        """See `Task`; looks at no image."""
+        if self.train.is_dir():
+            counts = leaf.counts(self.train)
+        else:
+            with tff.open_file(self.train, "writer") as file:
+                counts = {name: len(_field(file, self.train, name, "label")) for name in self._names(self.train)}
+        return np.array([sum(counts[name] for name in names) for names in self._dealt(num_clients)], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`; the seed plays no part."""
-        with _open(self.train) as file:
-            names = self._names(file)
-            if len(names) < num_clients:
-                raise ValueError(
-                    f"{self.train} has {len(names)} writers (task.writers = {self.writers}), too few for {num_clients} "
-                    f"clients; lower clients to {len(names)} or less"
-                )
-            return self._read(file, self.train, names[client::num_clients])
+        return self._read(self.train, self._dealt(num_clients)[client])
 
     def test_data(self) -> Data:
         """See `Task`."""
-        with _open(self.test) as file:
-            return self._read(file, self.test, self._names(file))
+        return self._read(self.test, self._names(self.test))
 
-    def _names(self, file: h5py.File) -> list[str]:
-        names = sorted(file["examples"])
+    def _num_classes(self) -> int:
+        """0 if that is for the files to say."""
+        return self.classes or (LEAF_CLASSES if self.train.is_dir() or self.test.is_dir() else 0)
+
+    def _names(self, path: Path) -> list[str]:
+        if path.is_dir():
+            names = list(leaf.counts(path))
+        else:
+            with tff.open_file(path, "writer") as file:
+                names = sorted(file["examples"])
         return names[: self.writers] if self.writers else names
+
+    def _dealt(self, num_clients: int) -> list[list[str]]:
+        names = self._names(self.train)
+        return deal(names, num_clients, f"{self.train} has {len(names)} writers (task.writers = {self.writers})")
 
     def _shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the first training image, the shape that all must have."""
-        with _open(self.train) as file:
-            pixels = _field(file, self.train, next(iter(self._names(file))), "pixels")
-            return _chw(pixels.shape[1:])
+        if self.train.is_dir():
+            return 1, LEAF_SIDE, LEAF_SIDE
+        with tff.open_file(self.train, "writer") as file:
+            return _chw(_field(file, self.train, self._names(self.train)[0], "pixels").shape[1:])
 
-    def _read(self, file: h5py.File, path: Path, names: list[str]) -> Data:
+    def _read(self, path: Path, names: Sequence[str]) -> Data:
         """The samples of some writers, checked."""
-        shape = self._shape()
+        shape, classes = self._shape(), self._num_classes()
+        x, y, blocks = ("x", "y", _leaf_blocks) if path.is_dir() else ("pixels", "label", _tff_blocks)
         images, labels = [], []
+        for where, block, label in blocks(path, names):
+            if _chw(block.shape[1:]) != shape:
+                raise ValueError(
+                    f"{where}: {x} has shape {block.shape}, expected images of {shape[1]} x {shape[2]} pixels "
+                    f"with {shape[0]} channels, as in {self.train}"
+                )
+            if label.min() < 0 or (classes and label.max() >= classes):
+                raise ValueError(
+                    f"{where}: {y} goes from {label.min()} to {label.max()}, expected "
+                    f"integers from 0{f' to {classes - 1} (task.classes)' if classes else ''}"
+                )
+            if not np.isfinite(block).all():
+                raise ValueError(f"{where}: {x} holds a value that is not finite")
+            images.append(np.moveaxis(block, -1, 1) if block.ndim == 4 else block[:, None])
+            labels.append(label.astype(np.int64))
+        return Data(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))
+
+
+def _tff_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Place, images float32 (n, height, width[, channels]) and integer labels (n,) of each writer."""
+    with tff.open_file(path, "writer") as file:
         for name in names:
             pixels, label = _field(file, path, name, "pixels"), _field(file, path, name, "label")
             where = f"{path}: writer {name}"
             if len(pixels) == 0:
                 raise ValueError(f"{where}: no samples; remove the writer from the file")
-            if _chw(pixels.shape[1:]) != shape:
-                raise ValueError(
-                    f"{where}: pixels has shape {pixels.shape}, expected images of {shape[1]} x {shape[2]} pixels "
-                    f"with {shape[0]} channels, as in {self.train}"
-                )
             if label.shape != (len(pixels),):
                 raise ValueError(f"{where}: label has shape {label.shape}, expected ({len(pixels)},), one for each image")
-            if label[:].min() < 0 or (self.classes and label[:].max() >= self.classes):
-                raise ValueError(
-                    f"{where}: label goes from {label[:].min()} to {label[:].max()}, expected "
-                    f"integers from 0{f' to {self.classes - 1} (task.classes)' if self.classes else ''}"
-                )
-            block = pixels[:].astype(np.float32, copy=False)
-            if not np.isfinite(block).all():
-                raise ValueError(f"{where}: pixels holds a value that is not finite")
-            images.append(np.moveaxis(block, -1, 1) if block.ndim == 4 else block[:, None])
-            labels.append(label[:].astype(np.int64))
-        return Data(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))
+            yield where, pixels[:].astype(np.float32, copy=False), label[:]
 
 
-def _open(path: Path) -> h5py.File:
-    """The file, with its group `examples` looked at."""
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        what = "no such file" if not path.exists() else f"not a readable HDF5 file ({error})"
-        raise ValueError(f"{path}: {what}; give the path of a data set as task.train=... and task.test=...") from None
-    if not isinstance(file.get("examples"), h5py.Group) or len(file["examples"]) == 0:
-        raise ValueError(
-            f"{path}: no group `examples` with a group for each writer, as TensorFlow Federated lays out its data"
-        )
-    return file
+def _leaf_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The same of LEAF's rows, a block for each file that a writer is in."""
+    size = LEAF_SIDE * LEAF_SIDE
+    for name, pieces in leaf.read(path, names, "writer"):
+        for piece in pieces:
+            where = f"{piece.file}: writer {name}"
+            for row in piece.x:
+                if not isinstance(row, list) or len(row) != size:
+                    got = f"{len(row)} numbers" if isinstance(row, list) else repr(row)[:40]
+                    raise ValueError(f"{where}: x has a row of {got}, expected {size}: {LEAF_SIDE} x {LEAF_SIDE} pixels")
+            try:
+                with np.errstate(over="ignore"):  # infinite then, and refused as that
+                    block = np.array(piece.x, np.float32)
+            except (TypeError, ValueError):
+                raise ValueError(f"{where}: x holds something that is not a number") from None
+            if not all(type(label) is int and -(2**63) <= label < 2**63 for label in piece.y):
+                raise ValueError(f"{where}: y holds something that is not an integer")
+            yield where, block.reshape(-1, LEAF_SIDE, LEAF_SIDE), np.array(piece.y, np.int64)
 
 
 def _field(file: h5py.File, path: Path, name: str, field: str) -> h5py.Dataset:
-    group = file["examples"][name]
-    dataset = group.get(field) if isinstance(group, h5py.Group) else None
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{path}: writer {name}: no field {field!r}, expected pixels and label")
+    where = f"{path}: writer {name}"
+    dataset = tff.find(file, where, name, field, "pixels and label")
     if field == "pixels" and (dataset.ndim not in (3, 4) or dataset.dtype.kind not in "fiu"):
         raise ValueError(
-            f"{path}: writer {name}: pixels is {dataset.dtype} {dataset.shape}, expected numbers of shape "
+            f"{where}: pixels is {dataset.dtype} {dataset.shape}, expected numbers of shape "
             f"(n, height, width) or (n, height, width, channels)"
         )
     if field == "label" and (dataset.ndim != 1 or dataset.dtype.kind not in "iu"):
-        raise ValueError(f"{path}: writer {name}: label is {dataset.dtype} {dataset.shape}, expected integers of shape (n,)")
+        raise ValueError(f"{where}: label is {dataset.dtype} {dataset.shape}, expected integers of shape (n,)")
     return dataset
 
 
@@ -141,7 +173,7 @@ def _chw(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _largest_label(path: Path) -> int:
     """Over all writers: every rank must come to the same number of classes."""
-    with _open(path) as file:
+    with tff.open_file(path, "writer") as file:
         return max(
             (int(label[:].max()) for name in file["examples"] if len(label := _field(file, path, name, "label"))),
             default=0,

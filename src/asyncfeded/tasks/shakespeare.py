@@ -1,0 +1,218 @@
+"""`shakespeare`: the next character of the speeches of one role, as LEAF has it (Caldas et al. 2018, arXiv 1812.01097).
+
+TensorFlow Federated's layout (an HDF5 file): `examples/<role>/snippets`, strings in UTF-8; a role's snippets, joined with a
+space, are one text, and windows are cut from it. LEAF's (a directory of *.json files): for each role `x`, n strings of one
+window each, and `y`, n strings of one character, cut already.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, final
+
+import h5py
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from asyncfeded.tasks import leaf, tff
+from asyncfeded.tasks.classification import Classification, Data, deal
+
+VOCABULARY = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+"""LEAF's 80 symbols in the order of their indices."""
+UNKNOWN = 79
+"""Index of every other character: that of `}`, as LEAF's one-hot targets have it."""
+_INDEX = np.full(128, UNKNOWN, np.uint8)
+_INDEX[[ord(symbol) for symbol in VOCABULARY]] = np.arange(len(VOCABULARY))
+
+
+@final
+class Shakespeare(Classification):
+    """Roles are dealt to the clients in turn, in the order of their names: client i gets roles i, i + n, i + 2n, ...
+
+    Inputs are uint8 (n, window), turned into indices within the model: a character of a text is in `window` windows, so
+    that int64 would take 640 bytes for each character, and a large client would not fit into memory.
+    """
+
+    name: Literal["shakespeare"] = "shakespeare"
+    train: Path
+    """HDF5 file, or LEAF directory, of the training data."""
+    test: Path
+    """HDF5 file, or LEAF directory, of the test data; tested are those of the training roles that it has."""
+    roles: int = Field(0, ge=0)
+    """Use only so many roles, the first of the training data by name. 0: all."""
+    role_names: tuple[str, ...] = ()
+    """Use only these roles, dealt in this order. Empty: as `roles` says."""
+    too_short: Literal["refuse", "skip"] = "refuse"
+    """A role that has too little text for one window: is an error, or is left out before roles are counted."""
+    window: int = Field(80, ge=1)
+    """Characters that the model sees before the one to tell."""
+    stride: int = Field(1, ge=1)
+    """Characters between the starts of two windows; of LEAF's windows every so many-th is taken."""
+    windows_max: int = Field(0, ge=0)
+    """Largest number of training windows of a role, the first of its text. 0: all."""
+    test_windows_max: int = Field(0, ge=0)
+    """Largest number of test windows of a role, the first of its text. 0: all."""
+    embedding: int = Field(8, ge=1)
+    """Numbers that a character is turned into."""
+    hidden: int = Field(256, ge=1)
+    """Units of each LSTM layer."""
+    layers: int = Field(2, ge=1)
+    """LSTM layers."""
+
+    def model(self) -> nn.Module:
+        """Embedding, LSTM and one linear layer; LEAF's sizes by default, 819,920 parameters."""
+        return NextCharacter(self.embedding, self.hidden, self.layers)
+
+    @model_validator(mode="after")
+    def _one_choice_of_roles(self) -> "Shakespeare":
+        if self.role_names and self.roles:
+            raise ValueError(f"both roles = {self.roles} and role_names are given; leave one of them out")
+        if twice := [role for role, times in Counter(self.role_names).items() if times > 1]:
+            raise ValueError(f"role_names holds {twice[0]!r} twice; name each role once")
+        return self
+
+    def sizes(self, num_clients: int, seed: int) -> np.ndarray:
+        """See `Task`; cuts no window, though the length of a text must be read from the text."""
+        dealt = self._dealt(num_clients)
+        roles = [role for roles in dealt for role in roles]
+        taken = {role: self._taken(count, self.windows_max) for role, count in self._counts(self.train, roles)}
+        return np.array([sum(taken[role] for role in roles) for roles in dealt], np.int64)
+
+    def client_data(self, client: int, num_clients: int, seed: int) -> Data:
+        """See `Task`; the seed plays no part."""
+        return self._read(self.train, self._dealt(num_clients)[client], self.windows_max)
+
+    def test_data(self) -> Data:
+        """See `Task`."""
+        there = set(_names(self.test))
+        roles = self._long_enough(self.test, [role for role in self._roles() if role in there])
+        if not roles:
+            raise ValueError(
+                f"{self.test}: none of the roles chosen from {self.train} is here; they are the roles to test on"
+            )
+        return self._read(self.test, roles, self.test_windows_max)
+
+    def _roles(self) -> list[str]:
+        """Those trained on, in order."""
+        names = _names(self.train)
+        if missing := sorted(set(self.role_names) - set(names)):
+            near = difflib.get_close_matches(missing[0], names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{self.train}: no role {missing[0]!r} (task.role_names){hint}")
+        roles = self._long_enough(self.train, self.role_names or names)
+        return roles[: self.roles] if self.roles else roles
+
+    def _long_enough(self, path: Path, roles: Sequence[str]) -> list[str]:
+        """The roles that one window at least can be cut for; where short ones are an error, that is left to be found."""
+        if self.too_short == "refuse":
+            return list(roles)
+        return [role for role, count in self._counts(path, roles, allow_none=True) if count]
+
+    def _dealt(self, num_clients: int) -> list[list[str]]:
+        roles = self._roles()
+        return deal(roles, num_clients, f"{self.train} has {len(roles)} roles (task.roles = {self.roles})")
+
+    def _taken(self, count: int, maximum: int) -> int:
+        """Windows taken of `count` windows of stride 1."""
+        taken = -(-count // self.stride)
+        return min(taken, maximum) if maximum else taken
+
+    def _counts(self, path: Path, roles: Sequence[str], allow_none: bool = False) -> Iterator[tuple[str, int]]:
+        """Roles and the numbers of their windows of stride 1."""
+        if path.is_dir():
+            counts = leaf.counts(path)
+            yield from ((role, counts[role]) for role in roles)
+        else:
+            for role, where, text in _texts(path, roles):
+                yield role, 0 if allow_none and len(text) <= self.window else self._checked(where, text)
+
+    def _checked(self, where: str, text: str) -> int:
+        """Number of windows of stride 1 of a text, at least 1."""
+        if len(text) <= self.window:
+            raise ValueError(
+                f"{where}: snippets hold {len(text)} characters, too few for one window of {self.window} (task.window) and "
+                f"the character after it; set task.too_short = 'skip', leave the role out of task.role_names, or take a "
+                f"shorter window"
+            )
+        return len(text) - self.window
+
+    def _read(self, path: Path, roles: Sequence[str], maximum: int) -> Data:
+        """The windows of some roles."""
+        cut = self._leaf_windows(path, roles) if path.is_dir() else self._tff_windows(path, roles)
+        taken = [windows[:: self.stride][: maximum or None] for windows in cut]
+        inputs = np.concatenate([windows[:, :-1] for windows in taken])
+        targets = np.concatenate([windows[:, -1] for windows in taken])
+        return Data(torch.from_numpy(inputs), torch.from_numpy(targets.astype(np.int64)))
+
+    def _tff_windows(self, path: Path, roles: Sequence[str]) -> Iterator[np.ndarray]:
+        """For each role all windows with the character after them, uint8 (n, window + 1): views of the text."""
+        for _, where, text in _texts(path, roles):
+            self._checked(where, text)
+            yield np.lib.stride_tricks.sliding_window_view(encode(text), self.window + 1)
+
+    def _leaf_windows(self, path: Path, roles: Sequence[str]) -> Iterator[np.ndarray]:
+        """The same of LEAF's strings."""
+        for role, pieces in leaf.read(path, roles, "role"):
+            for piece in pieces:
+                for field, strings, length in (("x", piece.x, self.window), ("y", piece.y, 1)):
+                    for string in strings:
+                        if not isinstance(string, str) or len(string) != length:
+                            got = f"a string of {len(string)}" if isinstance(string, str) else repr(string)[:40]
+                            raise ValueError(
+                                f"{piece.file}: role {role}: {field} holds {got}, expected strings of {length} "
+                                f"character{'s (task.window)' if field == 'x' else ''}"
+                            )
+            strings = [x + y for piece in pieces for x, y in zip(piece.x, piece.y, strict=True)]
+            yield encode("".join(strings)).reshape(len(strings), self.window + 1)
+
+
+class NextCharacter(nn.Module):
+    """Scores of the character that follows a window.
+
+    Args:
+        embedding: numbers that a character is turned into.
+        hidden: units of each LSTM layer.
+        layers: LSTM layers.
+    """
+
+    def __init__(self, embedding: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(VOCABULARY), embedding)
+        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True)
+        self.output = nn.Linear(hidden, len(VOCABULARY))
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Windows uint8 (n, window) to scores (n, 80), from the LSTM's output at the last character."""
+        states, _ = self.lstm(self.embedding(windows.int()))
+        scores: Tensor = self.output(states[:, -1])
+        return scores
+
+
+def encode(text: str) -> np.ndarray:
+    """Indices of a text's characters in the vocabulary, uint8 (len(text),)."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return _INDEX[np.minimum(codes, 127)]  # 127 is no symbol
+
+
+def _names(path: Path) -> list[str]:
+    if path.is_dir():
+        return list(leaf.counts(path))
+    with tff.open_file(path, "role") as file:
+        return sorted(file["examples"])
+
+
+def _texts(path: Path, roles: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Roles, their places and their whole texts."""
+    with tff.open_file(path, "role") as file:
+        for role in roles:
+            where = f"{path}: role {role}"
+            snippets = tff.find(file, where, role, "snippets", "snippets")
+            if snippets.ndim != 1 or h5py.check_string_dtype(snippets.dtype) is None:
+                raise ValueError(f"{where}: snippets is {snippets.dtype} {snippets.shape}, expected strings of shape (n,)")
+            try:
+                yield role, where, " ".join(snippet.decode("utf-8") for snippet in snippets[:])
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: snippets holds bytes that are not UTF-8 ({error})") from None
