@@ -6,9 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh mpich,digits,plots
 
-run_dir=runs/quickstart-$(date +%Y-%m-%d-%H%M%S)
 result=$(mktemp)
 trap 'rm -f "$result"' EXIT
-.venv/bin/asyncfeded train launch/digits.toml --ranks 5 run_dir="$run_dir" "$@" | tee "$result" | sed '$d'
-.venv/bin/asyncfeded plot "$run_dir"
+.venv/bin/asyncfeded train launch/digits.toml --ranks 5 run_dir="runs/quickstart-$(date +%Y-%m-%d-%H%M%S)" "$@" |
+    tee "$result" | sed '$d'
+run_dir=$(tail -n 1 "$result" | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["run_dir"])')
+.venv/bin/asyncfeded plot "$run_dir" || echo "quickstart: no picture" >&2
 tail -n 1 "$result"

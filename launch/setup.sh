@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes the environment .venv with asyncfeded, an MPI and the named extras; quick when nothing has changed.
+# Makes the environment .venv with asyncfeded and the named extras; quick when nothing has changed.
 # Usage: bash launch/setup.sh EXTRAS          (for example mpich,digits,plots)
 # PYTHON names another interpreter than python3, of version 3.10 or later.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extras=$1
+extras=$(printf '%s,%s' "$1" "$(cat .venv/asyncfeded.extras 2>/dev/null)" | tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd,)
 python=${PYTHON:-python3}
 
 command -v "$python" >/dev/null || { echo "setup: no $python found; install Python 3.10 or later, or set PYTHON" >&2; exit 1; }
@@ -25,4 +25,5 @@ if ! [ -x .venv/bin/pip ]; then
 fi
 echo "setup: installing into .venv (some minutes the first time, most of it torch)" >&2
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint launch/constraints.txt --editable ".[$extras]" >&2
+echo "$extras" > .venv/asyncfeded.extras
 echo "$stamp" > .venv/asyncfeded.stamp

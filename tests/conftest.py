@@ -21,6 +21,7 @@ class Sent(NamedTuple):
     """A reply: what the client was sent, and the server's buffer, which must stay so until the client answers."""
 
     client: int
+    round: int
     version: int
     epochs: int
     weights: torch.Tensor
@@ -36,6 +37,7 @@ class FakeWire:
 
     def __init__(self, script):
         self._script, self._out, self._taken = iter(script), {}, None
+        self._start = time.perf_counter()
         self.events, self.replies = [], []
 
     def next(self):
@@ -49,19 +51,23 @@ class FakeWire:
         sent = self._returned(client)
         self.events.append(f"take {client}")
         n = len(self.events)  # makes the numbers of every arrival its own
-        self._taken = Arrival(client, sent.version, sent.epochs, n, 2 * n, 3.0 * n, 4.0 * n, 5.0 * n, torch.tensor(w))
+        figures = (n, 2 * n, 3.0 * n, 4.0 * n, 5.0 * n)
+        self._taken = Arrival(client, sent.round, sent.version, sent.epochs, *figures, torch.tensor(w))
         return self._taken
+
+    def now(self):
+        return time.perf_counter() - self._start
 
     def release(self, arrival):
         assert arrival is self._taken, f"released without need: {arrival}"
         self._taken = None
         arrival.weights.fill_(torch.nan)  # the buffer may take the next update
 
-    def reply(self, client, version, epochs, weights):
-        assert client not in self._out, f"client {client} trains already"
-        self.events.append(f"reply {client}")
-        self._out[client] = Sent(client, version, epochs, weights.clone(), weights)
-        self.replies.append(self._out[client])
+    def reply(self, order, weights):
+        assert order.client not in self._out, f"client {order.client} trains already"
+        self.events.append(f"reply {order.client}")
+        self._out[order.client] = Sent(*order, weights.clone(), weights)
+        self.replies.append(self._out[order.client])
 
     def pause(self):
         self.events.append("pause")
@@ -149,7 +155,10 @@ class Mpi(NamedTuple):
 def find_mpi(library=""):
     """The MPI of a library, or the one of this environment, as the program itself finds it."""
     env = dict(os.environ) | ({"MPI4PY_LIBMPI": library} if library else {})
-    ask = "import json; from asyncfeded import launcher as l; print(json.dumps([l.vendor(), l.library(), *l.command(999, [])]))"
+    ask = (
+        "import json; from asyncfeded import launcher; "
+        "print(json.dumps([launcher.vendor(), launcher.library(), *launcher.command(999, [])]))"
+    )
     said = run([sys.executable, "-c", ask], cwd="/", env=env)
     assert said.status == 0, str(said)
     vendor, library, command, env = json.loads(said.stdout)

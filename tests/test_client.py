@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from asyncfeded import client
-from asyncfeded.client import Trainer, work
+from asyncfeded.client import Lot, Trainer, work
 from asyncfeded.config import Training
 from asyncfeded.flat import FlatModel
 from asyncfeded.tasks.classification import Data
@@ -31,7 +31,18 @@ def line(w=1.0):
 def trainer(flat, inputs=(1.0,), seed=0, client_id=0, slowdown=1.0, task=None, **training):
     data = Data(torch.tensor([[x] for x in inputs]), torch.zeros(len(inputs), dtype=torch.int64))
     settings = Training(**({"learning_rate": 0.1} | training))
-    return Trainer(task or Squares(), flat, data, settings, seed, client_id, slowdown)
+    t = Trainer(task or Squares(), flat, settings, settings.proximal, seed)
+    t.client, t.lot = client_id, Lot(data, settings.batch_size, slowdown)
+    return t
+
+
+def go(t, number, epochs, stopped):
+    """A round of the trainer's one client."""
+    return t.round(Order(t.client, number, 0, epochs), t.lot, stopped)
+
+
+def loop(wire, t, flat, host, lost_s=lambda order, round_s: 0.0):
+    work(wire, t, lambda client_id: t.lot, lost_s, flat, host)
 
 
 def never():
@@ -44,23 +55,23 @@ def never():
 def test_one_step_is_that_of_sgd():
     """x = 1, 2: the gradient at 1 is 2 (1 + 4) / 2 = 5, and w = 1 - 0.1 * 5."""
     flat = line()
-    assert trainer(flat, [1.0, 2.0]).round(0, 1, never)
+    assert go(trainer(flat, [1.0, 2.0]), 0, 1, never)
     assert flat.buffer.item() == pytest.approx(0.5)
 
 
 def test_K_epochs_are_K_passes_over_the_data():
     """One sample, x = 1: each step takes w to 0.8 w."""
     flat = line()
-    trainer(flat).round(0, 3, never)
+    go(trainer(flat), 0, 3, never)
     assert flat.buffer.item() == pytest.approx(0.8**3)
 
 
 def test_samples_and_steps_are_counted_over_all_epochs():
     """Five samples by two are three steps."""
     t = trainer(line(), [1.0] * 5, batch_size=2)
-    t.round(0, 3, never)
+    go(t, 0, 3, never)
     assert (t.samples, t.steps) == (15, 9)
-    t.round(1, 1, never)
+    go(t, 1, 1, never)
     assert (t.samples, t.steps) == (5, 3)
 
 
@@ -73,7 +84,7 @@ def test_every_sample_is_seen_once_an_epoch():
             return super().loss(outputs, targets)
 
     data = Data(torch.ones(7, 1), torch.arange(7))
-    Trainer(Watch(), line(), data, Training(batch_size=3), 0, 0).round(0, 2, never)
+    Trainer(Watch(), line(), Training(), 0.0, 0).round(Order(0, 0, 0, 2), Lot(data, 3), never)
     assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7))
     assert seen[:7] != seen[7:]  # shuffled anew
 
@@ -81,21 +92,21 @@ def test_every_sample_is_seen_once_an_epoch():
 def test_the_loss_is_the_mean_over_samples_not_over_batches():
     """(1 + 4 + 9) / 3 at w = 1, which so small a learning rate does not move; batches of 2 and 1."""
     t = trainer(line(), [1.0, 2.0, 3.0], batch_size=2, learning_rate=1e-30)
-    t.round(0, 1, never)
+    go(t, 0, 1, never)
     assert t.loss == pytest.approx(14 / 3)
 
 
 def test_weight_decay_is_added_to_the_gradient():
     """2 + 0.5 at w = 1."""
     flat = line()
-    trainer(flat, weight_decay=0.5).round(0, 1, never)
+    go(trainer(flat, weight_decay=0.5), 0, 1, never)
     assert flat.buffer.item() == pytest.approx(1 - 0.1 * 2.5)
 
 
 def test_the_proximal_term_pulls_back_to_the_start_of_the_round():
     """At the start: w = 1 - 0.1 * 2 = 0.8. Then the gradient is 2 * 0.8 + mu (0.8 - 1) = 1.6 - 0.6: w = 0.7."""
     flat = line()
-    trainer(flat, proximal=3.0).round(0, 2, never)
+    go(trainer(flat, proximal=3.0), 0, 2, never)
     assert flat.buffer.item() == pytest.approx(0.7)
 
 
@@ -103,16 +114,16 @@ def test_the_proximal_term_of_the_next_round_counts_from_its_own_start():
     """From w = 10: 8, and then 8 - 0.1 (16 + 3 (8 - 10)) = 7."""
     flat = line()
     t = trainer(flat, proximal=3.0)
-    t.round(0, 2, never)
+    go(t, 0, 2, never)
     flat.buffer.fill_(10.0)
-    t.round(1, 2, never)
+    go(t, 1, 2, never)
     assert flat.buffer.item() == pytest.approx(7.0)
 
 
 def test_momentum_is_that_of_sgd():
     """Gradients 2 and 1.6: w = 1 - 0.2 = 0.8, then 0.8 - 0.1 (1.6 + 0.5 * 2) = 0.54."""
     flat = line()
-    trainer(flat, momentum=0.5).round(0, 2, never)
+    go(trainer(flat, momentum=0.5), 0, 2, never)
     assert flat.buffer.item() == pytest.approx(0.54)
 
 
@@ -120,15 +131,15 @@ def test_momentum_starts_at_zero_in_every_round():
     """Two rounds of one step are 0.8 * 0.8."""
     flat = line()
     t = trainer(flat, momentum=0.5)
-    t.round(0, 1, never)
-    t.round(1, 1, never)
+    go(t, 0, 1, never)
+    go(t, 1, 1, never)
     assert flat.buffer.item() == pytest.approx(0.64)
 
 
 def trained(seed, client_id, number):
     """Weights after an epoch in steps of one sample: with momentum they depend on the order, which follows from the seed."""
     flat = line()
-    trainer(flat, [0.1 * i for i in range(20)], seed, client_id, batch_size=1, momentum=0.9).round(number, 1, never)
+    go(trainer(flat, [0.1 * i for i in range(20)], seed, client_id, batch_size=1, momentum=0.9), number, 1, never)
     return flat.buffer.item()
 
 
@@ -144,16 +155,16 @@ def test_another_seed_client_or_number_gives_another_round(other):
 def test_a_round_does_not_depend_on_the_rounds_before():
     flat = line()
     t = trainer(flat, [0.1 * i for i in range(20)], 1, 2, batch_size=1, momentum=0.9)
-    t.round(0, 2, never)
+    go(t, 0, 2, never)
     flat.buffer.fill_(1.0)
-    t.round(3, 1, never)
+    go(t, 3, 1, never)
     assert flat.buffer.item() == trained(1, 2, 3)
 
 
 def test_a_round_is_given_up_after_the_step_in_which_the_stop_came():
     answers = iter([False, True])
     t = trainer(line(), [1.0] * 5, batch_size=1)
-    assert not t.round(0, 3, lambda: next(answers))
+    assert not go(t, 0, 3, lambda: next(answers))
     assert t.steps == 2
 
 
@@ -161,7 +172,7 @@ def test_parameters_that_need_no_gradient_stay():
     flat = FlatModel(nn.Linear(1, 1))
     flat.buffer.fill_(1.0)
     flat.module.bias.requires_grad_(False)
-    trainer(flat).round(0, 1, never)
+    go(trainer(flat), 0, 1, never)
     assert flat.module.bias.item() == 1.0
     assert flat.module.weight.item() != 1.0
 
@@ -170,7 +181,7 @@ def test_a_model_is_trained_in_training_mode():
     flat = FlatModel(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)))
     flat.module.eval()
     before = flat.buffer[4:].clone()  # mean and variance
-    trainer(flat, [1.0, 5.0]).round(0, 1, never)
+    go(trainer(flat, [1.0, 5.0]), 0, 1, never)
     assert (flat.buffer[4:] != before).all()
 
 
@@ -185,7 +196,7 @@ def test_a_model_that_replaces_its_memory_is_found():
             return super().forward(x)
 
     with pytest.raises(RuntimeError, match="replaced the memory of last"):
-        trainer(FlatModel(Replacing())).round(0, 1, never)
+        go(trainer(FlatModel(Replacing())), 0, 1, never)
 
 
 @pytest.fixture
@@ -199,19 +210,19 @@ def clock(monkeypatch):
 
 def test_a_slow_client_sleeps_after_each_step_in_proportion_to_it(clock):
     """Each step takes one second by this clock: four times as slow is three seconds more."""
-    trainer(line(), [1.0] * 3, slowdown=4.0, batch_size=1).round(0, 1, never)
+    go(trainer(line(), [1.0] * 3, slowdown=4.0, batch_size=1), 0, 1, never)
     assert clock == [3.0, 3.0, 3.0]
 
 
 def test_a_client_of_normal_speed_never_sleeps(clock):
-    trainer(line(), [1.0] * 3).round(0, 2, never)
+    go(trainer(line(), [1.0] * 3), 0, 2, never)
     assert clock == []
 
 
 def test_slowness_does_not_change_the_weights(clock):
     fast, slow = line(), line()
-    trainer(fast, [1.0, 2.0]).round(0, 2, never)
-    trainer(slow, [1.0, 2.0], slowdown=8.0).round(0, 2, never)
+    go(trainer(fast, [1.0, 2.0]), 0, 2, never)
+    go(trainer(slow, [1.0, 2.0], slowdown=8.0), 0, 2, never)
     assert fast.buffer.item() == slow.buffer.item()
 
 
@@ -221,8 +232,9 @@ def test_slowness_does_not_change_the_weights(clock):
 class FakeWire:
     """Hands out orders (version, K, weight), then a stop; keeps what is sent."""
 
-    def __init__(self, host, orders, stop_after=None):
+    def __init__(self, host, orders, stop_after=None, clients=None):
         self.host, self.orders, self.polls = host, list(orders), 0
+        self.clients, self.round = clients or [0] * len(orders), -1
         self.stop_after = stop_after
         self.sent, self.finished = [], 0
 
@@ -231,14 +243,16 @@ class FakeWire:
             return None
         version, epochs, weight = self.orders.pop(0)
         self.host.fill_(weight)
-        return Order(version, epochs)
+        self.round += 1
+        return Order(self.clients[self.round], self.round, version, epochs)
 
     def stopped(self):
         self.polls += 1
         return self.polls == self.stop_after
 
-    def send(self, version, **fields):
-        self.sent.append({"version": version, "weight": self.host.item()} | fields)
+    def send(self, order, samples, steps, train_loss, **times):
+        figures = {"samples": samples, "steps": steps, "train_loss": train_loss}
+        self.sent.append(order._asdict() | {"weight": self.host.item()} | figures | times)
 
     def finish(self):
         self.finished += 1
@@ -248,7 +262,7 @@ def test_an_update_answers_its_order():
     """Version and K come back; two epochs of one sample from 1 and one from 10: 0.64 and 8."""
     flat = line()
     wire = FakeWire(flat.buffer, [(0, 2, 1.0), (7, 1, 10.0)])
-    work(wire, trainer(flat), flat, flat.buffer)
+    loop(wire, trainer(flat), flat, flat.buffer)
     assert [(s["version"], s["epochs"], s["samples"], s["steps"]) for s in wire.sent] == [(0, 2, 2, 2), (7, 1, 1, 1)]
     assert [s["weight"] for s in wire.sent] == pytest.approx([0.64, 8.0])
     assert [s["train_loss"] for s in wire.sent] == pytest.approx([(1 + 0.64) / 2, 100.0])
@@ -257,14 +271,14 @@ def test_an_update_answers_its_order():
 def test_a_stop_between_rounds_is_answered_once():
     flat = line()
     wire = FakeWire(flat.buffer, [(0, 1, 1.0)])
-    work(wire, trainer(flat), flat, flat.buffer)
+    loop(wire, trainer(flat), flat, flat.buffer)
     assert (len(wire.sent), wire.finished) == (1, 1)
 
 
 def test_a_stop_before_the_first_order_is_answered():
     flat = line()
     wire = FakeWire(flat.buffer, [])
-    work(wire, trainer(flat), flat, flat.buffer)
+    loop(wire, trainer(flat), flat, flat.buffer)
     assert (wire.sent, wire.finished) == ([], 1)
 
 
@@ -272,31 +286,42 @@ def test_a_stop_within_a_round_is_answered_without_an_update():
     """It comes in the second step of the second round."""
     flat = line()
     wire = FakeWire(flat.buffer, [(0, 1, 1.0), (1, 3, 1.0), (2, 1, 1.0)], stop_after=3)
-    work(wire, trainer(flat), flat, flat.buffer)
+    loop(wire, trainer(flat), flat, flat.buffer)
     assert [s["version"] for s in wire.sent] == [0]
     assert (wire.polls, wire.finished) == (3, 1)
 
 
-def test_rounds_are_numbered_from_0_in_order():
-    """So that a round is the same wherever and whenever the client runs."""
-    numbers = []
-
-    class Numbering(Trainer):
-        def round(self, number, epochs, stopped):
-            numbers.append(number)
-            return super().round(number, epochs, stopped)
-
+def test_a_worker_trains_each_client_on_its_own_data():
+    """Inputs 1 and 2: steps from 1 to 1 - 0.1 * 2 and to 1 - 0.1 * 8."""
     flat = line()
-    t = Numbering(Squares(), flat, Data(torch.ones(1, 1), torch.zeros(1)), Training(), 0, 0)
-    work(FakeWire(flat.buffer, [(0, 1, 1.0)] * 3), t, flat, flat.buffer)
-    assert numbers == [0, 1, 2]
+    lots = {3: Lot(Data(torch.tensor([[1.0]]), torch.zeros(1)), 1), 5: Lot(Data(torch.tensor([[2.0]]), torch.zeros(1)), 1)}
+    t = trainer(flat)
+    wire = FakeWire(flat.buffer, [(0, 1, 1.0), (0, 1, 1.0)], clients=[3, 5])
+    work(wire, t, lots.__getitem__, lambda order, round_s: 0.0, flat, flat.buffer)
+    assert [(s["client"], s["weight"]) for s in wire.sent] == [(3, pytest.approx(0.8)), (5, pytest.approx(0.2))]
+
+
+def test_failed_rounds_and_delays_pass_before_an_update_is_sent(clock):
+    """By this clock every look takes a second: 4 s are one sleep of 0.05 s at a time until they have passed."""
+    flat = line()
+    wire = FakeWire(flat.buffer, [(0, 1, 1.0)])
+    loop(wire, trainer(flat), flat, flat.buffer, lost_s=lambda order, round_s: 4.0)
+    assert clock == [0.05, 0.05, 0.05]
+    assert len(wire.sent) == 1
+
+
+def test_a_stop_while_failed_rounds_pass_is_answered_without_an_update(clock):
+    flat = line()
+    wire = FakeWire(flat.buffer, [(0, 1, 1.0)], stop_after=2)
+    loop(wire, trainer(flat), flat, flat.buffer, lost_s=lambda order, round_s: 1e9)
+    assert (wire.sent, wire.finished) == ([], 1)
 
 
 def test_a_model_elsewhere_is_copied_in_and_out():
     """As on a GPU: the wire's buffer is not the model's."""
     flat, host = line(5.0), torch.zeros(1)
     wire = FakeWire(host, [(0, 1, 1.0)])
-    work(wire, trainer(flat), flat, host)
+    loop(wire, trainer(flat), flat, host)
     assert wire.sent[0]["weight"] == pytest.approx(0.8)
 
 
@@ -306,8 +331,10 @@ def test_compute_and_wait_are_measured_around_the_round(clock):
     wire = FakeWire(flat.buffer, [(0, 1, 1.0), (1, 1, 1.0)])
 
     class Instant(Trainer):
-        def round(self, number, epochs, stopped):
+        def round(self, order, lot, stopped):
             return True
 
-    work(wire, Instant(Squares(), flat, Data(torch.ones(1, 1), torch.zeros(1)), Training(), 0, 0), flat, flat.buffer)
+    t = Instant(Squares(), flat, Training(), 0.0, 0)
+    t.lot = None
+    loop(wire, t, flat, flat.buffer)
     assert [(s["compute_s"], s["wait_s"]) for s in wire.sent] == [(1.0, 1.0), (1.0, 1.0)]

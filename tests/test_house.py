@@ -13,14 +13,15 @@ SOURCE = ROOT / "src" / "asyncfeded"
 
 LEVELS = {
     "cli": 4, "__main__": 4,
-    "run": 3, "progress": 3, "plots": 3,
+    "run": 3, "progress": 3, "plots": 3, "study": 3,
     "server": 2, "client": 2,
-    "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
+    "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
     "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "world": 0, "wire": 0,
 }  # fmt: skip
 SIDEWAYS = {
     ("__main__", "cli"),
     ("run", "progress"),
+    ("plots", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),
     ("wire", "world"),

@@ -2,8 +2,10 @@
 
 import sys
 
+import numpy as np
 import pytest
 
+from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.record import UPDATE, Record
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
@@ -11,6 +13,8 @@ pytest.importorskip("matplotlib", reason="plots need matplotlib")
 from asyncfeded.plots import _smooth, plot_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+CLIENTS = np.zeros(1, CLIENT)
 
 
 def row(number, client, gamma=1.0, accepted=True):
@@ -30,7 +34,7 @@ def run_dir(tmp_path):
     """Writes the record of a run; gives its folder."""
 
     def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3))):
-        book = Record(tmp_path / "record.h5", "", ["one"])
+        book = Record(tmp_path / "record.h5", "", ["one"], CLIENTS, 1)
         for update in updates:
             book.updates.append(update)
         for evaluation in evaluations:

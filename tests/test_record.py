@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from asyncfeded import record
+from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.record import BLOCK, EVALUATION, UPDATE, Record, Table, read
+
+CLIENTS = np.zeros(1, CLIENT)
 
 
 def update(number):
@@ -18,7 +21,7 @@ def update(number):
 
 @pytest.fixture
 def book(tmp_path):
-    book = Record(tmp_path / "record.h5", "seed = 7\n", ["one", "two"])
+    book = Record(tmp_path / "record.h5", "seed = 7\n", ["one", "two"], CLIENTS, 1)
     yield book
     if book._file:
         book.close()
@@ -67,7 +70,7 @@ def test_a_record_that_exists_is_never_written_over(tmp_path, book):
     book.updates.append(update(1))
     book.close()
     with pytest.raises(FileExistsError):
-        Record(tmp_path / "record.h5", "", ["one"])
+        Record(tmp_path / "record.h5", "", ["one"], CLIENTS, 1)
     assert len(read(tmp_path).updates) == 1
 
 
@@ -82,18 +85,18 @@ def test_a_record_says_where_the_run_came_from(tmp_path, book):
 
 def test_a_record_holds_the_hosts_of_a_large_job(tmp_path):
     hosts = [f"node{i:05d}.cluster" for i in range(10_000)]
-    Record(tmp_path / "record.h5", "", hosts).close()
+    Record(tmp_path / "record.h5", "", hosts, CLIENTS, 1).close()
     assert list(read(tmp_path).attributes["hosts"]) == hosts
 
 
 def test_a_record_holds_a_long_config(tmp_path):
-    Record(tmp_path / "record.h5", "x" * 200_000, ["one"]).close()
+    Record(tmp_path / "record.h5", "x" * 200_000, ["one"], CLIENTS, 1).close()
     assert read(tmp_path).attributes["config"] == "x" * 200_000
 
 
 def test_a_record_holds_nothing_of_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "hunter2-hunter2")
-    Record(tmp_path / "record.h5", "", ["one"]).close()
+    Record(tmp_path / "record.h5", "", ["one"], CLIENTS, 1).close()
     assert b"hunter2" not in (tmp_path / "record.h5").read_bytes()
 
 
@@ -101,7 +104,8 @@ def test_the_fields_of_an_update_are_frozen():
     """Files of finished runs have them: a change needs a new SCHEMA."""
     assert record.SCHEMA == 1
     assert UPDATE.names == (
-        "time_s", "client", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",
+        "time_s", "client",
+        "round", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",
         "change_norm", "train_loss", "samples", "steps", "compute_s", "wait_s", "service_s", "bytes", "accepted",
     )  # fmt: skip
     assert EVALUATION.names == ("time_s", "version", "accuracy", "loss")

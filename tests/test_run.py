@@ -229,8 +229,33 @@ def test_ranks_1_is_refused(own_mpi, folder):
     refused(own_mpi.train(1, "run.toml", cwd=folder), "--ranks 1: at least 2 are needed, 1 server and 1 client")
 
 
-def test_ranks_inside_mpiexec_is_refused(mpi, folder):
-    command = mpi.command((2, [*PYTHON_M, "train", "run.toml", "--ranks", "2"]))
+LATE = """
+import atexit, os, sys, time
+from pathlib import Path
+late, others = sys.argv.pop(1) == "True", int(sys.argv.pop(1))
+rank = os.environ.get("PMI_RANK") or os.environ["OMPI_COMM_WORLD_RANK"]
+if rank != "0":
+    atexit.register(Path("ended-" + rank).touch)
+from asyncfeded.cli import main
+if rank == "0" and late:
+    deadline = time.monotonic() + 20
+    while len(list(Path().glob("ended-*"))) < others and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(1)
+main()
+"""
+
+
+@pytest.fixture
+def late(folder):
+    """`asyncfeded` whose rank 0, which tells what is wrong, starts only when the other ranks have ended."""
+    (folder / "late.py").write_text(LATE)
+    return lambda is_late, ranks, *arguments: [sys.executable, "late.py", str(is_late), str(ranks - 1), *arguments]
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_ranks_inside_mpiexec_is_refused(mpi, folder, late, is_late):
+    command = mpi.command((2, late(is_late, 2, "train", "run.toml", "--ranks", "2")))
     refused(run(command, folder, mpi.env), "has started this already; leave out --ranks, or mpiexec\n")
 
 
@@ -247,7 +272,7 @@ def test_other_clients_than_ranks_are_refused(own_mpi, folder, clients, ranks):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("rule.name=fedsgd", "rule.name = 'fedsgd': unknown rule, expected one of: asyncfeded"),
+        ("rule.name=fedsgd", "rule.name = 'fedsgd': unknown rule, expected one of: fedavg, "),
         ("task.name=cats", "task.name = 'cats': unknown task, expected one of: digits, federated_h5"),
     ],
 )
@@ -265,7 +290,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(own_mpi, folder)
 
 def test_a_folder_that_cannot_be_made_is_refused(own_mpi, folder):
     done = own_mpi.train(2, "run.toml", "run_dir=run.toml/run", cwd=folder)
-    refused(done, "run_dir = 'run.toml/run' cannot be made: Not a directory; choose another folder\n")
+    refused(done, "run_dir = 'run.toml/run' cannot be written: File exists; choose another folder\n")
 
 
 BY_WRITER = ("task.name=federated_h5", "task.train=train.h5", "task.test=test.h5", "task.classes=3")
@@ -286,9 +311,8 @@ def written(folder):
 
 
 def test_broken_data_of_one_client_is_refused_before_training(own_mpi, written):
-    """Client 1 has writers b and d; server and client 0 see nothing wrong."""
     done = own_mpi.train(3, "run.toml", *BY_WRITER, "run_dir=run", cwd=written)
-    refused(done, f"rank 2 on {HOST}: train.h5: writer d: no field 'label', expected pixels and label\n")
+    refused(done, "train.h5: writer d: no field 'label', expected pixels and label\n")
     assert not (written / "run").exists()
 
 
@@ -305,31 +329,139 @@ def test_ranks_with_different_configs_refuse_and_name_both_sides(mpi, folder):
     assert [path.name for path in folder.iterdir()] == ["run.toml"]
 
 
-LATE = """
-import os, time
-if "0" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
-    time.sleep(LATE_S)
-from asyncfeded.cli import main
-main()
-"""
-
-
-@pytest.mark.parametrize("late_s", [0, 2])
+@pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize(("starter", "user"), [("own_mpi", "other_mpi"), ("other_mpi", "own_mpi")])
-def test_the_mpiexec_of_another_mpi_is_recognised(request, folder, starter, user, late_s):
-    """Also where rank 0, which tells it, comes after the others."""
+def test_the_mpiexec_of_another_mpi_is_recognised(request, folder, late, starter, user, is_late):
     starter, user = request.getfixturevalue(starter), request.getfixturevalue(user)
     if starter.vendor.startswith("Open MPI") == user.vendor.startswith("Open MPI"):
         pytest.skip("both MPIs are of one family: they can start each other")
-    (folder / "late.py").write_text(LATE.replace("LATE_S", str(late_s)))
     env = starter.env | {"MPI4PY_LIBMPI": user.library}
-    done = run(starter.command((3, [sys.executable, "late.py", "train", "run.toml"])), folder, env, timeout=60)
+    done = run(starter.command((3, late(is_late, 3, "train", "run.toml"))), folder, env, timeout=60)
     name = "Open MPI's mpiexec" if starter.vendor.startswith("Open MPI") else "the mpiexec of MPICH or Intel MPI"
     refused(done, f"asyncfeded: {name} started 3 ranks, but mpi4py uses {user.vendor} ({user.library})")
     assert f"Start with the mpiexec of that library: {user.mpiexec[0]};" in done.stderr
 
 
+# Runs whose order is given
+
+
+VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=25", "heterogeneity.error_probability=0.2")
+
+
+@pytest.fixture(scope="module")
+def virtual(own_mpi, runs):
+    """A run on the virtual clock, on one worker."""
+    return own_mpi.train(2, "run.toml", *VIRTUAL, f"run_dir={runs / 'virtual'}", cwd=runs).result
+
+
+def same_rows(one, other):
+    """Two records, but for what the wall clock measured."""
+    told = [name for name in one.updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+    return np.array_equal(one.updates[told], other.updates[told]) and np.array_equal(one.evaluations, other.evaluations)
+
+
+@pytest.mark.parametrize("ranks", [3, 4, 5])
+def test_a_virtual_run_is_the_same_to_the_bit_on_any_number_of_ranks(own_mpi, virtual, runs, ranks):
+    run_dir = runs / f"virtual-{ranks}"
+    done = own_mpi.train(ranks, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=runs).result
+    assert done["model_sha256"] == virtual["model_sha256"]
+    assert same_rows(record.read(run_dir), record.read(runs / "virtual"))
+
+
+def test_a_virtual_run_is_the_same_to_the_bit_under_another_mpi(other_mpi, virtual, runs):
+    run_dir = runs / "virtual-mpi"
+    done = other_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=runs).result
+    assert done["model_sha256"] == virtual["model_sha256"]
+    assert same_rows(record.read(run_dir), record.read(runs / "virtual"))
+
+
+def test_another_seed_is_another_virtual_run(own_mpi, virtual, runs):
+    done = own_mpi.train(2, "run.toml", *VIRTUAL, "seed=9", f"run_dir={runs / 'virtual-9'}", cwd=runs).result
+    assert done["model_sha256"] != virtual["model_sha256"]
+
+
+def test_a_virtual_run_stops_at_its_virtual_time(own_mpi, runs):
+    """The clients' rounds take 3 s: three of each fit in 10 s, and none counts that comes later."""
+    limits = ("limits.updates=0", "limits.seconds=10", "heterogeneity.round_s=[3]", "evaluation.every_s=4", "rule.kappa=0")
+    run_dir = runs / "virtual-limit"
+    command = ("clock=virtual", "clients=3", *limits, f"run_dir={run_dir}")
+    done = own_mpi.train(3, "run.toml", *command, cwd=runs).result
+    assert (done["updates"], done["seconds"]) == (9, 10.0)
+    assert record.read(run_dir).updates["time_s"].tolist() == [3.0] * 3 + [6.0] * 3 + [9.0] * 3
+    assert record.read(run_dir).updates["client"].tolist() == [0, 1, 2] * 3
+    assert record.read(run_dir).evaluations["time_s"].tolist() == [0.0, 4.0, 8.0, 10.0]
+
+
+def test_many_clients_train_on_two_workers(own_mpi, runs):
+    crowd = ("clock=virtual", "clients=100", "limits.updates=110", "task.samples_min=1", "evaluation.every_s=1e3")
+    run_dir = runs / "crowd"
+    own_mpi.train(3, "run.toml", *crowd, f"run_dir={run_dir}", cwd=runs)
+    assert set(record.read(run_dir).updates["client"].tolist()) == set(range(100))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedbuff", "fadas", "ca2fl"])
+def test_every_kind_of_rule_runs_on_the_same_loop(own_mpi, folder, name):
+    """A barrier, a buffer, moments and a vector per client."""
+    rule = (f"rule.name={name}", "limits.updates=12", "clients=3", "clock=virtual")
+    done = own_mpi.train(3, "run.toml", *rule, "run_dir=run", cwd=folder)
+    assert done.status == 0, str(done)
+    assert done.result["updates"] == 12
+
+
+@pytest.mark.parametrize("replay_ranks", [2, 3])
+def test_a_replay_ends_in_the_same_model_bit_for_bit(finished, ranks, mpi, replay_ranks, tmp_path):
+    if ranks != 5:
+        pytest.skip("one run of 4 clients is enough")
+    original, run_dir = finished
+    output = tmp_path / "again"
+    command = ("replay", run_dir, "--ranks", replay_ranks, "--output", output)
+    done = run_asyncfeded(*command, cwd=tmp_path, env=mpi.env)
+    assert done.status == 0, str(done)
+    assert done.result["model_sha256"] == original.result["model_sha256"]
+    old, new = record.read(run_dir).updates, record.read(output).updates
+    assert old["client"].tolist() == new["client"].tolist()
+    assert old["gamma"].tolist() == new["gamma"].tolist()
+
+
+def test_a_replay_of_nothing_is_refused(tmp_path):
+    done = run_asyncfeded("replay", tmp_path / "nowhere", cwd=tmp_path)
+    refused(done, "record.h5: no such file; give the folder of a run (run_dir)\n")
+
+
 # What breaks
+
+
+def test_an_interrupt_stops_a_run_as_a_limit_does(own_mpi, folder):
+    """A launcher passes the signal on to all ranks; here, to the server alone, which stops the others."""
+    script = "import os, signal, threading; threading.Timer(12, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+    (folder / "late.py").write_text(
+        "import os\nif os.environ['PMI_RANK'] == '0':\n    " + script + "from asyncfeded.cli import main\nmain()\n"
+    )
+    if own_mpi.vendor.startswith("Open MPI"):
+        pytest.skip("looks for the rank in the environment that MPICH's mpiexec makes")
+    python = [sys.executable, "late.py", "train", "run.toml", "run_dir=run", "limits.updates=1000000"]
+    done = run(own_mpi.command((3, python)), folder, own_mpi.env)
+    assert done.status == 0, str(done)
+    assert done.result["stopped"] == "interrupted by a signal"
+    assert len(record.read(folder / "run").updates) == done.result["updates"] > 0
+    assert (folder / "run" / "model.h5").exists()
+
+
+def test_a_rank_whose_environment_is_broken_ends_the_job(mpi, folder):
+    """It never comes to MPI_Init, where the others would wait for it for ever."""
+    (folder / "bad").mkdir()
+    (folder / "bad" / "torch.py").write_text("raise ImportError('no torch on this host')")
+    bad = ["env", f"PYTHONPATH={folder / 'bad'}", *PYTHON_M, "train", "run.toml"]
+    done = run(mpi.command((1, [*PYTHON_M, "train", "run.toml"]), (1, bad)), folder, mpi.env, timeout=60)
+    assert done.status != 0, str(done)
+    assert f"asyncfeded: rank 1 (worker) on {HOST}: uncaught error, ending the job\nTraceback" in done.stderr, str(done)
+    assert "no torch on this host" in done.stderr
+
+
+def test_a_machine_without_mpi_is_told_what_to_install(own_mpi, folder):
+    done = run_asyncfeded("train", "run.toml", cwd=folder, env=own_mpi.env | {"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"})
+    refused(done, "no MPI library can be loaded")
+    assert "pip install 'asyncfeded[mpich]'" in done.stderr
 
 
 BROKEN = """
@@ -348,7 +480,7 @@ def broken(function, when):
 
 if WHO == "client":  # client 1, in its second round
     kind = asyncfeded.client.Trainer
-    kind.round = broken(kind.round, lambda self, number, *args: self._client == 1 and number == 1)
+    kind.round = broken(kind.round, lambda self, order, *args: (order.client, order.round) == (1, 1))
 else:  # the server, when it measures its third update
     kind = asyncfeded.staleness.GlobalModel
     kind.distances = broken(kind.distances, lambda self, *args: self.version == 2)
@@ -363,7 +495,7 @@ def broken(request, mpi, tmp_path_factory):
     (folder / "broken.py").write_text(BROKEN.replace("WHO", repr(request.param)))
     python = [sys.executable, "broken.py", "train", "run.toml", "run_dir=run", "limits.updates=1000000"]
     done = run(mpi.command((3, python)), folder, mpi.env)
-    place = {"client": "rank 2 (client 1)", "server": "rank 0 (server)"}[request.param]
+    place = {"client": "rank 2 (worker)", "server": "rank 0 (server)"}[request.param]
     return place, done, done.ended - float((folder / "raised").read_text())
 
 

@@ -61,6 +61,12 @@ def test_nine_hundred_rounds_have_as_many_seeds():
 
 def test_the_values_of_the_streams_are_never_renumbered():
     """A change of these, or of how they enter, would give every seed another meaning."""
-    assert {stream.name: stream.value for stream in Stream} == {"MODEL": 0, "SPLIT": 1, "TRAINING": 2}
+    assert {stream.name: stream.value for stream in Stream} == {
+        "MODEL": 0,
+        "SPLIT": 1,
+        "TRAINING": 2,
+        "SPEED": 3,
+        "ERRORS": 4,
+    }
     expected = np.random.default_rng(np.random.SeedSequence(7, spawn_key=(2, 3, 5))).integers(1 << 62)
     assert draw_numpy(7, Stream.TRAINING, 3, 5) == expected

@@ -17,6 +17,7 @@ from asyncfeded import record, server
 from asyncfeded.config import Evaluation, Limits
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
+from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.rules.asyncfeded import AsyncFedED
 from asyncfeded.rules.decision import Decision, Reply
 from asyncfeded.staleness import GlobalModel
@@ -37,8 +38,8 @@ class Toy:
 class Barrier:
     """A rule that answers nobody until all clients have arrived: their mean is the next model."""
 
-    def init(self, num_clients, epochs):
-        return {"sum": np.zeros(2, np.float32), "arrived": np.zeros(num_clients, bool)}
+    def init(self, model, epochs):
+        return {"sum": np.zeros(2, np.float32), "arrived": np.zeros(len(epochs), bool)}
 
     def on_arrival(self, update, model, state):
         state["sum"] += update.weights.numpy()
@@ -64,20 +65,22 @@ class Bench:
         flat = FlatModel(module)
         flat.buffer.zero_()
         rule = rule or AsyncFedED(**{"lambda": 1.0}, epsilon=0.5, gamma_bar=3.0, kappa=1.0)
+        model = GlobalModel(flat.buffer, flat.layout, 2)
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1)
-        self.record = record.Record(folder / "record.h5", "", ["here"])
+        self.record = record.Record(folder / "record.h5", "", ["here"], np.zeros(2, CLIENT), 1)
         self.ticks = 0
         self.server = server.Server(
             wire=self.wire,
             rule=rule,
-            state=rule.init(2, 2),
-            model=GlobalModel(flat.buffer, flat.layout, 2),
+            state=rule.init(model, np.array([2, 2])),
+            model=model,
             evaluator=self.evaluator,
             record=self.record,
             limits=Limits(updates=updates, seconds=seconds, accuracy=accuracy),
-            epochs=2,
+            epochs=np.array([2, 2]),
             evaluation=Evaluation(every_s=every_s, share=share),
+            in_idle_moments=True,
             tick=self._tick,
         )
         self._folder = folder
@@ -100,6 +103,10 @@ class Bench:
 def bench(tmp_path):
     """`bench(script, ...)`: a Bench that has not run."""
     return lambda *args, **kwargs: Bench(tmp_path, *args, **kwargs)
+
+
+FIRST = (1, [1.0, 1.0])
+"""An update before an evaluation: an untrained model is not evaluated."""
 
 
 def flood():
@@ -137,7 +144,7 @@ def test_gamma_eta_tau_and_k_are_the_papers(hand_worked):
     assert rows["eta"].tolist() == [2.0, 1.0, 1 / 10.5]
     assert rows["tau"].tolist() == [0, 1, 1]
     assert rows["epochs"].tolist() == [2, 2, 5]
-    assert rows["next_epochs"].tolist() == [5, 5, 1]
+    assert rows["next_epochs"].tolist() == [5, 5, 0]  # the last is told to stop
 
 
 def test_distances_count_from_the_model_that_the_client_was_sent(hand_worked):
@@ -199,7 +206,7 @@ def test_busy_time_is_that_of_the_updates(bench):
 
 
 def test_evaluating_time_is_that_of_the_evaluation(bench):
-    b = bench([*repeat(None, 4), (0, [1.0, 1.0])], updates=1)
+    b = bench([FIRST, *repeat(None, 4), (0, [1.0, 1.0])], updates=2)
     evaluate = b.evaluator._task.evaluate
     b.evaluator._task.evaluate = lambda *args: time.sleep(0.02) or evaluate(*args)
     b.run()
@@ -286,8 +293,10 @@ def test_a_limit_of_seconds_stops(bench):
 
 
 def test_a_limit_of_accuracy_stops_when_an_evaluation_reaches_it(bench):
-    """At (0, 0) no output is above 0; at (2, 2) all are."""
-    done = bench([*repeat(None, 5), (0, [1.0, 1.0]), *repeat(None, 4)], accuracy=0.9, every_s=1e-9).run()
+    """At (-2, -2) no output is above 0; gamma 0.2, eta 1 / 0.7 and Delta (10, 10) make all so."""
+    done = bench(
+        [(1, [-1.0, -1.0]), *repeat(None, 5), (0, [10.0, 10.0]), *repeat(None, 4)], accuracy=0.9, every_s=1e-9
+    ).run()
     assert done.evaluations["accuracy"].tolist() == [0.0, 1.0]
     assert done.outcome.reason == "an accuracy of 1.0000 was reached (limits.accuracy = 0.9)"
 
@@ -315,8 +324,10 @@ def test_clients_are_stopped_before_the_final_evaluation(bench):
 
 
 def test_a_final_model_that_has_its_score_is_not_evaluated_again(bench):
-    done = bench([*repeat(None, 5), (0, [1.0, 1.0]), *repeat(None, 4)], accuracy=0.9, every_s=1e-9).run()
-    assert done.evaluations["version"].tolist() == [0, 1]
+    done = bench(
+        [(1, [-1.0, -1.0]), *repeat(None, 5), (0, [10.0, 10.0]), *repeat(None, 4)], accuracy=0.9, every_s=1e-9
+    ).run()
+    assert done.evaluations["version"].tolist() == [1, 2]
     assert done.wire.events[-1] == "stop"
 
 
@@ -331,20 +342,26 @@ def test_evaluation_waits_for_an_idle_moment(bench):
 
 
 def test_the_wire_is_asked_between_two_batches(bench):
-    events = bench([*repeat(None, 4), (0, [1.0, 1.0])], updates=1).run().wire.events
-    assert events[2:9] == ["next", "next", "batch", "next", "batch", "next", "batch"]  # the first takes the snapshot
+    events = bench([FIRST, *repeat(None, 4), (0, [1.0, 1.0])], updates=2).run().wire.events
+    assert events[5:12] == ["next", "next", "batch", "next", "batch", "next", "batch"]  # the first takes the snapshot
 
 
 def test_an_update_that_waits_is_taken_between_two_batches(bench):
-    script = [None, None, (0, [1.0, 1.0]), None, None, (1, [1.0, 1.0])]
-    events = bench(script, updates=2).run().wire.events
-    assert [e for e in events if e == "batch" or e.startswith("take")][:5] == ["batch", "take 0", "batch", "batch", "take 1"]
+    script = [FIRST, None, None, (0, [1.0, 1.0]), None, None, (1, [1.0, 1.0])]
+    events = bench(script, updates=3).run().wire.events
+    assert [e for e in events if e == "batch" or e.startswith("take")][1:6] == [
+        "batch",
+        "take 0",
+        "batch",
+        "batch",
+        "take 1",
+    ]
 
 
 def test_an_evaluation_is_of_the_model_at_its_start(bench):
-    """The update between its first and second batch makes (2, 2) of the (0, 0) that is evaluated."""
-    done = bench([None, None, (0, [1.0, 1.0]), None, None, (1, [1.0, 1.0])], updates=2).run()
-    assert done.evaluations[0].item()[1:] == (0, 0.0, 0.0)
+    """An update comes between its first and second batch; the model evaluated is (-2, -2)."""
+    done = bench([(1, [-1.0, -1.0]), None, None, (0, [1.0, 1.0]), None, None, (1, [1.0, 1.0])], updates=3).run()
+    assert done.evaluations[0].item()[1:] == (1, 0.0, pytest.approx(-8 / 3))
 
 
 def test_a_server_that_is_never_idle_evaluates_all_the_same(bench):
@@ -360,13 +377,20 @@ def test_a_server_that_is_never_idle_is_left_alone_until_an_evaluation_is_overdu
 
 
 def test_a_model_that_has_not_changed_is_not_evaluated_again(bench):
-    done = bench([*repeat(None, 50), (0, [1.0, 1.0])], updates=1, every_s=1e-9).run()
-    assert done.evaluations["version"].tolist() == [0, 1]
+    done = bench([FIRST, *repeat(None, 50), (0, [1.0, 1.0])], updates=2, every_s=1e-9).run()
+    assert done.evaluations["version"].tolist() == [1, 2]
+
+
+def test_the_untrained_model_is_not_evaluated(bench):
+    events = bench([*repeat(None, 5), FIRST], updates=1).run().wire.events
+    assert "batch" not in events[: events.index("stop")]
 
 
 def test_a_model_that_has_changed_waits_until_its_evaluation_is_due(bench):
-    done = bench([*repeat(None, 4), (0, [1.0, 1.0]), *repeat(None, 50), (0, [1.0, 1.0])], updates=2, every_s=1e3).run()
-    assert done.evaluations["version"].tolist() == [0, 2]
+    done = bench(
+        [FIRST, *repeat(None, 4), (0, [1.0, 1.0]), *repeat(None, 50), (0, [1.0, 1.0])], updates=3, every_s=1e3
+    ).run()
+    assert done.evaluations["version"].tolist() == [1, 3]
 
 
 def test_an_evaluation_starts_only_where_all_before_it_took_their_share_or_less(bench):
@@ -381,7 +405,7 @@ def test_an_evaluation_starts_only_where_all_before_it_took_their_share_or_less(
 
 
 def test_a_server_with_nothing_to_do_pauses(bench):
-    events = bench([*repeat(None, 6), (0, [1.0, 1.0])], updates=1).run().wire.events
+    events = bench([FIRST, *repeat(None, 6), (0, [1.0, 1.0])], updates=2).run().wire.events
     assert events.count("pause") == 2  # of 6 idle turns one takes the snapshot and three test a batch
 
 

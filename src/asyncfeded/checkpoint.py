@@ -17,12 +17,18 @@ def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None
         buffer: float32 (layout.size,) in host memory.
         layout: names and shapes.
         version: of the global model, stored as the attribute `version`.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
     """
     unfinished = path.with_name(path.name + ".part")
-    with h5py.File(unfinished, "w") as file:
-        for name, view in named_views(buffer, layout).items():
-            file[name] = view.numpy()
-        file.attrs["version"] = version
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(path)
+    try:
+        with h5py.File(unfinished, "w") as file:
+            for name, view in named_views(buffer, layout).items():
+                file[name] = view.numpy()
+            file.attrs["version"] = version
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,9 +29,75 @@ def train(
     """Train. Under mpiexec or srun, rank 0 is the server and every other rank a client; --ranks starts mpiexec itself."""
     if ranks:
         _start(ranks, ["train", str(file), *(overrides or [])])
-    from asyncfeded import run
+    with _launcher().guard():
+        from asyncfeded import run
 
-    raise typer.Exit(run.train(file, overrides or []))
+        status = run.train(file, overrides or [])
+    raise typer.Exit(status)
+
+
+@app.command()
+def replay(
+    run_dir: RunDir,
+    ranks: Annotated[int, typer.Option(help="MPI ranks, 1 server and the rest workers; default: as in the run.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder for the replay; default: replay in the run's folder.")] = None,
+) -> None:
+    """Repeat a run with its updates in the order in which they arrived: it ends in the same model, bit for bit."""
+    from asyncfeded import record
+
+    try:
+        updates, _, about = record.read(run_dir)
+    except ValueError as error:
+        _fail(str(error))
+    accepted = int(updates["accepted"].sum())
+    if not accepted:
+        _fail(f"{run_dir}: no update was merged, there is nothing to replay")
+    overrides = [
+        "clock=replay",
+        f"replay={run_dir}",
+        f"threads={about['threads']}",
+        f"run_dir={output or run_dir / 'replay'}",
+    ]
+    overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
+    arguments = ["train", str(run_dir / "config.toml"), *overrides]
+    _start(ranks or len(about["hosts"]), arguments)  # type: ignore[arg-type]
+
+
+@app.command()
+def study(
+    grid: Annotated[Path, typer.Argument(help="TOML file of the grid (study.Grid).")],
+    output: Annotated[Path, typer.Option(help="Folder of the study: runs, table.csv, table.md and figures.")],
+    ranks: Annotated[int, typer.Option(help="MPI ranks of each run.")] = 2,
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    tune: Annotated[bool, typer.Option(help="Try the values that the rules' `tune` lists, and print the best.")] = False,
+    authors: Annotated[Path | None, typer.Option(help="CSV of published figures, drawn beside ours.")] = None,
+) -> None:
+    """Compare rules: run a grid of tasks x rules x error probabilities x seeds, skipping what is done, into one table."""
+    _launcher()
+    from asyncfeded import plots
+    from asyncfeded import study as room
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        plan = room.load(grid)
+        runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
+        failed = room.execute(runs, output, ranks, jobs, console.print)
+        rows = room.collect(plan, runs, output)
+        output.mkdir(parents=True, exist_ok=True)
+        room.write_csv(plan, rows, output / ("tuning.csv" if tune else "table.csv"))
+        if tune:
+            print(room.chosen(plan, rows))  # noqa: T201
+        else:
+            table = room.to_markdown(plan, rows)
+            (output / "table.md").write_text(table, encoding="utf-8")
+            print(table)  # noqa: T201
+            for picture in plots.plot_study(plan, rows, output, authors):
+                print(picture)  # noqa: T201
+    except ValueError as error:
+        _fail(str(error))
+    if failed:
+        names = ", ".join(run.name for run in failed)
+        _fail(f"{len(failed)} of {len(runs)} runs failed: {names}; see their logs in {output}/runs")
 
 
 @app.command()
@@ -52,14 +119,18 @@ def info() -> None:
     """Print versions, the MPI library and its mpiexec, kernel or twin, and devices."""
     import torch
 
-    from asyncfeded import kernel, launcher, record
+    from asyncfeded import kernel, record
 
     try:
+        launcher = _launcher()
+        mpi = f"{launcher.vendor()} ({launcher.library() or 'path unknown'})"
         mpiexec = launcher.find_mpiexec()
+    except typer.Exit:
+        mpi, mpiexec = "none", "none"
     except ValueError as error:
         mpiexec = str(error)
     rows = record.provenance() | {
-        "MPI": f"{launcher.vendor()} ({launcher.library() or 'path unknown'})",
+        "MPI": mpi,
         "mpiexec": mpiexec,
         "kernel": kernel.describe(),
         "cores": str(len(os.sched_getaffinity(0))),
@@ -77,7 +148,10 @@ def keys() -> None:
     """Print every key of a run's TOML file with its default and its meaning."""
     from asyncfeded import config, rules, tasks
 
-    table = Table("key", "default", "meaning", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("key", no_wrap=True)
+    table.add_column("default")
+    table.add_column("meaning")
     for row in config.describe(config.Config):
         table.add_row(*row)
     for section, kinds in (("rule", rules.RULES), ("task", tasks.TASKS)):
@@ -95,12 +169,11 @@ def main() -> None:
 
 def _start(ranks: int, arguments: list[str]) -> None:
     """Become mpiexec; returns only if that is refused."""
-    from asyncfeded import launcher
-
+    launcher = _launcher()
     launched = launcher.launched_by()
     if launched and launched[1] > 1:
-        if launched[2]:  # one of its ranks tells
-            raise typer.Exit(2)
+        if launched[2]:  # rank 0 tells; a status of our own could end it before it has
+            raise typer.Exit(0)
         _fail(f"{launched[0]} has started this already; leave out --ranks, or mpiexec")
     if ranks < 2:
         _fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")
@@ -112,6 +185,18 @@ def _start(ranks: int, arguments: list[str]) -> None:
     os.execvpe(command[0], command, env)
 
 
-def _fail(text: str) -> None:
+def _launcher() -> ModuleType:
+    """The room that loads MPI, where there is one to load."""
+    try:
+        from asyncfeded import launcher
+    except (ImportError, RuntimeError) as error:
+        _fail(
+            f"no MPI library can be loaded ({str(error).splitlines()[0]}); install one (pip install 'asyncfeded[mpich]'), "
+            f"load your site's module, or name its library in MPI4PY_LIBMPI"
+        )
+    return launcher
+
+
+def _fail(text: str) -> NoReturn:
     print(f"asyncfeded: {text}", file=sys.stderr)  # noqa: T201
     raise typer.Exit(2)

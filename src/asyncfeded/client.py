@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,69 +12,74 @@ from asyncfeded.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_torch
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.classification import Data
-from asyncfeded.wire import ClientWire
+from asyncfeded.wire import ClientWire, Order
+
+
+class Lot(NamedTuple):
+    """What is a client's own."""
+
+    data: Data
+    """On the model's device."""
+    batch_size: int
+    slowdown: float = 1.0
+    """How many times its own time a round takes."""
 
 
 class Trainer:
-    """Trains one client's model in place.
+    """Trains clients' models in place, one at a time.
 
     Args:
         task: loss of the task.
-        flat: the client's model; its parameters are trained in their buffer.
-        data: the client's data, on the model's device.
+        flat: the model; its parameters are trained in their buffer.
         training: how to train.
+        proximal: mu of the proximal term.
         seed: of the run.
-        client: this client's id.
-        slowdown: how many times its own compute time a round takes.
     """
 
-    def __init__(
-        self, task: Task, flat: FlatModel, data: Data, training: Training, seed: int, client: int, slowdown: float = 1.0
-    ) -> None:
-        self._task, self._flat, self._data, self._training = task, flat, data, training
-        self._seed, self._client, self._slowdown = seed, client, slowdown
+    def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
+        self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
         self._params = [p for p in flat.module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.SGD(
             self._params, lr=training.learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
         )
         # The proximal term's anchor x_s: a copy of the parameters at the start of a round, only where there is such a term.
-        self._anchor = [torch.empty_like(p) for p in self._params] if training.proximal else []
+        self._anchor = [torch.empty_like(p) for p in self._params] if proximal else []
         self.samples, self.steps, self.loss = 0, 0, 0.0
 
-    def round(self, number: int, epochs: int, stopped: Callable[[], bool]) -> bool:
-        """Train `epochs` epochs from the model as it stands.
+    def round(self, order: Order, lot: Lot, stopped: Callable[[], bool]) -> bool:
+        """Train K epochs from the model as it stands.
 
-        Everything random follows from seed, client and the number of the round. Afterwards `samples`, `steps` and `loss`
-        (mean over the samples seen) tell what was done.
+        Everything random follows from the seed, the client and the number of its round. Afterwards `samples`, `steps` and
+        `loss` (mean over the samples seen) tell what was done.
 
         Args:
-            number: how many rounds this client has trained before.
-            epochs: K.
+            order: client, round and K.
+            lot: of this client.
             stopped: asked after every step whether to give up.
 
         Returns:
             Whether the round was finished.
         """
-        seed_torch(self._seed, Stream.TRAINING, self._client, number)
+        seed_torch(self._seed, Stream.TRAINING, order.client, order.round)
         self._optimizer.state.clear()  # momentum starts at zero
         with torch.no_grad():
             for anchor, p in zip(self._anchor, self._params, strict=False):
                 anchor.copy_(p)
         self._flat.module.train()
-        inputs, targets = self._data
+        inputs, targets = lot.data
         loss_sum = torch.zeros((), dtype=torch.float64, device=inputs.device)
         self.samples = self.steps = 0
-        for _ in range(epochs):
-            order = torch.randperm(len(targets)).to(inputs.device)
-            for batch in torch.split(order, self._training.batch_size):
+        for _ in range(order.epochs):
+            shuffled = torch.randperm(len(targets)).to(inputs.device)
+            for batch in torch.split(shuffled, lot.batch_size):
                 began = time.perf_counter()
                 loss_sum += self._step(inputs[batch], targets[batch]).double() * len(batch)
                 self.samples += len(batch)
                 self.steps += 1
-                if self._slowdown > 1:
+                if lot.slowdown > 1:
                     if inputs.is_cuda:
                         torch.cuda.synchronize(inputs.device)
-                    time.sleep((self._slowdown - 1) * (time.perf_counter() - began))
+                    time.sleep((lot.slowdown - 1) * (time.perf_counter() - began))
                 if stopped():
                     return False
         self.loss = float(loss_sum) / self.samples
@@ -84,43 +90,54 @@ class Trainer:
         self._optimizer.zero_grad()
         loss = self._task.loss(self._flat.module(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        mu = self._training.proximal
         for anchor, p in zip(self._anchor, self._params, strict=False):
             if p.grad is not None:
-                p.grad.add_(p.detach(), alpha=mu).add_(anchor, alpha=-mu)
+                p.grad.add_(p.detach(), alpha=self._mu).add_(anchor, alpha=-self._mu)
         self._optimizer.step()
         return loss.detach()
 
 
-def work(wire: ClientWire, trainer: Trainer, flat: FlatModel, host: Tensor) -> None:
-    """The client's loop, until the server says stop. Client ranks.
+def work(
+    wire: ClientWire,
+    trainer: Trainer,
+    lot: Callable[[int], Lot],
+    lost_s: Callable[[Order, float], float],
+    flat: FlatModel,
+    host: Tensor,
+) -> None:
+    """The loop of a worker, until the server says stop. Client ranks.
 
     Args:
         wire: to the server.
-        trainer: of this client.
+        trainer: trains in `flat`.
+        lot: of a client.
+        lost_s: seconds to let pass after a round that took so long, for failures and network; wall clock.
         flat: the model that the trainer trains.
         host: float32 (size,), the wire's buffer: the model's own where that lies in host memory, else a pinned copy.
     """
     staged = host.data_ptr() != flat.buffer.data_ptr()
-    number = 0
     waiting_since = time.perf_counter()
     while (order := wire.receive()) is not None:
         began = time.perf_counter()
         if staged:
             flat.buffer.copy_(host)
-        if not trainer.round(number, order.epochs, wire.stopped):
+        if not trainer.round(order, lot(order.client), wire.stopped):
             break
         if staged:
             host.copy_(flat.buffer)
         ended = time.perf_counter()
-        wire.send(
-            order.version,
-            epochs=order.epochs,
-            samples=trainer.samples,
-            steps=trainer.steps,
-            train_loss=trainer.loss,
-            compute_s=ended - began,
-            wait_s=began - waiting_since,
-        )
-        number, waiting_since = number + 1, ended
+        if (lost := lost_s(order, ended - began)) and not _pass(lost, wire.stopped):
+            break
+        wait_s, waiting_since = began - waiting_since, time.perf_counter()
+        wire.send(order, trainer.samples, trainer.steps, trainer.loss, compute_s=ended - began, wait_s=wait_s)
     wire.finish()
+
+
+def _pass(seconds: float, stopped: Callable[[], bool]) -> bool:
+    """Let time pass. Returns whether it passed without a stop."""
+    until = time.perf_counter() + seconds
+    while (left := until - time.perf_counter()) > 0:
+        if stopped():
+            return False
+        time.sleep(min(left, 0.05))
+    return True

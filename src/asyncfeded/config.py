@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 if sys.version_info >= (3, 11):
@@ -26,7 +37,9 @@ else:
 class Settings(BaseModel):
     """A section of the config: unknown keys and values out of range are errors; the docstring of a field describes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class Limits(Settings):
@@ -35,9 +48,10 @@ class Limits(Settings):
     updates: int = Field(0, ge=0)
     """Updates merged into the global model. 0: no limit."""
     seconds: float = Field(0.0, ge=0)
-    """Wall time of training in seconds, from the first model sent. 0: no limit."""
+    """Time of training in seconds, on the run's clock, from the first model sent. 0: no limit."""
     accuracy: float = Field(0.0, ge=0, le=1)
-    """Test accuracy that an evaluation must reach, as a fraction. 0: no limit."""
+    """Test accuracy that an evaluation must reach, as a fraction. 0: no limit. The final model may be some updates ahead of
+    the one that was evaluated."""
 
 
 class Training(Settings):
@@ -58,16 +72,38 @@ class Training(Settings):
 
 
 class Heterogeneity(Settings):
-    """Who is slow, and by how much."""
+    """Who is slow, by how much, and whose round fails. Lists are by client, and repeated or cut to the number of clients."""
 
     slowdown: tuple[float, ...] = (1.0,)
-    """How many times its own compute time a client's round takes, by client, repeated when shorter than the clients."""
+    """How many times its own time a client's round takes, at least 1."""
+    slowdown_sigma: float = Field(0.0, ge=0)
+    """Spread of further slowdowns drawn from exp(sigma N(0, 1)), the fastest client set to 1. 0: none."""
+    batch_size: tuple[PositiveInt, ...] = ()
+    """Samples per step. Empty: training.batch_size for all."""
+    epochs: tuple[PositiveInt, ...] = ()
+    """First K. Empty: training.epochs for all."""
+    delay_s: tuple[NonNegativeFloat, ...] = (0.0,)
+    """Seconds that the network adds to each round."""
+    error_probability: float = Field(0.0, ge=0, lt=1)
+    """Probability that a round yields no update and costs uniform(0, 3) of the client's normal rounds, after which it is
+    trained again."""
+    round_s: tuple[PositiveFloat, ...] = ()
+    """Virtual clock: seconds of a round of the first K. Empty: sample_s x samples x first K."""
+    sample_s: float = Field(1e-3, gt=0)
+    """Virtual clock: seconds per sample and epoch, where round_s is empty."""
 
     @field_validator("slowdown")
     @classmethod
     def _at_least_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or min(value) < 1.0 or max(value) == float("inf"):
+        if not value or min(value) < 1.0:
             raise ValueError("expected a list of numbers, each at least 1 (1: as fast as the machine)")
+        return value
+
+    @field_validator("delay_s")
+    @classmethod
+    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("expected a list of seconds, [0] for no delay")
         return value
 
 
@@ -75,12 +111,12 @@ class Evaluation(Settings):
     """How the global model is tested, on rank 0, in its idle moments."""
 
     every_s: float = Field(2.0, gt=0)
-    """Seconds between the starts of two evaluations, if the model has changed."""
+    """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
     batch_size: int = Field(256, ge=1)
     """Samples per batch: a client that arrives waits for one batch at most."""
     share: float = Field(0.2, gt=0, le=1)
     """Largest part of the server's time that evaluations may take; where ranks share cores it is the clients' time too.
-    A test set too large for `every_s` is evaluated less often."""
+    A large test set is then evaluated less often than `every_s`. Wall clock only."""
 
 
 class Config(Settings):
@@ -93,8 +129,16 @@ class Config(Settings):
     device: str = "auto"
     """Where clients train and the model is evaluated: auto (a GPU where there is one), cpu, cuda (GPUs of a host are dealt
     to its ranks in turn) or cuda:N."""
+    clock: Literal["wall", "virtual", "replay"] = "wall"
+    """Order of updates: wall (of arrival), virtual (of arrival at the times that `heterogeneity` declares, on any number of
+    ranks and to the bit the same) or replay (as the run in `replay` recorded it)."""
+    replay: str = ""
+    """Folder of the run that clock = replay repeats; `asyncfeded replay` sets it."""
+    threads: int = Field(0, ge=0)
+    """Threads of each rank. 0: its share of the host's cores, OMP_NUM_THREADS if set; 1 on the virtual clock, since sums of
+    floats depend on the number of threads."""
     clients: int = Field(0, ge=0)
-    """Number of clients. 0: one on every rank but the server's."""
+    """Number of clients. 0: one on every rank but the server's (wall clock)."""
     wait: Literal["auto", "spin", "yield"] = "auto"
     """How a rank waits for a message: spin (polls; a core of its own for every rank), yield (sleeps 10 us to 2 ms between
     polls) or auto (spin where every rank of the host has a core of its own)."""
@@ -119,6 +163,14 @@ class Config(Settings):
             raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
         return value
 
+    @model_validator(mode="after")
+    def _ordered(self) -> "Config":
+        if self.clock != "wall" and not self.clients:
+            raise ValueError(f"clock = {self.clock} needs clients = N: its result must not depend on the number of ranks")
+        if (self.clock == "replay") != bool(self.replay):
+            raise ValueError("clock = replay and replay = RUN_DIR go together; type asyncfeded replay RUN_DIR")
+        return self
+
     @field_validator("limits")
     @classmethod
     def _some_limit(cls, value: Limits) -> Limits:
@@ -141,6 +193,21 @@ class Config(Settings):
 S = TypeVar("S", bound=Settings)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        ValueError: the file cannot be read, or is not TOML.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    return table
+
+
 def load(path: Path, overrides: list[str]) -> Config:
     """Read a run's config.
 
@@ -151,12 +218,7 @@ def load(path: Path, overrides: list[str]) -> Config:
     Raises:
         ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    table = read(path)
     # A name first: it clears the keys of the task or rule that stood there before.
     for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         _override(table, override)
@@ -246,6 +308,11 @@ def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
         return f"{where}: unknown key {key}; {hint}"
     if fault["type"] == "missing":
         return f"{subject}: required, but not given"
+    if fault["type"] in ("dict_type", "model_type"):
+        inner = f"{key}.name" if key in ("task", "rule") else f"{key}.KEY"
+        return f"{subject} = {fault['input']!r}: expected a section, with keys such as {inner}"
+    if fault["type"] == "tuple_type":
+        return f"{subject} = {fault['input']!r}: expected a list, such as [{fault['input']}]"
     if fault["type"] == "value_error":
         return f"{subject}: {fault['ctx']['error']}"
     return f"{subject} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

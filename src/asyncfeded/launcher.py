@@ -1,12 +1,17 @@
 """mpiexec: which one belongs to the MPI library in use, how to start it, and whether the right one started us.
 
-Looks at files and the environment only: MPI is loaded, not initialised.
+Looks at files and the environment: MPI is loaded, and not initialised but to end a job.
 """
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -84,10 +89,11 @@ def command(ranks: int, arguments: list[str]) -> tuple[list[str], dict[str, str]
     Raises:
         ValueError: no mpiexec was found.
     """
-    mpiexec, options, env = find_mpiexec(), [], dict(os.environ)
+    mpiexec, options = find_mpiexec(), []
+    env = os.environ | {"PYTHONSAFEPATH": "1"}  # a file in the working folder must not stand in for a module (Python 3.11+)
     if MPI.get_vendor()[0] == "Open MPI":
         options = ["--bind-to", "none"]  # its default binds to one core each when there are two ranks, to sockets above
-        if ranks > (os.cpu_count() or 1) and "SLURM_JOB_ID" not in env:
+        if "SLURM_JOB_ID" not in env:  # in an allocation it would put all ranks on the first node
             options.append("--oversubscribe")
         if os.geteuid() == 0:
             env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -97,6 +103,39 @@ def command(ranks: int, arguments: list[str]) -> tuple[list[str], dict[str, str]
         env |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}
         env |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
     return [mpiexec, *options, "-n", str(ranks), sys.executable, "-m", "asyncfeded", *arguments], env
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """An error that nobody caught in here ends the whole job, told with rank and host before the traceback.
+
+    Also where MPI is not initialised yet: the other ranks of the job would wait in MPI_Init for ever.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _end_job(error)
+        raise
+
+
+def _end_job(error: BaseException) -> None:
+    launched = launched_by()
+    if MPI.Is_initialized():
+        rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+    else:
+        size, rank = launched[1:] if launched else (1, 0)
+    if not isinstance(error, KeyboardInterrupt):
+        role = "server" if rank == 0 else "worker"
+        text = f"asyncfeded: rank {rank} ({role}) on {socket.gethostname()}: uncaught error, ending the job"
+        print(f"{text}\n{traceback.format_exc()}", file=sys.stderr, flush=True)  # noqa: T201
+    elif rank == 0:
+        print("asyncfeded: interrupted", file=sys.stderr, flush=True)  # noqa: T201
+    if size > 1 and not MPI.Is_finalized():
+        if not MPI.Is_initialized():
+            MPI.Init()
+        time.sleep(0.5)  # hydra ends the job without reading to the end what a rank has said: 1 of 12 tracebacks was lost
+        MPI.COMM_WORLD.Abort(1)
+        os._exit(1)  # Abort may return before the process is ended
 
 
 def _family(mpiexec: str) -> str:

@@ -47,6 +47,8 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._live.stop()
+        if error is not None:
+            self._write(f"ended by {type(error).__name__}: {error}")
         self._log.close()
 
     def say(self, text: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import h5py
@@ -19,8 +20,9 @@ SCHEMA = 1
 
 UPDATE = np.dtype(
     [
-        ("time_s", np.float64),  # since the first model was sent
+        ("time_s", np.float64),  # since the first model was sent, on the run's clock
         ("client", np.int32),
+        ("round", np.int32),  # of this client
         ("version", np.int64),  # of the global model after this update
         ("base_version", np.int64),  # of the model that the client started from
         ("tau", np.int64),  # versions in between
@@ -33,8 +35,8 @@ UPDATE = np.dtype(
         ("train_loss", np.float64),
         ("samples", np.int64),
         ("steps", np.int64),
-        ("compute_s", np.float64),  # of the client's round, its pacing included
-        ("wait_s", np.float64),  # of the client, between its previous update and the reply
+        ("compute_s", np.float64),  # of the client's round, its pacing included; wall time
+        ("wait_s", np.float64),  # of the worker, between its previous update and the reply; wall time
         ("service_s", np.float64),  # of the server, from taking the update to having replied
         ("bytes", np.int64),  # of the update and its replies
         ("accepted", np.bool_),  # False: refused, and the global model is untouched
@@ -75,11 +77,13 @@ class Record:
         path: the file, which must not exist.
         config: the resolved config as TOML, stored with versions, commit and hosts.
         hosts: host of each rank.
+        clients: heterogeneity.CLIENT (clients,).
+        threads: of a worker; results are the same to the bit only with the same.
     """
 
     FLUSH_S = 2.0
 
-    def __init__(self, path: Path, config: str, hosts: list[str]) -> None:
+    def __init__(self, path: Path, config: str, hosts: list[str], clients: np.ndarray, threads: int) -> None:
         # One process writes, and HDF5's lock would only keep readers out (and fails where a file system has no locks).
         self._file = h5py.File(path, "x", locking=False)
         self.updates = Table(self._file, "updates", UPDATE)
@@ -89,7 +93,8 @@ class Record:
             self._file.attrs[key] = value
         # Datasets: an attribute holds 64 KiB at most, the names of some thousand hosts.
         self._file.create_dataset("hosts", data=hosts, dtype=h5py.string_dtype())
-        self._file["config"] = config
+        self._file["config"], self._file["clients"] = config, clients
+        self._file.attrs["threads"] = threads
         self._file.flush()
         self._flushed = time.monotonic()
 
@@ -101,8 +106,16 @@ class Record:
             self._file.flush()
             self._flushed = time.monotonic()
 
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Write everything and close the file."""
+        """Write everything and close the file, if that is not done."""
+        if not self._file:
+            return
         self.updates.write()
         self.evaluations.write()
         self._file.close()

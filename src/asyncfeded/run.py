@@ -2,15 +2,17 @@
 
 The phases, on every rank: join the job; prepare (read the config, load the data, build the model); agree; train; leave. What
 a user did wrong is found while preparing and told once, by rank 0. After that no rank leaves alone: an uncaught error ends
-the whole job.
+the whole job (launcher.guard).
 """
 
 import hashlib
 import json
+import math
 import os
+import signal
 import sys
 import time
-import traceback
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +23,19 @@ from rich.table import Table
 
 from asyncfeded import kernel, launcher, record, rules, tasks, world
 from asyncfeded.checkpoint import save_model
-from asyncfeded.client import Trainer, work
+from asyncfeded.client import Lot, Trainer, work
+from asyncfeded.clock import Due, OrderedClock, Replay
 from asyncfeded.config import Config, load
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
+from asyncfeded.heterogeneity import Heterogeneity, draw
 from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
 from asyncfeded.server import Outcome, Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from asyncfeded.wire import ClientWire, ServerWire
+from asyncfeded.wire import ClientWire, Order, ServerWire
 from asyncfeded.world import World
 
 REFUSED = 2
@@ -46,23 +50,22 @@ def train(path: Path, overrides: list[str]) -> int:
         overrides: `key=value` for it.
 
     Returns:
-        The exit status: 0, or REFUSED after telling why on standard error.
+        The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved.
     """
     here: World | None = None
-    try:
-        here = world.join()
-        _train(here, path, overrides)
+    with launcher.guard():
+        try:
+            here = world.join()
+            status = _train(here, path, overrides)
+        except world.RefusedError as error:
+            launched = launcher.launched_by()
+            rank = here.rank if here else launched[2] if launched else 0
+            if rank == 0:
+                print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            # Where there is no barrier to leave by, a status of another rank could end rank 0 before it has told.
+            status = REFUSED if here or rank == 0 else 0
         world.leave()
-    except world.RefusedError as error:
-        launched = launcher.launched_by()
-        if (here.rank if here else launched[2] if launched else 0) == 0:
-            _complain(f"asyncfeded: {error}")
-        world.leave()
-        return REFUSED
-    except BaseException as error:
-        _end_job(here, error)
-        raise
-    return 0
+    return status
 
 
 @dataclass(frozen=True)
@@ -72,38 +75,50 @@ class Job:
     config: Config
     task: tasks.Task
     rule: rules.Rule
-    state: State
-    num_clients: int
     flat: FlatModel
+    heterogeneity: Heterogeneity
     trainer: Trainer | None
-    """Of this rank's client; None on rank 0."""
+    """On the workers, as `lots`."""
+    lots: dict[int, Lot]
+    """Of the clients that live on this worker."""
+    model: GlobalModel | None
+    """On rank 0, as `state`, `due`, `evaluator` and `run_dir`."""
+    state: State
+    due: Due
+    """When an update is due, unless on the wall clock."""
     evaluator: Evaluator | None
-    """On rank 0."""
     run_dir: Path
-    """The folder of the run; on rank 0."""
+    record: record.Record | None
 
 
-def _train(here: World, path: Path, overrides: list[str]) -> None:
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(here.threads)
+def _train(here: World, path: Path, overrides: list[str]) -> int:
     job: Job | None = None
+    undo = ExitStack()  # what takes back the run's folder
     try:
-        job = _prepare(here, path, overrides)
+        job = _prepare(here, path, overrides, undo)
         layout = job.flat.layout
         said = world.statement(
             config=job.config.digest(), layout=layout.digest(), num_params=layout.num_params, size=layout.size
         )
     except (ValueError, OSError) as error:
         said = world.statement(problem=str(error) or repr(error))
-    hosts = world.agree(here, said)
+    try:
+        world.agree(here, said)
+    except world.RefusedError:
+        with suppress(OSError):
+            undo.close()
+        raise
     assert job is not None
     if here.rank == 0:
-        _serve(here, job, hosts)
-    else:
-        _work(here, job)
+        return _serve(here, job)
+    # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _work(here, job)
+    return 0
 
 
-def _prepare(here: World, path: Path, overrides: list[str]) -> Job:
+def _prepare(here: World, path: Path, overrides: list[str], undo: ExitStack) -> Job:
     """All that can be checked without a message.
 
     Raises:
@@ -111,26 +126,37 @@ def _prepare(here: World, path: Path, overrides: list[str]) -> Job:
     """
     config = load(path, overrides)
     task, rule = tasks.load(config.task), rules.load(config.rule)
-    num_clients = config.clients or here.size - 1
-    if num_clients != here.size - 1:
+    workers = here.size - 1
+    num_clients = config.clients or workers
+    if config.clock == "wall" and num_clients != workers:
         raise ValueError(
-            f"clients = {num_clients}, but {here.size} ranks make 1 server and {here.size - 1} clients; start it with "
-            f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={here.size - 1}"
+            f"clients = {num_clients}, but {here.size} ranks make 1 server and {workers} clients; start it with "
+            f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
         )
-    state = rule.init(num_clients, config.training.epochs)
+    if config.threads or config.clock == "virtual":
+        torch.set_num_threads(config.threads or 1)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(here.threads)
+    config = _resolved(config, task, rule, num_clients)
+    heterogeneity = draw(config, task.sizes(num_clients, config.seed))
     device = _device(config.device, here)
     seed_torch(config.seed, Stream.MODEL)
     flat = FlatModel(task.model(), device)
-    trainer, evaluator, run_dir = None, None, Path()
     if here.rank == 0:
+        model = GlobalModel(flat.buffer.cpu(), flat.layout, num_clients)
+        state = rule.init(model, heterogeneity.clients["epochs"].astype(np.int64))
         evaluator = Evaluator(task, flat, config.evaluation.batch_size)
-        run_dir = _run_dir(config)
-    else:
-        me, slowdown = here.rank - 1, config.heterogeneity.slowdown
+        due = Replay(record.read(Path(config.replay)).updates["client"].tolist()) if config.replay else heterogeneity.due
+        run_dir, book = _open_run(config, here.hosts, heterogeneity.clients, undo)
+        return Job(config, task, rule, flat, heterogeneity, None, {}, model, state, due, evaluator, run_dir, book)
+    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
+    lots = {}
+    for me in range(here.rank - 1, num_clients, workers):
         inputs, targets = task.client_data(me, num_clients, config.seed)
-        data = Data(inputs.to(device), targets.to(device))
-        trainer = Trainer(task, flat, data, config.training, config.seed, me, slowdown[me % len(slowdown)])
-    return Job(config, task, rule, state, num_clients, flat, trainer, evaluator, run_dir)
+        slowdown = float(heterogeneity.clients["slowdown"][me]) if config.clock == "wall" else 1.0
+        batch_size = int(heterogeneity.clients["batch_size"][me])
+        lots[me] = Lot(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
+    return Job(config, task, rule, flat, heterogeneity, trainer, lots, None, {}, heterogeneity.due, None, Path(), None)
 
 
 def _device(wanted: str, here: World) -> torch.device:
@@ -143,104 +169,155 @@ def _device(wanted: str, here: World) -> torch.device:
         raise ValueError(
             f"device = {wanted!r}: this host has {count} GPUs that torch can use; set device=cpu or device=auto"
         )
+    torch.cuda.set_device(index)  # pinned memory, too, is then made in the context of this GPU
     return torch.device("cuda", index)
 
 
-def _run_dir(config: Config) -> Path:
-    """The run's folder, which can be made and holds no run; it is made when all ranks have agreed."""
-    name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{config.task['name']}-{config.rule['name']}"
-    run_dir = Path(config.run_dir or Path("runs") / name)
+def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
+    """The config with every default filled in, those of task and rule too, and the run's folder named."""
+    run_dir = config.run_dir or str(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{task.name}-{rule.name}")
+    sections = {"task": task, "rule": rule}
+    filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
+    return config.model_copy(update=filled | {"clients": num_clients, "run_dir": run_dir})
+
+
+def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitStack) -> tuple[Path, record.Record]:
+    """The run's folder with its config and an empty record. Rank 0.
+
+    Args:
+        config: resolved.
+        hosts: of each rank.
+        clients: their lots.
+        undo: gets what takes back all that was made here.
+
+    Raises:
+        ValueError: the folder holds a run, or cannot be made or written.
+    """
+    run_dir = Path(config.run_dir)
     if (run_dir / "record.h5").exists():
-        raise ValueError(f"run_dir = {str(run_dir)!r} holds a run already; choose another folder, or move that one away")
-    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    if not parent.is_dir():
-        raise ValueError(f"run_dir = {str(run_dir)!r} cannot be made: {parent} is a file; choose another folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"run_dir = {str(run_dir)!r} cannot be made: {parent} is not writable; choose another folder")
-    return run_dir
+        raise ValueError(f"run_dir = {config.run_dir!r} holds a run already; choose another folder, or move that one away")
+    try:
+        for folder in (*reversed(run_dir.parents), run_dir):
+            if not folder.is_dir():
+                folder.mkdir()
+                undo.callback(folder.rmdir)
+        for name in ("config.toml", "record.h5"):
+            undo.callback((run_dir / name).unlink, missing_ok=True)
+        (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        book = record.Record(run_dir / "record.h5", config.to_toml(), hosts, clients, torch.get_num_threads())
+        undo.callback(book.close)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"run_dir = {config.run_dir!r} cannot be written: {why}; choose another folder") from None
+    return run_dir, book
 
 
 def _work(here: World, job: Job) -> None:
-    """A client, to its end. Client ranks."""
+    """A worker, to its end. Client ranks."""
     assert job.trainer is not None
-    buffer = job.flat.buffer
+    config, buffer, lots = job.config, job.flat.buffer, job.heterogeneity.clients
     host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
-    work(ClientWire(here.comm, here.rank - 1, host, here.backoff(job.config.wait)), job.trainer, job.flat, host)
+    paced = config.clock == "wall"
+
+    def lost_s(order: Order, round_s: float) -> float:
+        if not paced:
+            return 0.0
+        return float(lots["delay_s"][order.client]) + round_s * job.heterogeneity.lost_rounds(order.client, order.round)
+
+    work(ClientWire(here.comm, host, here.backoff(config.wait)), job.trainer, job.lots.__getitem__, lost_s, job.flat, host)
 
 
-def _serve(here: World, job: Job, hosts: list[str]) -> None:
-    """The server, from the first model sent to the result printed. Rank 0."""
+def _serve(here: World, job: Job) -> int:
+    """The server, from the first model sent to the result printed. Rank 0. Returns the exit status."""
     assert job.evaluator is not None
-    config, layout, run_dir = _resolved(job), job.flat.layout, job.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    book = record.Record(run_dir / "record.h5", config.to_toml(), hosts)
-    model = GlobalModel(job.flat.buffer.cpu(), layout, job.num_clients)
-    pipe = ServerWire(here.comm, job.num_clients, layout.size, here.backoff(config.wait))
-    server_bytes = model.num_bytes + pipe.buffer_bytes + job.evaluator.num_bytes
-    with Progress(run_dir / "log.txt") as progress:
+    assert job.model is not None
+    assert job.record is not None
+    config, layout, run_dir, model = job.config, job.flat.layout, job.run_dir, job.model
+    ordered = config.clock != "wall"
+    pool = config.clients if ordered else min(2, config.clients)
+    with job.record, Progress(run_dir / "log.txt") as progress:
+        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), pool)
+        server_bytes = model.num_bytes + pipe.buffer_bytes + job.evaluator.num_bytes
+        server_bytes += sum(array.nbytes for array in job.state.values())
         progress.say(
-            f"{config.task['name']}, {config.rule['name']}: 1 server, {job.num_clients} clients on {len(set(hosts))} "
-            f"host(s), {here.threads} thread(s) each, {launcher.vendor()}; results in {run_dir}"
+            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {here.size - 1} ranks of "
+            f"{len(set(here.hosts))} host(s), {torch.get_num_threads()} thread(s) each, {launcher.vendor()}; results in "
+            f"{run_dir}"
         )
         progress.say(
             f"server holds {server_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
             f"{server_bytes / 1e6:.1f} MB; kernel: {kernel.describe()}"
         )
         server = Server(
-            wire=pipe,
+            wire=OrderedClock(pipe, job.due) if ordered else pipe,
             rule=job.rule,
             state=job.state,
             model=model,
             evaluator=job.evaluator,
-            record=book,
+            record=job.record,
             limits=config.limits,
-            epochs=config.training.epochs,
+            epochs=job.heterogeneity.clients["epochs"],
             evaluation=config.evaluation,
+            in_idle_moments=not ordered,
             tick=progress.tick,
         )
+        _stop_on_signals(server)
         outcome = server.run()
-        book.close()
-        progress.say(f"stopped: {outcome.reason}; {outcome.discarded} updates under way were discarded")
-    save_model(run_dir / "model.h5", model.x, layout, model.version)
-    result = _result(server, outcome, run_dir, server_bytes)
-    (run_dir / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+        job.record.close()
+        progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
+        result = _result(server, outcome, run_dir, server_bytes, here.size - 1)
+        status = 0
+        try:
+            save_model(run_dir / "model.h5", model.x, layout, model.version)
+            (run_dir / "result.json").write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            progress.say(f"the trained model could not be saved in {run_dir}: {error}")
+            status = 1
     _show(result, run_dir)
+    return status
 
 
-def _resolved(job: Job) -> Config:
-    """The config with every default filled in, those of task and rule too."""
-    sections = {"task": job.task, "rule": job.rule}
-    filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
-    return job.config.model_copy(update=filled | {"clients": job.num_clients, "run_dir": str(job.run_dir)})
+def _stop_on_signals(server: Server) -> None:
+    """SIGINT and SIGTERM end the training as a limit does; a second one ends the job at once. Rank 0."""
+
+    def stop(number: int, frame: object) -> None:
+        server.interrupted = True
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
-def _result(server: Server, outcome: Outcome, run_dir: Path, server_bytes: int) -> dict[str, object]:
+def _result(server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, workers: int) -> dict[str, object]:
     """The figures of a finished run, from its record where it has them."""
     gamma = record.read(run_dir).updates["gamma"]
     gamma = gamma[np.isfinite(gamma)]
+    loss = outcome.score.loss
     return {
         "run_dir": str(run_dir),
         "updates": server.updates,
         "seconds": round(outcome.seconds, 3),
+        "wall_s": round(outcome.wall_s, 3),
         "updates_per_s": round(server.updates / outcome.seconds, 3),
         "accuracy": round(outcome.score.accuracy, 6),
-        "loss": round(outcome.score.loss, 6),
+        "loss": round(loss, 6) if math.isfinite(loss) else None,
         "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
-        "server_busy": round(server.busy_s / outcome.seconds, 6),
-        "server_evaluating": round(server.evaluating_s / outcome.seconds, 6),
+        "server_busy": round(server.busy_s / outcome.wall_s, 6),
+        "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
+        "workers_busy": round(server.compute_s / (workers * outcome.wall_s), 6),
         "server_bytes": server_bytes,
         "refused": server.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,
-        "model_sha256": hashlib.sha256(server.model.x.numpy().tobytes()).hexdigest(),
+        "model_sha256": hashlib.sha256(server.model.x.numpy().data).hexdigest(),
     }
 
 
 def _show(result: dict[str, object], run_dir: Path) -> None:
     """The result for people, and as one line of JSON, the last of standard output."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
     updates = record.read(run_dir).updates
+    updates = updates[updates["accepted"]]
     by_client = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("client", "updates", "share", "K", "gamma", "eta", "compute s", "wait s"):
         by_client.add_column(column, justify="right")
@@ -253,25 +330,7 @@ def _show(result: dict[str, object], run_dir: Path) -> None:
     console.print(by_client)
     console.print("(K, gamma, eta and seconds: medians over the client's updates)\n")
     figures = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    figures.add_column()
-    figures.add_column(overflow="fold")
     for key, value in result.items():
         figures.add_row(key, str(value))
     console.print(figures)
     print(json.dumps(result), flush=True)  # noqa: T201
-
-
-def _end_job(here: World | None, error: BaseException) -> None:
-    """An error that nobody caught: say where, and end all ranks."""
-    if isinstance(error, KeyboardInterrupt):
-        if here is None or here.rank == 0:
-            _complain("asyncfeded: interrupted")
-    else:
-        role = "not joined yet" if here is None else "server" if here.rank == 0 else f"client {here.rank - 1}"
-        place = f"rank {here.rank} ({role}) on {here.host}" if here else f"a rank ({role})"
-        _complain(f"asyncfeded: {place}: uncaught error, ending the job\n{traceback.format_exc()}")
-    world.abort(1)
-
-
-def _complain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201

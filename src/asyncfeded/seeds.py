@@ -16,6 +16,8 @@ class Stream(IntEnum):
     MODEL = 0
     SPLIT = 1
     TRAINING = 2
+    SPEED = 3
+    ERRORS = 4
 
 
 def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

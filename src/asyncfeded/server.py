@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from asyncfeded.config import Evaluation, Limits
 from asyncfeded.evaluation import Evaluator, Score
@@ -18,7 +19,7 @@ from asyncfeded.record import Record
 from asyncfeded.rules import Rule
 from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
-from asyncfeded.wire import HEADER, Arrival, Wire
+from asyncfeded.wire import HEADER, Arrival, Order, Wire
 
 REFUSALS = 10
 """Refused updates in a row, per client, after which the run is given up: nothing that could still be merged comes."""
@@ -29,7 +30,9 @@ class Outcome(NamedTuple):
 
     reason: str
     seconds: float
-    """From the first model sent to the last update taken."""
+    """Of training, on the run's clock."""
+    wall_s: float
+    """Of training, on the wall."""
     score: Score
     """Of the final model."""
     discarded: int
@@ -40,15 +43,17 @@ class Server:
     """Runs one training. Rank 0.
 
     Args:
-        wire: to the clients.
+        wire: to the clients; its clock is the run's.
         rule: how an update enters.
         state: of the rule, before the first update.
         model: the global model, at its start.
         evaluator: tests snapshots of it.
         record: takes a row per update and evaluation.
         limits: when to stop.
-        epochs: K of the first round.
+        epochs: int64 (clients,), K of the first round.
         evaluation: how often to evaluate.
+        in_idle_moments: whether evaluations wait for such (wall clock), or take place at their time between two updates
+            (virtual clock).
         tick: called often, to show how the run goes; must be quick.
 
     Attributes:
@@ -56,8 +61,10 @@ class Server:
         counts: int64 (clients,), updates merged by client.
         epochs: int64 (clients,), K that each client was sent last.
         recent: gamma and eta of the last updates.
-        busy_s: seconds spent on updates, from taking one to having recorded it.
-        evaluating_s: seconds spent on evaluations while training.
+        busy_s: wall time spent on updates, from taking one to having recorded it.
+        evaluating_s: wall time spent on evaluations while training.
+        compute_s: wall time that the clients spent on the updates taken.
+        interrupted: set it to end the training as a limit would.
     """
 
     def __init__(
@@ -70,74 +77,87 @@ class Server:
         evaluator: Evaluator,
         record: Record,
         limits: Limits,
-        epochs: int,
+        epochs: np.ndarray,
         evaluation: Evaluation,
+        in_idle_moments: bool,
         tick: Callable[["Server"], None],
     ) -> None:
         self._wire, self._rule, self.model, self._evaluator, self._record = wire, rule, model, evaluator, record
         self.limits, self._evaluation, self._tick = limits, evaluation, tick
         num_clients = len(model.base)
-        self._state, self._first_epochs = state, epochs
-        self.epochs = np.zeros(num_clients, np.int64)
+        self._state, self._in_idle_moments = state, in_idle_moments
+        self.epochs = epochs.astype(np.int64)
+        self._rounds = np.zeros(num_clients, np.int64)  # asked of each client
         self.counts = np.zeros(num_clients, np.int64)
         self.updates, self.refused, self._refused_in_a_row = 0, 0, 0
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.score: Score | None = None
-        self.busy_s, self.evaluating_s = 0.0, 0.0
-        self._start = time.perf_counter()
-        self._evaluation_due = self._evaluation_touched = self._start
+        self.busy_s, self.evaluating_s, self.compute_s = 0.0, 0.0, 0.0
+        self._evaluation_due = 0.0  # when the evaluation that runs or comes next was due; on the run's clock
+        self.interrupted = False
         self._update_bytes = HEADER.itemsize + 4 * model.layout.size
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of training."""
-        return time.perf_counter() - self._start
+        """Seconds of training, on the run's clock."""
+        return self._wire.now()
 
     def run(self) -> Outcome:
         """Train until a limit is reached, then stop all clients."""
-        self._start = time.perf_counter()
-        for client in range(len(self.counts)):
-            self._send(Reply(client, self._first_epochs))
+        began, discarded = time.perf_counter(), 0
+        for client, epochs in enumerate(self.epochs.tolist()):
+            self._send(Reply(client, epochs))
         while not (reason := self._reached()):
             arrival = self._wire.next()
-            if arrival is not None:
-                self._take(arrival)
-                if self._starved():
-                    self._evaluate()
-            elif not self._evaluate():
-                self._wire.pause()
+            if arrival is None:
+                if not (self._in_idle_moments and self._evaluate()):
+                    self._wire.pause()
+            else:
+                if not self._in_idle_moments:
+                    self._evaluate_up_to(self.elapsed_s)
+                if self._reached():  # by the arrival's time, or by an evaluation before it
+                    self._wire.release(arrival)
+                    discarded += 1
+                else:
+                    self._take(arrival)
+                    if self._in_idle_moments and self.elapsed_s - self._evaluation_due > self._evaluation.every_s:
+                        self._evaluate()  # no idle moment for a whole period
             self._record.flush_if_due()
             self._tick(self)
-        seconds = self.elapsed_s
-        discarded = self._wire.stop()
+        seconds, wall_s = self.elapsed_s, time.perf_counter() - began
+        if self.limits.seconds and not self._in_idle_moments:
+            seconds = min(seconds, self.limits.seconds)
+        discarded += self._wire.stop()
+        if not bool(torch.isfinite(self.model.x).all()):
+            raise RuntimeError(self._diverged())
         if self.score is None or self.score.version != self.model.version:
-            self._note(self._evaluator.score(self.model.x, self.model.version))
+            self._note(self._evaluator.score(self.model.x, self.model.version), seconds)
         assert self.score is not None
-        return Outcome(reason, seconds, self.score, discarded)
+        return Outcome(reason, seconds, wall_s, self.score, discarded)
 
     def _reached(self) -> str:
         """The limit that is reached, as a sentence; empty if none is."""
         limits = self.limits
+        if self.interrupted:
+            return "interrupted by a signal"
         if limits.updates and self.updates >= limits.updates:
             return f"{self.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
             return f"{limits.seconds:g} s have passed (limits.seconds)"
-        if limits.accuracy and self.score and self.score.accuracy >= limits.accuracy:
+        if self.score is not None and self._good_enough():
             return f"an accuracy of {self.score.accuracy:.4f} was reached (limits.accuracy = {limits.accuracy:g})"
         return ""
 
     def _take(self, arrival: Arrival) -> None:
         """One update: measure, merge, reply, record."""
-        began = time.perf_counter()
+        began, arrived_s = time.perf_counter(), self.elapsed_s
         client, model = arrival.client, self.model
+        self.compute_s += arrival.compute_s
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
         tau = model.version - arrival.base_version
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
-            raise RuntimeError(
-                f"the global model is not finite after {self.updates} updates: the merged steps grew without bound; lower "
-                f"rule.lambda or training.learning_rate"
-            )
+            raise RuntimeError(self._diverged())
         accepted = math.isfinite(change)
         if accepted:
             update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)
@@ -155,15 +175,16 @@ class Server:
         service_s = time.perf_counter() - began
         self._record.updates.append(
             (
-                began - self._start,
+                arrived_s,
                 client,
+                arrival.round,
                 model.version,
                 arrival.base_version,
                 tau,
                 decision.gamma,
                 decision.eta,
                 arrival.epochs,
-                next((reply.epochs for reply in decision.replies if reply.client == client), 0),
+                next((reply.epochs for reply in replies if reply.client == client), 0),
                 moved,
                 change,
                 arrival.train_loss,
@@ -189,38 +210,51 @@ class Server:
             )
         return Decision(math.nan, 0.0, (Reply(arrival.client, int(self.epochs[arrival.client])),))
 
+    def _diverged(self) -> str:
+        return (
+            f"the global model is not finite after {self.updates} updates: the steps merged grew without bound; lower the "
+            f"rule's step size (rule.lambda of asyncfeded) or training.learning_rate"
+        )
+
     def _send(self, reply: Reply) -> None:
-        self.epochs[reply.client] = reply.epochs
-        self._wire.reply(reply.client, self.model.version, reply.epochs, self.model.hand_out(reply.client))
-
-    def _due(self) -> bool:
-        """Whether an evaluation should run: one is begun, or it is time and the model has changed."""
-        if self._evaluator.running:
-            return True
-        changed = self.score is None or self.score.version != self.model.version
-        return changed and time.perf_counter() >= self._evaluation_due
-
-    def _starved(self) -> bool:
-        """Whether an evaluation has waited for an idle moment for longer than the time between two."""
-        return self._due() and time.perf_counter() - self._evaluation_touched >= self._evaluation.every_s
+        client, epochs = reply
+        order = Order(client, int(self._rounds[client]), self.model.version, epochs)
+        self.epochs[client] = epochs
+        self._rounds[client] += 1
+        self._wire.reply(order, self.model.hand_out(client))
 
     def _evaluate(self) -> bool:
-        """A snapshot or one batch of an evaluation, if one is due. Returns whether there was something to do."""
-        if not self._due():
+        """A snapshot or one batch of an evaluation, if one is due and within its share. Returns whether there was one."""
+        began = self.elapsed_s
+        changed = self.model.version != (self.score.version if self.score else 0)
+        due = self._evaluator.running or (changed and began >= self._evaluation_due)
+        if not due or self.evaluating_s > self._evaluation.share * began:
             return False
-        began = time.perf_counter()
         if not self._evaluator.running:
             self._evaluator.start(self.model.x, self.model.version)
-            self._evaluation_due = began + self._evaluation.every_s
+            self._evaluation_due = began
         elif (score := self._evaluator.step()) is not None:
-            self._note(score)
-        self._evaluation_touched = time.perf_counter()
-        spent = self._evaluation_touched - began
-        self.evaluating_s += spent
-        rest = self.evaluating_s / self._evaluation.share - self.elapsed_s  # until the share is kept again
-        self._evaluation_due = max(self._evaluation_due, self._evaluation_touched + rest)
+            self._note(score, self.elapsed_s)
+            self._evaluation_due += self._evaluation.every_s
+        self.evaluating_s += self.elapsed_s - began
         return True
 
-    def _note(self, score: Score) -> None:
+    def _evaluate_up_to(self, time_s: float) -> None:
+        """The evaluations that are due up to a time, of the model as it stands, in one piece."""
+        while self._evaluation_due <= min(time_s, self.limits.seconds or math.inf) and not self._good_enough():
+            began = time.perf_counter()
+            if self.score is None or self.score.version != self.model.version:
+                score = self._evaluator.score(self.model.x, self.model.version)
+            else:
+                score = self.score
+            self._note(score, self._evaluation_due)
+            self._evaluation_due += self._evaluation.every_s
+            self.evaluating_s += time.perf_counter() - began
+
+    def _good_enough(self) -> bool:
+        limit = self.limits.accuracy
+        return bool(limit) and self.score is not None and self.score.accuracy >= limit
+
+    def _note(self, score: Score, time_s: float) -> None:
         self.score = score
-        self._record.evaluations.append((self.elapsed_s, *score))
+        self._record.evaluations.append((time_s, *score))

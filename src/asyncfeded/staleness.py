@@ -81,6 +81,26 @@ class GlobalModel:
         self.version += 1
         self.base_version[client] = self.version
 
+    def mix(self, w: Tensor, a: float) -> None:
+        """x_{t+1} = (1 - a) x_t + a w, statistics too.
+
+        Args:
+            w: float32 (size,), a client's model, finite.
+            a: weight of it, at most 1.
+        """
+        self.x.lerp_(w, a)
+        self.version += 1
+
+    def step(self, direction: Tensor, eta: float) -> None:
+        """x_{t+1} = x_t + eta direction, statistics too.
+
+        Args:
+            direction: float32 (size,).
+            eta: step size.
+        """
+        self.x.add_(direction, alpha=eta)
+        self.version += 1
+
     def hand_out(self, client: int) -> Tensor:
         """The base of a client, made x_t: what to send it."""
         if self.base_version[client] != self.version:

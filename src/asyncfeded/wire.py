@@ -1,16 +1,18 @@
 """Messages between server and clients: headers, weights, stops.
 
-An update is a header (64 bytes) and, as a second message, the model's raw buffer; so is a reply. The protocol, by turns:
+Clients train on workers, the ranks but the server's: client i on worker i modulo the number of workers, so that its data
+lies on one rank. An update is a header (64 bytes) and, as a second message, the model's raw buffer; so is a reply. By turns:
 
-1. The server replies to a client: header (version, K), weights. It does not touch that reply buffer until the client's
-   next update: it *is* the client's base model x_s.
-2. The client trains K epochs and sends an update: header (base version, epochs done, ...), weights.
-3. To end, the server sends a header with STOP to every client, at any time. A client answers with exactly one header with
+1. The server replies to a client: header (round, version, K), weights. It does not touch that reply buffer until the
+   client's next update: it *is* the client's base model x_s. A worker has one reply in hand at a time.
+2. The worker trains K epochs and sends an update: header (base version, epochs done, ...), weights.
+3. To end, the server sends a header with STOP to every worker, at any time. A worker answers with exactly one header with
    LAST, after the update that it may be sending. When all have, nothing is left unreceived.
 
 Nothing is pickled, and nothing of model size is allocated after start-up. What an update means is not known here.
 """
 
+import time
 from collections import deque
 from typing import NamedTuple, Protocol
 
@@ -28,9 +30,10 @@ HEADER = np.dtype(
         ("flags", np.uint16),
         ("client", np.int32),
         ("epochs", np.int32),  # to a client: K, the epochs to train; from a client: epochs done
+        ("round", np.int32),  # of this client: 0, 1, ...
+        ("steps", np.int32),  # steps of SGD done
         ("version", np.int64),  # to a client: of the model sent; from a client: of the model it started from
         ("samples", np.int64),  # samples seen
-        ("steps", np.int64),  # steps of SGD done
         ("train_loss", np.float64),  # mean over the samples seen
         ("compute_s", np.float64),  # of this round
         ("wait_s", np.float64),  # between the previous update and its reply
@@ -39,12 +42,25 @@ HEADER = np.dtype(
 MAGIC = 0xA5F3DED0
 STOP, LAST = 1, 2  # flags
 HEADER_TAG, WEIGHTS_TAG = 1, 2
+NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
+
+
+class Order(NamedTuple):
+    """What the server asks of a client, together with the weights of that version."""
+
+    client: int
+    round: int
+    """How many rounds the client has been asked for before."""
+    version: int
+    epochs: int
+    """K."""
 
 
 class Arrival(NamedTuple):
     """An update that has arrived whole."""
 
     client: int
+    round: int
     base_version: int
     epochs: int
     samples: int
@@ -65,55 +81,61 @@ class Wire(Protocol):
     def release(self, arrival: Arrival) -> None:
         """The arrival's weights have been read: their buffer may take the next update."""
 
-    def reply(self, client: int, version: int, epochs: int, weights: Tensor) -> None:
-        """Send a client the model of a version, to train for K = `epochs`.
+    def reply(self, order: Order, weights: Tensor) -> None:
+        """Give a client an order and the model for it.
 
         `weights` belongs to the wire until the client's next update arrives.
         """
+
+    def now(self) -> float:
+        """Seconds of training, on the clock of the run."""
 
     def pause(self) -> None:
         """Let others run, since there is nothing to do."""
 
     def stop(self) -> int:
-        """Tell every client to stop, receive what is under way, and return how many updates that discarded."""
+        """Tell all to stop, receive what is under way, and return how many updates that discarded."""
 
 
 class ServerWire:
-    """The server's side, over MPI. Client i is rank i + 1.
+    """The server's side, over MPI. Worker i is rank i + 1.
 
-    Headers are received into one posted receive per client; weights into a buffer of a small pool, posted when the header
-    is there. Clients are taken in the order in which their headers were seen: a poll looks at all, and who came with an
+    Headers are received into one posted receive per worker; weights into a buffer of a pool, posted when the header is
+    there. Updates are taken in the order in which their headers were seen: a poll looks at all, and who came with an
     earlier poll is first, so that no rank starves another.
 
     Args:
         comm: the job's communicator; this is rank 0.
-        num_clients: number of clients.
+        num_workers: number of workers.
         size: elements of a model.
         backoff: how to wait.
         pool: number of receive buffers.
     """
 
-    def __init__(self, comm: MPI.Intracomm, num_clients: int, size: int, backoff: Backoff, pool: int = 2) -> None:
+    def __init__(self, comm: MPI.Intracomm, num_workers: int, size: int, backoff: Backoff, pool: int = 2) -> None:
         self._comm, self._backoff = comm, backoff
-        # HEADER (clients,): row i belongs to MPI from Start() until the request has completed.
-        self._headers = np.zeros(num_clients, HEADER)
+        # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
+        self._headers = np.zeros(num_workers, HEADER)
         self._header_requests = [
             comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], i + 1, HEADER_TAG)
-            for i in range(num_clients)
+            for i in range(num_workers)
         ]
         # float32 (size,) each: a buffer belongs to MPI while its request is active, then to the arrival until `release`.
-        self._buffers = [torch.empty(size) for _ in range(min(pool, num_clients))]
-        self._requests: list[MPI.Request] = [MPI.REQUEST_NULL] * len(self._buffers)
-        self._client_of = [-1] * len(self._buffers)
-        self._turn, self._turns = [0] * len(self._buffers), 0  # in which order the buffers were posted
-        self._free = deque(range(len(self._buffers)))
-        self._announced: deque[int] = deque()  # clients whose header is here and whose weights are not posted
+        self._buffers = [torch.empty(size) for _ in range(pool)]
+        self._requests: list[MPI.Request] = [MPI.REQUEST_NULL] * pool
+        self._statuses = [MPI.Status() for _ in range(pool)]
+        self._worker_of = [-1] * pool
+        self._turn, self._turns = [0] * pool, 0  # in which order the buffers were posted
+        self._free = deque(range(pool))
+        self._announced: deque[int] = deque()  # workers whose header is here and whose weights are not posted
         self._arrived: deque[int] = deque()  # buffers that hold an update
-        # HEADER (clients,): rows are sent from, and rewritten only after the client's next update.
-        self._replies = np.zeros(num_clients, HEADER)
-        self._stops = np.zeros(num_clients, HEADER)
-        self._sends: list[list[MPI.Request]] = [[] for _ in range(num_clients)]
+        self._taken: dict[int, int] = {}  # client: buffer of its arrival
+        # HEADER (workers,): rows are sent from, and rewritten only after the worker's next update.
+        self._replies = np.zeros(num_workers, HEADER)
+        self._stops = np.zeros(num_workers, HEADER)
+        self._sends: list[list[MPI.Request]] = [[] for _ in range(num_workers)]
         self._left = 0
+        self._start = time.perf_counter()
         MPI.Prequest.Startall(self._header_requests)
 
     @property
@@ -121,40 +143,60 @@ class ServerWire:
         """Memory of the receive buffers."""
         return sum(4 * b.numel() for b in self._buffers)
 
+    @property
+    def num_workers(self) -> int:
+        """Number of workers."""
+        return len(self._sends)
+
+    def now(self) -> float:
+        """See `Wire`: wall time since the wire was made."""
+        return time.perf_counter() - self._start
+
     def next(self) -> Arrival | None:
         """See `Wire`. Rank 0."""
-        for client in MPI.Request.Testsome(self._header_requests) or ():
-            if self._headers["flags"][client] & LAST:
+        for worker in MPI.Request.Testsome(self._header_requests) or ():
+            self._check(worker)
+            if self._headers["flags"][worker] & LAST:
                 self._left += 1
             else:
-                self._announced.append(client)
+                self._announced.append(worker)
         while self._announced and self._free:
-            client, slot = self._announced.popleft(), self._free.popleft()
-            self._client_of[slot] = client
+            worker, slot = self._announced.popleft(), self._free.popleft()
+            self._worker_of[slot] = worker
             self._turn[slot] = self._turns = self._turns + 1
-            self._requests[slot] = self._comm.Irecv([self._buffers[slot].numpy(), MPI.FLOAT], client + 1, WEIGHTS_TAG)
-        self._arrived.extend(sorted(MPI.Request.Testsome(self._requests) or (), key=self._turn.__getitem__))
+            self._requests[slot] = self._comm.Irecv([self._buffers[slot].numpy(), MPI.FLOAT], worker + 1, WEIGHTS_TAG)
+        arrived = MPI.Request.Testsome(self._requests, self._statuses) or ()
+        for slot, status in zip(arrived, self._statuses, strict=False):
+            if status.Get_count(MPI.FLOAT) != self._buffers[slot].numel():
+                raise RuntimeError(
+                    f"worker {self._worker_of[slot]} sent {status.Get_count(MPI.FLOAT)} numbers, expected a model of "
+                    f"{self._buffers[slot].numel()}"
+                )
+        self._arrived.extend(sorted(arrived, key=self._turn.__getitem__))
+        if len(self._free) + len(self._taken) < len(self._buffers):
+            self._backoff.reset()  # something is here or under way
         if not self._arrived:
             return None
-        self._backoff.reset()
         slot = self._arrived.popleft()
-        client = self._client_of[slot]
-        MPI.Request.Waitall(self._sends[client])  # complete: the client has answered the reply
-        _, _, _, _, epochs, version, samples, steps, loss, compute_s, wait_s = self._headers[client].item()
-        return Arrival(client, version, epochs, samples, steps, loss, compute_s, wait_s, self._buffers[slot])
+        worker = self._worker_of[slot]
+        MPI.Request.Waitall(self._sends[worker])  # complete: the worker has answered the reply
+        _, _, _, client, epochs, number, steps, version, samples, loss, compute_s, wait_s = self._headers[worker].item()
+        self._header_requests[worker].Start()
+        self._taken[client] = slot
+        return Arrival(client, number, version, epochs, samples, steps, loss, compute_s, wait_s, self._buffers[slot])
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`. Rank 0."""
-        self._free.append(self._client_of.index(arrival.client))
-        self._client_of[self._free[-1]] = -1
-        self._header_requests[arrival.client].Start()
+        self._free.append(self._taken.pop(arrival.client))
 
-    def reply(self, client: int, version: int, epochs: int, weights: Tensor) -> None:
+    def reply(self, order: Order, weights: Tensor) -> None:
         """See `Wire`. Rank 0."""
-        self._replies[client] = (MAGIC, PROTOCOL, 0, client, epochs, version, 0, 0, 0.0, 0.0, 0.0)
-        self._sends[client] = [
-            self._comm.Isend([self._replies[client : client + 1].view(np.uint8), MPI.BYTE], client + 1, HEADER_TAG),
-            self._comm.Isend([weights.numpy(), MPI.FLOAT], client + 1, WEIGHTS_TAG),
+        worker = order.client % len(self._sends)
+        fields = (order.client, order.epochs, order.round, 0, order.version, 0, 0.0, 0.0, 0.0)
+        self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
+        self._sends[worker] = [
+            self._comm.Isend([self._replies[worker : worker + 1].view(np.uint8), MPI.BYTE], worker + 1, HEADER_TAG),
+            self._comm.Isend([weights.numpy(), MPI.FLOAT], worker + 1, WEIGHTS_TAG),
         ]
 
     def pause(self) -> None:
@@ -163,11 +205,11 @@ class ServerWire:
 
     def stop(self) -> int:
         """See `Wire`. Rank 0; afterwards the wire is closed."""
-        discarded = 0
-        for client, sends in enumerate(self._sends):
-            self._stops[client] = (MAGIC, PROTOCOL, STOP, client, 0, 0, 0, 0, 0.0, 0.0, 0.0)
-            row = self._stops[client : client + 1].view(np.uint8)
-            sends.append(self._comm.Isend([row, MPI.BYTE], client + 1, HEADER_TAG))
+        discarded, stops = 0, []
+        for worker in range(len(self._sends)):
+            self._stops[worker] = (MAGIC, PROTOCOL, STOP, *NOTHING)
+            row = self._stops[worker : worker + 1].view(np.uint8)
+            stops.append(self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG))
         while self._left < len(self._sends):
             arrival = self.next()
             if arrival is None:
@@ -175,59 +217,61 @@ class ServerWire:
             else:
                 discarded += 1
                 self.release(arrival)
-        for sends in self._sends:
+        for sends in (stops, *self._sends):
             MPI.Request.Waitall(sends)
         for request in self._header_requests:
             request.Free()
         return discarded
 
-
-class Order(NamedTuple):
-    """What the server asks of a client, with the weights of that version in the client's buffer."""
-
-    version: int
-    epochs: int
+    def _check(self, worker: int) -> None:
+        header = self._headers[worker]
+        own = header["client"] == NOTHING[0] or header["client"] % len(self._sends) == worker
+        if header["magic"] != MAGIC or header["protocol"] != PROTOCOL or not own:
+            raise RuntimeError(
+                f"worker {worker} sent a header that is not of this protocol, or not of its clients: {header}; expected "
+                f"magic {MAGIC:#x}, protocol {PROTOCOL}, and a client that is {worker} modulo {len(self._sends)}"
+            )
 
 
 class ClientWire:
-    """A client's side, over MPI; the server is rank 0.
+    """A worker's side, over MPI; the server is rank 0.
 
     Args:
         comm: the job's communicator.
-        client: this client's id.
         buffer: float32 (size,) in host memory, to receive into and to send from; belongs to MPI inside `receive` and
             `send`, to the caller between them.
         backoff: how to wait.
     """
 
-    def __init__(self, comm: MPI.Intracomm, client: int, buffer: Tensor, backoff: Backoff) -> None:
-        self._comm, self._client, self._backoff = comm, client, backoff
+    def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff) -> None:
+        self._comm, self._backoff = comm, backoff
         self._buffer = buffer.numpy()
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
-        # Posted whenever no header is being read: while the client trains, only a STOP can complete it.
+        # Posted whenever no header is being read: while the worker trains, only a STOP can complete it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         self._request.Start()
 
     def receive(self) -> Order | None:
         """Wait for the server's next word: an order, or None to stop. Client ranks."""
         self._backoff.wait(self._request)
-        if self._inbox["flags"][0] & STOP:
+        _, _, flags, client, epochs, number, _, version, *_ = self._inbox[0].item()
+        if flags & STOP:
             return None
         self._backoff.wait(self._comm.Irecv([self._buffer, MPI.FLOAT], 0, WEIGHTS_TAG))
-        order = Order(int(self._inbox["version"][0]), int(self._inbox["epochs"][0]))
         self._request.Start()
-        return order
+        return Order(client, number, version, epochs)
 
     def stopped(self) -> bool:
         """Whether the server has called for a stop; for use while training. Never waits. Client ranks."""
         return self._request.Test()
 
-    def send(
-        self, version: int, epochs: int, samples: int, steps: int, train_loss: float, compute_s: float, wait_s: float
-    ) -> None:
-        """Send an update, the weights being in the buffer; returns when the buffer may be written. Client ranks."""
-        fields = (epochs, version, samples, steps, train_loss, compute_s, wait_s)
-        self._outbox[0] = (MAGIC, PROTOCOL, 0, self._client, *fields)
+    def send(self, order: Order, samples: int, steps: int, train_loss: float, compute_s: float, wait_s: float) -> None:
+        """Send the update that an order asked for, the weights being in the buffer. Client ranks.
+
+        Returns when the buffer may be written.
+        """
+        fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
+        self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         weights = self._comm.Isend([self._buffer, MPI.FLOAT], 0, WEIGHTS_TAG)
         self._backoff.wait(header)
@@ -235,6 +279,6 @@ class ClientWire:
 
     def finish(self) -> None:
         """Answer a stop; afterwards the wire is closed. Client ranks."""
-        self._outbox[0] = (MAGIC, PROTOCOL, LAST, self._client, 0, 0, 0, 0, 0.0, 0.0, 0.0)
+        self._outbox[0] = (MAGIC, PROTOCOL, LAST, *NOTHING)
         self._backoff.wait(self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG))
         self._request.Free()

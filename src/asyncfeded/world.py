@@ -71,7 +71,8 @@ class World:
     comm: MPI.Intracomm
     rank: int
     size: int
-    host: str
+    hosts: list[str]
+    """Of each rank."""
     local_rank: int
     """Rank among those of this host."""
     cores: float
@@ -115,11 +116,13 @@ def join() -> World:
     masks = np.zeros((local.size, mine.size), np.uint8)
     local.Allgather(mine, masks)
     cores = (masks / np.maximum(masks.sum(axis=0), 1)).sum(axis=1)  # of every rank of this host
+    hosts = np.zeros(comm.size, "S64")
+    comm.Allgather(np.array([socket.gethostname().encode()], "S64").view(np.uint8), hosts.view(np.uint8))
     world = World(
         comm,
         comm.rank,
         comm.size,
-        socket.gethostname(),
+        [host.decode() for host in hosts],
         local.rank,
         float(cores[local.rank]),
         bool(cores.min() < 1 - 1e-9),
@@ -141,15 +144,12 @@ def statement(
     return said
 
 
-def agree(world: World, said: np.ndarray) -> list[str]:
+def agree(world: World, said: np.ndarray) -> None:
     """Exchange statements and compare. Collective; nobody trains before all agree.
 
     Args:
         world: all ranks.
         said: this rank's statement.
-
-    Returns:
-        The host of each rank.
 
     Raises:
         RefusedError: on every rank, with the same text, if a rank has a problem or differs from rank 0.
@@ -158,7 +158,6 @@ def agree(world: World, said: np.ndarray) -> list[str]:
     Backoff(spin=False).wait(world.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
     if disagreement := compare(heard):
         raise RefusedError(disagreement)
-    return [host.decode() for host in heard["host"]]
 
 
 def compare(heard: np.ndarray) -> str:
@@ -195,12 +194,6 @@ def leave() -> None:
     if MPI.Is_initialized() and not MPI.Is_finalized():
         Backoff(spin=False).wait(MPI.COMM_WORLD.Ibarrier())
         MPI.Finalize()
-
-
-def abort(status: int) -> None:
-    """End the whole job now, from any rank."""
-    if MPI.Is_initialized() and not MPI.Is_finalized():
-        MPI.COMM_WORLD.Abort(status)
 
 
 def _foreign(name: str, ranks: int) -> str:

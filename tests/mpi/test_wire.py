@@ -5,6 +5,7 @@ A test's body may fail on one rank alone; `together` tells the others, so that a
 
 import functools
 import os
+import socket
 import time
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 
 from asyncfeded import launcher, world
 from asyncfeded.launcher import MPI
-from asyncfeded.wire import HEADER, HEADER_TAG, WEIGHTS_TAG, ClientWire, ServerWire
-from asyncfeded.world import Backoff, RefusedError
+from asyncfeded.wire import HEADER, HEADER_TAG, MAGIC, WEIGHTS_TAG, ClientWire, Order, ServerWire
+from asyncfeded.world import PROTOCOL, Backoff, RefusedError
 
 RANKS = (launcher.launched_by() or ("", 1, 0))[1]
 if RANKS < 2:
@@ -61,7 +62,7 @@ def server(comm, size, **kwargs):
 def client(comm, size):
     """A client's wire and its buffer."""
     buffer = torch.zeros(size)
-    return ClientWire(comm, comm.rank - 1, buffer, Backoff(**BACKOFF)), buffer
+    return ClientWire(comm, buffer, Backoff(**BACKOFF)), buffer
 
 
 def bits(size, *key):
@@ -80,7 +81,7 @@ def answer(wire, buffer):
     """A client that answers every order at once until it is stopped; the number of updates sent."""
     sent = 0
     while (order := wire.receive()) is not None:
-        wire.send(order.version, order.epochs, 0, 0, 0.0, 0.0, 0.0)
+        wire.send(order, 0, 0, 0.0, 0.0, 0.0)
         sent += 1
     wire.finish()
     return sent
@@ -105,27 +106,27 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
             done = [0] * len(buffers)
             for i, buffer in enumerate(buffers):
                 buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, 0, 0)
-                wire.reply(i, 2**40, i + 1, buffer)
+                wire.reply(Order(i, 0, 2**40, i + 1), buffer)
             while min(done) < rounds:
                 arrival = take(wire)
                 i, n = arrival.client, done[arrival.client]
-                numbers = (i, 2**40 + n, i + 1 + n, 2**41 + i, 2**42 + n, n + 0.1, n + 0.2, n + 0.3)
-                assert arrival[:1] + arrival[1:8] == numbers
+                numbers = (i, 7 * n, 2**40 + n, i + 1 + n, 2**41 + i, 2**30 + n, n + 0.1, n + 0.2, n + 0.3)
+                assert arrival[:9] == numbers
                 assert np.array_equal(arrival.weights.numpy().view(np.uint32), bits(size, seed, turn, i, n, 1))
                 wire.release(arrival)
                 done[i] += 1
                 if done[i] < rounds:
                     buffers[i].numpy().view(np.uint32)[:] = bits(size, seed, turn, i, done[i], 0)
-                    wire.reply(i, 2**40 + done[i], i + 1 + done[i], buffers[i])
+                    wire.reply(Order(i, 7 * done[i], 2**40 + done[i], i + 1 + done[i]), buffers[i])
             assert wire.stop() == 0
         else:
             wire, buffer = client(comm, size)
             i, n = here.rank - 1, 0
             while (order := wire.receive()) is not None:
-                assert order == (2**40 + n, i + 1 + n)
+                assert order == (i, 7 * n, 2**40 + n, i + 1 + n)
                 assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, seed, turn, i, n, 0))
                 buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, n, 1)
-                wire.send(order.version, order.epochs, 2**41 + i, 2**42 + n, n + 0.1, n + 0.2, n + 0.3)
+                wire.send(order, 2**41 + i, 2**30 + n, n + 0.1, n + 0.2, n + 0.3)
                 n += 1
             wire.finish()
             assert n == rounds
@@ -142,12 +143,12 @@ def test_no_client_is_starved_when_all_flood_the_server(here, comm, size):
         wire, counts = server(comm, size), np.zeros(comm.size - 1, int)
         buffers = [torch.zeros(size) for _ in counts]
         for i, buffer in enumerate(buffers):
-            wire.reply(i, 0, 1, buffer)
+            wire.reply(Order(i, 0, 0, 1), buffer)
         for _ in range(total):
             arrival = take(wire)
             counts[arrival.client] += 1
             wire.release(arrival)
-            wire.reply(arrival.client, 0, 1, buffers[arrival.client])
+            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client])
             time.sleep(0.003)
         wire.stop()
         assert counts.min() >= 30, counts
@@ -163,10 +164,10 @@ def test_who_came_first_is_served_first(here, comm):
     others = list(range(comm.size - 1, 1, -1))
     if here.rank == SERVER:
         wire, buffers = server(comm, 5, pool=1), [torch.zeros(5) for _ in range(comm.size - 1)]
-        wire.reply(0, 0, 1, buffers[0])
+        wire.reply(Order(0, 0, 0, 1), buffers[0])
         held = take(wire)
         for rank in others:
-            wire.reply(rank - 1, 0, 1, buffers[rank - 1])
+            wire.reply(Order(rank - 1, 0, 0, 1), buffers[rank - 1])
             while not comm.Iprobe(rank, WEIGHTS_TAG):
                 wire.pause()
             assert wire.next() is None  # sees the header, has no buffer
@@ -189,13 +190,13 @@ def test_who_was_announced_first_is_served_first(here, comm):
     everyone = comm.Dup()
     if here.rank == SERVER:
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
-        wire.reply(0, 0, 1, buffers[0])
+        wire.reply(Order(0, 0, 0, 1), buffers[0])
         wire.release(take(wire))  # now the other one of the two buffers is next
         everyone.Barrier()  # the header of client 0 is sent
         assert wire.next() is None
         everyone.Barrier()  # client 0 may send its weights
-        everyone.Barrier()  # and has
-        wire.reply(1, 0, 1, buffers[1])
+        everyone.Recv(np.zeros(1), 1)  # and has: they came before this
+        wire.reply(Order(1, 0, 0, 1), buffers[1])
         while not comm.Iprobe(2, WEIGHTS_TAG):
             wire.pause()
         order = [take(wire)]
@@ -209,14 +210,15 @@ def test_who_was_announced_first_is_served_first(here, comm):
         wire, buffer = client(comm, 5)
         if here.rank == 1:
             wire.receive()
-            wire.send(0, 1, 0, 0, 0.0, 0.0, 0.0)
+            wire.send(Order(0, 0, 0, 1), 0, 0, 0.0, 0.0, 0.0)
             header = np.zeros(1, HEADER)
+            header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
             comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
         everyone.Barrier()
         everyone.Barrier()
         if here.rank == 1:
             comm.Send([buffer.numpy(), MPI.FLOAT], SERVER, WEIGHTS_TAG)
-        everyone.Barrier()
+            everyone.Send(np.zeros(1), SERVER)
         answer(wire, buffer)
         everyone.Free()
 
@@ -230,11 +232,11 @@ def test_a_stop_while_updates_are_under_way_leaves_nothing_unreceived(here, comm
         if here.rank == SERVER:
             wire, buffers = server(comm, size), [torch.zeros(size) for _ in range(comm.size - 1)]
             for i, buffer in enumerate(buffers):
-                wire.reply(i, 0, 1, buffer)
+                wire.reply(Order(i, 0, 0, 1), buffer)
             for _ in range(updates):
                 arrival = take(wire)
                 wire.release(arrival)
-                wire.reply(arrival.client, 0, 1, buffers[arrival.client])
+                wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client])
             discarded = wire.stop()
         else:
             sent = answer(*client(comm, size))
@@ -248,7 +250,7 @@ def test_a_client_that_trains_sees_the_stop(here, comm):
     if here.rank == SERVER:
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
-            wire.reply(i, 0, 1, buffer)
+            wire.reply(Order(i, 0, 0, 1), buffer)
         everyone.Barrier()
         discarded = wire.stop()
         everyone.Free()
@@ -285,17 +287,49 @@ def test_the_server_has_two_receive_buffers_however_many_clients(here, comm):
         wire, places = server(comm, 1000), set()
         buffers = [torch.zeros(1000) for _ in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
-            wire.reply(i, 0, 1, buffer)
+            wire.reply(Order(i, 0, 0, 1), buffer)
         for _ in range(50):
             arrival = take(wire)
             places.add(arrival.weights.data_ptr())
             wire.release(arrival)
-            wire.reply(arrival.client, 0, 1, buffers[arrival.client])
+            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client])
         wire.stop()
-        assert wire.buffer_bytes == 4 * 1000 * min(2, comm.size - 1)
+        assert wire.buffer_bytes == 4 * 1000 * 2
         assert len(places) <= 2
     else:
         answer(*client(comm, 1000))
+
+
+@pytest.mark.parametrize(("field", "value"), [("magic", 1), ("protocol", 99), ("client", 1)])
+@together
+def test_a_header_that_is_not_of_this_program_ends_the_run(here, comm, field, value):
+    if here.rank == SERVER:
+        wire = server(comm, 5)
+        while not comm.Iprobe(1, WEIGHTS_TAG):  # sent after the header
+            time.sleep(0.001)
+        comm.Recv(np.zeros(1), 1, WEIGHTS_TAG)
+        if field != "client" or comm.size > 2:  # all clients are of the one worker
+            with pytest.raises(RuntimeError, match="worker 0 sent a header that is not of this protocol"):
+                wire.next()
+    elif here.rank == 1:
+        header = np.zeros(1, HEADER)
+        header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
+        header[field] = value
+        comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
+        comm.Send(np.zeros(1), SERVER, WEIGHTS_TAG)
+
+
+@together
+def test_an_update_of_another_length_ends_the_run(here, comm):
+    if here.rank == SERVER:
+        wire = server(comm, 5)
+        with pytest.raises(RuntimeError, match="worker 0 sent 3 numbers, expected a model of 5"):
+            take(wire)
+    elif here.rank == 1:
+        header = np.zeros(1, HEADER)
+        header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
+        comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
+        comm.Send([np.zeros(3, np.float32), MPI.FLOAT], SERVER, WEIGHTS_TAG)
 
 
 # Before training
@@ -311,9 +345,13 @@ def refusal(here, said):
 
 
 @together
-def test_equal_statements_agree_and_tell_the_hosts(here):
-    said = world.statement(config=b"c" * 32, layout=b"l" * 32, num_params=10, size=12)
-    assert world.agree(here, said) == here.comm.allgather(here.host)
+def test_equal_statements_agree(here):
+    world.agree(here, world.statement(config=b"c" * 32, layout=b"l" * 32, num_params=10, size=12))
+
+
+@together
+def test_every_rank_knows_the_hosts_of_all(here):
+    assert here.hosts == [socket.gethostname()] * here.size
 
 
 @pytest.mark.parametrize(
@@ -334,7 +372,7 @@ def test_a_rank_that_differs_is_named_to_all_with_both_values(here, field, value
     if here.rank == odd:
         said[field] = value
     text = refusal(here, said)
-    assert text.startswith(f"rank 0 on {here.host} and rank {odd} on {here.host} {what} ({field}: ")
+    assert text.startswith(f"rank 0 on {here.hosts[0]} and rank {odd} on {here.hosts[0]} {what} ({field}: ")
     assert f" and {shown}); " in text
 
 
@@ -342,7 +380,7 @@ def test_a_rank_that_differs_is_named_to_all_with_both_values(here, field, value
 def test_a_problem_of_one_rank_is_told_to_all_with_its_rank_and_host(here):
     odd = here.size - 1
     text = refusal(here, world.statement(problem="no Käse" if here.rank == odd else ""))
-    assert text == f"rank {odd} on {here.host}: no Käse"
+    assert text == f"rank {odd} on {here.hosts[0]}: no Käse"
 
 
 @together
@@ -353,7 +391,7 @@ def test_a_problem_that_all_ranks_have_is_told_once(here):
 @together
 def test_different_problems_are_all_told(here):
     text = refusal(here, world.statement(problem=f"problem {here.rank}"))
-    assert text.splitlines() == ["problem 0"] + [f"rank {r} on {here.host}: problem {r}" for r in range(1, here.size)]
+    assert text.splitlines() == ["problem 0"] + [f"rank {r} on {here.hosts[0]}: problem {r}" for r in range(1, here.size)]
 
 
 @together

@@ -1,0 +1,102 @@
+"""Whose update is next. On the wall clock: whose has arrived (`wire.ServerWire`). Here: who is due.
+
+An ordered clock stands between server and wire. It hands out orders to the workers and holds their updates back until it is
+their turn, so that the server sees the same updates in the same order whatever the number of ranks, the MPI or the load of
+the machine. It decides nothing but the order.
+"""
+
+import heapq
+from collections.abc import Callable
+
+from torch import Tensor
+
+from asyncfeded.wire import Arrival, Order, ServerWire
+
+Due = Callable[[Order, float], float]
+"""When the update of an order is due that is given at a time, both in seconds; infinity: never."""
+
+
+class OrderedClock:
+    """A `Wire` on which updates arrive when they are due; ties go to the lower client id.
+
+    A worker trains one client at a time, of those that live on it the one that is due first. Trained ahead of its turn, an
+    update waits in its receive buffer: the wire needs one for each client.
+
+    Args:
+        pipe: the wire to the workers.
+        due: when an update is due.
+    """
+
+    def __init__(self, pipe: ServerWire, due: Due) -> None:
+        self._pipe, self._due = pipe, due
+        self._now = 0.0
+        self._out: list[tuple[float, int]] = []  # heap of (due, client): orders given and not yet taken
+        self._jobs: list[list[tuple[float, int, Order, Tensor]]] = [
+            [] for _ in range(pipe.num_workers)
+        ]  # heaps: not yet sent
+        self._busy = [False] * pipe.num_workers
+        self._here: dict[int, Arrival] = {}  # by client: trained, and not yet due
+
+    def now(self) -> float:
+        """See `Wire`: when the update taken last was due."""
+        return self._now
+
+    def reply(self, order: Order, weights: Tensor) -> None:
+        """See `Wire`. Rank 0."""
+        due = self._due(order, self._now)
+        heapq.heappush(self._out, (due, order.client))
+        worker = order.client % self._pipe.num_workers
+        heapq.heappush(self._jobs[worker], (due, order.client, order, weights))
+        self._dispatch(worker)
+
+    def next(self) -> Arrival | None:
+        """See `Wire`. Rank 0."""
+        while (arrival := self._pipe.next()) is not None:
+            self._here[arrival.client] = arrival
+            worker = arrival.client % self._pipe.num_workers
+            self._busy[worker] = False
+            self._dispatch(worker)
+        if not self._out or self._out[0][1] not in self._here:
+            return None
+        self._now, client = heapq.heappop(self._out)
+        return self._here.pop(client)
+
+    def release(self, arrival: Arrival) -> None:
+        """See `Wire`."""
+        self._pipe.release(arrival)
+
+    def pause(self) -> None:
+        """See `Wire`."""
+        self._pipe.pause()
+
+    def stop(self) -> int:
+        """See `Wire`. Rank 0; afterwards the wire is closed. Updates trained ahead of their turn count as discarded."""
+        waiting = len(self._here)
+        for arrival in self._here.values():
+            self._pipe.release(arrival)
+        return waiting + self._pipe.stop()
+
+    def _dispatch(self, worker: int) -> None:
+        if self._jobs[worker] and not self._busy[worker]:
+            due, _, order, weights = heapq.heappop(self._jobs[worker])
+            if due < float("inf"):
+                self._busy[worker] = True
+                self._pipe.reply(order, weights)
+
+
+class Replay:
+    """`Due` for the order of arrival that a record tells: the n-th update of a client is due when it was then.
+
+    Args:
+        clients: int (n,), the client of each update in order of arrival.
+    """
+
+    def __init__(self, clients: list[int]) -> None:
+        self._turns: dict[int, list[int]] = {}
+        for turn, client in enumerate(clients):
+            self._turns.setdefault(client, []).append(turn)
+
+    def __call__(self, order: Order, now: float) -> float:
+        """The place of the update in the record, or infinity if it did not arrive."""
+        turns = self._turns.get(order.client, [])
+        return float(turns[order.round]) if order.round < len(turns) else float("inf")

@@ -1,0 +1,341 @@
+"""A grid of runs into one table: tasks x rules x error probabilities x seeds. Skips what is done, so it can be stopped.
+
+Each run is a job of its own; it is done when its result.json is there, and a crash loses that run alone. Tables are made
+from the runs' records and from nothing else. `Grid` is the schema of the file.
+"""
+
+import csv
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tomli_w
+from pydantic import Field
+
+from asyncfeded import launcher, record, rules, tasks
+from asyncfeded.config import Config, Settings, read, section
+
+
+class TaskPlan(Settings):
+    """One task of the grid."""
+
+    run: dict[str, Any]
+    """Config of a run that belongs to the task."""
+    targets: tuple[float, ...]
+    """Test accuracies whose time is measured."""
+
+
+class RulePlan(Settings):
+    """One rule of the grid."""
+
+    run: dict[str, Any]
+    """Config of a run that belongs to the rule."""
+    on: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What of it differs on a task, by task: the values that tuning chose."""
+    tune: dict[str, list[Any]] = Field(default_factory=dict)
+    """Values that tuning tries, by key (section.key): all combinations."""
+
+
+class Tuning(Settings):
+    """How values are chosen."""
+
+    seed: int = 1000
+    """Of the tuning runs; must not be among the seeds of the results."""
+    error_probability: float = 0.1
+    """Of the tuning runs."""
+
+
+class Grid(Settings):
+    """A study: every task with every rule, error probability and seed."""
+
+    run: dict[str, Any]
+    """Config that all runs share."""
+    tasks: dict[str, TaskPlan]
+    """By label."""
+    rules: dict[str, RulePlan]
+    """By label. The first is what the others are compared with."""
+    error_probabilities: tuple[float, ...]
+    """heterogeneity.error_probability of the runs."""
+    seeds: tuple[int, ...]
+    """Seeds of the runs; draw data, initial model and errors."""
+    tuning: Tuning = Tuning()
+    caption: str = ""
+    """Stands above the tables: what was made smaller than in the source, and the like."""
+
+
+class Run(NamedTuple):
+    """One run of the grid."""
+
+    task: str
+    rule: str
+    error_probability: float
+    seed: int
+    config: Config
+    values: dict[str, Any]
+    """What tuning tries, by key; empty in a run of the results."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder; ends in the hash of its config."""
+        return f"{self.task}-{self.rule}-p{self.error_probability:g}-s{self.seed}-{self.config.digest().hex()[:8]}"
+
+
+class Row(NamedTuple):
+    """A run's line in the table."""
+
+    run: Run
+    run_dir: Path
+    max_accuracy: float
+    final_accuracy: float
+    mean_accuracy: float
+    """Over the evaluations, which are evenly spaced: high for runs that are both fast and good."""
+    seconds_to: tuple[float, ...]
+    """Of the run's clock to each target of the task; infinity if it was not reached."""
+    updates: int
+    gamma: np.ndarray
+    """Quartiles (3,) over the merged updates."""
+    tau: np.ndarray
+    wall_s: float
+    workers_busy: float
+
+
+def load(path: Path) -> Grid:
+    """A grid, checked, with the config of every run that it makes.
+
+    Raises:
+        ValueError: a key or a value is wrong.
+    """
+    grid = section(Grid, read(path), str(path))
+    if grid.tuning.seed in grid.seeds:
+        raise ValueError(f"{path}: tuning.seed = {grid.tuning.seed} is among the seeds of the results; choose another")
+    for label, plan in grid.rules.items():
+        if unknown := set(plan.on) - set(grid.tasks):
+            raise ValueError(f"{path}: rules.{label}.on names {', '.join(sorted(unknown))}, which is not among the tasks")
+    for run in itertools.chain(expand(grid), expand_tuning(grid)):
+        for part, plans in ((run.config.task, tasks), (run.config.rule, rules)):
+            plans.load(part)
+    return grid
+
+
+def expand(grid: Grid) -> Iterator[Run]:
+    """The runs of a grid."""
+    for seed, p, task, rule in itertools.product(grid.seeds, grid.error_probabilities, grid.tasks, grid.rules):
+        yield _run(grid, task, rule, p, seed, {})
+
+
+def expand_tuning(grid: Grid) -> Iterator[Run]:
+    """The runs that choose values: each task and rule with all combinations of what the rule's `tune` lists."""
+    for task, (rule, plan) in itertools.product(grid.tasks, grid.rules.items()):
+        for values in itertools.product(*plan.tune.values()):
+            tried = dict(zip(plan.tune, values, strict=True))
+            yield _run(grid, task, rule, grid.tuning.error_probability, grid.tuning.seed, tried)
+
+
+def execute(runs: Sequence[Run], out: Path, ranks: int, jobs: int, say: Callable[[str], None]) -> list[Run]:
+    """Do the runs that are not done.
+
+    Args:
+        runs: all of the study.
+        out: folder of the study; a run has its folder below `runs`.
+        ranks: MPI ranks of each run.
+        jobs: runs at a time.
+        say: told what is going on.
+
+    Returns:
+        The runs that failed; their log lies beside their folder.
+    """
+    pending = [run for run in runs if not (out / "runs" / run.name / "result.json").exists()]
+    say(f"{len(runs)} runs, {len(runs) - len(pending)} of them done already; {jobs} at a time with {ranks} ranks each")
+    failed, began = [], time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_execute, run, out / "runs", ranks): run for run in pending}
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                run, trouble = running[future], future.result()
+                if trouble:
+                    failed.append(run)
+                left = (time.monotonic() - began) / done * (len(pending) - done) / 60
+                say(f"[{done}/{len(pending)}] {run.name} {trouble or 'done'}; {left:.0f} min left")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
+    """A row for each run that is done."""
+    rows = []
+    for run in runs:
+        run_dir = out / "runs" / run.name
+        if not (run_dir / "result.json").exists():
+            continue
+        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+        updates, evaluations, _ = record.read(run_dir)
+        merged = updates[updates["accepted"]]
+        times, accuracy = evaluations["time_s"], evaluations["accuracy"]
+        reached = [times[accuracy >= target] for target in grid.tasks[run.task].targets]
+        rows.append(
+            Row(
+                run,
+                run_dir,
+                float(accuracy.max()),
+                float(accuracy[-1]),
+                float(accuracy.mean()),
+                tuple(float(t[0]) if len(t) else np.inf for t in reached),
+                len(merged),
+                _quartiles(merged["gamma"]),
+                _quartiles(merged["tau"]),
+                float(result["wall_s"]),
+                float(result["workers_busy"]),
+            )
+        )
+    return rows
+
+
+def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
+    """All rows, one line a run; targets that were not reached are empty."""
+    most = max(len(plan.targets) for plan in grid.tasks.values())
+    head = ["task", "rule", "error_probability", "seed", "config_sha256", "max_accuracy", "final_accuracy", "mean_accuracy"]
+    head += ["updates"]
+    head += [f"{name}_{quartile}" for name in ("gamma", "tau") for quartile in ("q1", "median", "q3")]
+    head += ["wall_s", "workers_busy"]
+    head += [f"{what}_{i + 1}" for i in range(most) for what in ("target", "seconds_to_target")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for row in rows:
+            run = row.run
+            line: list[Any] = [run.task, run.rule, run.error_probability, run.seed, run.config.digest().hex()]
+            line += [
+                row.max_accuracy,
+                row.final_accuracy,
+                row.mean_accuracy,
+                row.updates,
+                *row.gamma,
+                *row.tau,
+                row.wall_s,
+                row.workers_busy,
+            ]
+            for target, seconds in zip(grid.tasks[run.task].targets, row.seconds_to, strict=True):
+                line += [target, seconds if np.isfinite(seconds) else ""]
+            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
+
+
+def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
+    """The comparison, a table for each task and error probability.
+
+    Accuracies are means and standard deviations over the seeds, times medians; `x` is the time as a multiple of that of
+    the grid's first rule.
+    """
+    lines = [grid.caption.strip(), ""] if grid.caption else []
+    for task, plan in grid.tasks.items():
+        for p in grid.error_probabilities:
+            here = [row for row in rows if row.run.task == task and row.run.error_probability == p]
+            if not here:
+                continue
+            targets = " | ".join(f"s to {target:.4g} | x" for target in plan.targets)
+            lines += [f"### {task}, error probability {p:g}", ""]
+            lines += [f"| rule | runs | max accuracy (%) | final (%) | updates | {targets} |"]
+            lines += ["|---|" + "---:|" * (4 + 2 * len(plan.targets))]
+            first: list[float] = []
+            for rule in grid.rules:
+                mine = [row for row in here if row.run.rule == rule]
+                if not mine:
+                    continue
+                seconds = [float(np.median([row.seconds_to[i] for row in mine])) for i in range(len(plan.targets))]
+                first = first or seconds
+                cells = [rule, str(len(mine)), _spread([row.max_accuracy for row in mine])]
+                cells += [_spread([row.final_accuracy for row in mine]), f"{np.mean([row.updates for row in mine]):.0f}"]
+                for mean, reference in zip(seconds, first, strict=True):
+                    known = np.isfinite(mean) and np.isfinite(reference) and reference > 0
+                    cells += [f"{mean:.0f}" if np.isfinite(mean) else "never", f"{mean / reference:.1f}" if known else ""]
+                lines.append("| " + " | ".join(cells) + " |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def chosen(grid: Grid, rows: Sequence[Row]) -> str:
+    """The best variant of each rule on each task, as the part of the grid's TOML that holds it.
+
+    Best: of the highest mean accuracy over the run, so that both speed and end count.
+    """
+    best: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in grid.tasks:
+        here = [row for row in rows if row.run.task == task]
+        for rule, plan in grid.rules.items():
+            mine = [row for row in here if row.run.rule == rule]
+            if mine and plan.tune:
+                row = max(mine, key=lambda row: row.mean_accuracy)
+                best.setdefault(rule, {})[task] = row.run.values
+    table = {"rules": {rule: {"on": {t: _nest(values) for t, values in on.items()}} for rule, on in best.items()}}
+    return tomli_w.dumps(table)
+
+
+def _run(grid: Grid, task: str, rule: str, p: float, seed: int, values: dict[str, Any]) -> Run:
+    plan = grid.rules[rule]
+    settled = {} if values else plan.on.get(task, {})
+    errors = {"seed": seed, "heterogeneity": {"error_probability": p}}
+    table: dict[str, Any] = {}
+    for layer in (grid.run, grid.tasks[task].run, plan.run, settled, _nest(values), errors):
+        table = _overlay(table, layer)
+    config = section(Config, {"limits": {}} | table, f"{task} with {rule}")
+    filled = {"task": tasks.load(config.task), "rule": rules.load(config.rule)}
+    dumped = {key: part.model_dump(mode="json", by_alias=True) for key, part in filled.items()}  # type: ignore[attr-defined]
+    return Run(task, rule, p, seed, config.model_copy(update=dumped), values)
+
+
+def _execute(run: Run, folder: Path, ranks: int) -> str:
+    """Returns what went wrong; empty if nothing did."""
+    run_dir = folder / run.name
+    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was cut off
+    folder.mkdir(parents=True, exist_ok=True)
+    file, log = folder / f"{run.name}.toml", folder / f"{run.name}.log"
+    file.write_text(run.config.to_toml(), encoding="utf-8")
+    command, env = launcher.command(ranks, ["train", str(file), f"run_dir={json.dumps(str(run_dir))}"])
+    env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
+    with log.open("w") as out:
+        status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
+    if status or not (run_dir / "result.json").exists():
+        return f"failed with status {status}, see {log}"
+    file.unlink()
+    log.unlink()
+    return ""
+
+
+def _overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`layer` over `table`, sections merged."""
+    merged = dict(table)
+    for key, value in layer.items():
+        old = merged.get(key)
+        merged[key] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    table: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        inner = table
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return table
+
+
+def _quartiles(values: np.ndarray) -> np.ndarray:
+    finite = values[np.isfinite(values)]
+    return np.percentile(finite, [25, 50, 75]) if len(finite) else np.full(3, np.nan)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation in percent."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{100 * np.mean(values):.2f} ± {100 * deviation:.2f}"
