@@ -2,8 +2,11 @@
 
 import copy
 import math
+import re
 from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import pytest
@@ -12,8 +15,9 @@ from annotated_types import Ge, Gt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asyncfeded import kernel, rules
+from asyncfeded.config import Settings
 from asyncfeded.flat import Entry, Layout
-from asyncfeded.rules.decision import Update
+from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
 
 CLIENTS, PARAMS, STATISTICS, FIRST_EPOCHS = 4, 6, 2, 2
@@ -893,3 +897,22 @@ def test_bounds_of_local_epochs_are_checked():
         rules.load({"name": "delayed_nesterov", "epochs_min": 5, "epochs_max": 2})
     with pytest.raises(ValueError, match=r"training\.epochs = 11 is outside the bounds of K, 1 to 10"):
         start(rules.load({"name": "delayed_nesterov"}), epochs=11)
+
+
+# --- the documentation
+
+
+def test_the_rule_in_the_readme_works():
+    """One step by hand: x = 0 + 0.5 (w - 0) with w = 2."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(@final.*?)```", readme, re.DOTALL)
+    names = {"Literal": Literal, "ClassVar": ClassVar, "final": final, "np": np, "Settings": Settings}
+    names |= {"GlobalModel": GlobalModel, "State": State, "Update": Update, "Decision": Decision, "Reply": Reply}
+    exec(code, names)
+    rule = names["Constant"]()
+    model = GlobalModel(torch.zeros(1), Layout((Entry("w", (1,), 0),), 1, 1), 1)
+    state = rule.init(model, np.array([3]))
+    model.hand_out(0)
+    done = rule.on_arrival(Update(0, 0, 3, 1, 0.0, 2.0, torch.tensor([2.0])), model, state)
+    assert model.x.item() == 1.0
+    assert done == (0.0, 0.5, ((0, 3),))
