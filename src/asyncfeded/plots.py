@@ -135,6 +135,10 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
             for target, axis in zip(plan.targets, axes[0][1:], strict=True):
                 axis.set(title=f"seconds to {target:.4g}", xlabel="error probability p")
                 axis.set_ylim(bottom=0)
+                if not any(np.isfinite(line.get_ydata()).any() for line in axis.lines):
+                    axis.text(0.5, 0.5, "reached by none", transform=axis.transAxes, ha="center")
+            for axis in axes[0]:
+                axis.set_xlim(min(levels) - 0.05, max(levels) + 0.05)
             crosses = "; crosses: the authors' figures" if published else ""
             made.append(_save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
 
@@ -194,7 +198,10 @@ def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> No
     if counts is not None:
         counts.set(title="Updates of each client", ylabel="updates")
     if len(clients) and not many:
-        (local if counts is None else counts).legend(frameon=False, fontsize=8)
+        if counts is None:
+            stale.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        else:
+            counts.legend(frameon=False, fontsize=8)
 
 
 def _pyplot() -> ModuleType:

@@ -43,7 +43,7 @@ REFUSED = 2
 
 
 def train(path: Path, overrides: list[str]) -> int:
-    """Run a training. Collective: rank 0 is the server, rank i + 1 is client i.
+    """Run a training. Collective: rank 0 is the server, the others are workers.
 
     Args:
         path: the run's TOML file.
