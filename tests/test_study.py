@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,18 @@ evaluation.every_s = 1.0
 heterogeneity.round_s = [1.0]
 task.split = "even"
 
+[tuning]
+run.limits.seconds = 2
+
 [tasks.digits]
 run.task.name = "digits"
 run.training.epochs = 1
 targets = [0.5, 0.9]
+tune."training.learning_rate" = [0.01, 0.1, 0.2]
 
 [rules.asyncfeded]
 run.rule.name = "asyncfeded"
 tune."rule.lambda" = [0.5, 1.0]
-tune."training.learning_rate" = [0.01, 0.1, 0.2]
 [rules.asyncfeded.on.digits]
 rule.lambda = 0.7
 
@@ -77,7 +81,20 @@ def test_what_differs_on_a_task_is_not_in_the_way_of_tuning(path):
     assert sorted((run.config.rule["lambda"], run.config.training.learning_rate) for run in tried) == [
         (0.5, 0.01), (0.5, 0.1), (0.5, 0.2), (1.0, 0.01), (1.0, 0.1), (1.0, 0.2),
     ]  # fmt: skip
-    assert {run.config.seed for run in tried} == {1000}
+    assert {(run.config.seed, run.config.limits.seconds) for run in tried} == {(1000, 2)}
+
+
+def test_every_rule_is_tuned_with_what_its_task_lists(path):
+    tried = [run.values for run in study.expand_tuning(study.load(path)) if run.rule == "hinge"]
+    assert len(tried) == 3 * 2
+    assert all(set(values) == {"training.learning_rate", "rule.staleness"} for values in tried)
+
+
+def test_keys_given_beside_the_grid_replace_its_own(path):
+    runs = list(study.expand(study.load(path, ["tasks.digits.run.training.epochs=3", "seeds=[7]", "run.clients=2"])))
+    assert {(run.config.training.epochs, run.seed, run.config.clients) for run in runs} == {(3, 7, 2)}
+    with pytest.raises(ValueError, match="expected key=value"):
+        study.load(path, ["seeds"])
 
 
 def test_runs_of_other_configs_have_other_names(path):
@@ -164,12 +181,13 @@ def test_tuning_chooses_the_best_run_over_its_whole_time(path, tmp_path):
     grid = study.load(path)
     runs = list(study.expand_tuning(grid))
     for run in runs:
-        good = run.values in ({"rule.lambda": 1.0, "training.learning_rate": 0.1}, {"rule.staleness": "polynomial"})
+        rule = {"rule.lambda": 1.0} if run.rule == "asyncfeded" else {"rule.staleness": "polynomial"}
+        good = run.values == {"training.learning_rate": 0.1} | rule
         finish(run, tmp_path, [0.5, 0.6] if good else [0.1, 0.7])
     (tmp_path / "chosen.toml").write_text(study.chosen(grid, study.collect(grid, runs, tmp_path)))
     chosen = read(tmp_path / "chosen.toml")
     assert chosen["rules"]["asyncfeded"]["on"]["digits"] == {"rule": {"lambda": 1.0}, "training": {"learning_rate": 0.1}}
-    assert chosen["rules"]["hinge"]["on"]["digits"] == {"rule": {"staleness": "polynomial"}}
+    assert chosen["rules"]["hinge"]["on"]["digits"]["rule"] == {"staleness": "polynomial"}
 
 
 # --- for real
@@ -181,6 +199,9 @@ def test_a_study_runs_and_then_skips_what_is_done(own_mpi, path, tmp_path):
     command = ("study", path, "--output", tmp_path / "out", "--jobs", "2")
     first = run_asyncfeded(*command, cwd=tmp_path, env=own_mpi.env)
     assert first.status == 0, str(first)
+    (run_dir, _) = sorted(path for path in (tmp_path / "out" / "runs").iterdir())
+    crowded = 2 * 2 > len(os.sched_getaffinity(0))
+    assert read(run_dir / "config.toml")["wait"] == ("yield" if crowded else "auto")
     assert "### digits, error probability 0.2" in first.stdout
     pictures = [line for line in first.stdout.splitlines() if line.endswith(".png")]
     assert len(pictures) == 3

@@ -229,6 +229,13 @@ def test_channels_come_first(h5):
     assert task.model()(inputs).shape == (15, 5)
 
 
+def test_the_mlp_of_images_takes_any_shape(h5):
+    task = h5(writers(shape=(2, 3, 2)), writers(shape=(2, 3, 2)), model="mlp", hidden=7)
+    model = task.model()
+    assert [tuple(p.shape) for p in model.parameters()] == [(7, 12), (7,), (5, 7), (5,)]
+    assert model(task.client_data(0, 1, 0).inputs).shape == (15, 5)
+
+
 def test_writers_keeps_the_first_by_name(h5):
     task = h5(writers=2)
     assert sorted(set(task.client_data(0, 1, 0).targets.tolist())) == [0, 1]

@@ -67,6 +67,7 @@ def replay(
 def study(
     grid: Annotated[Path, typer.Argument(help="TOML file of the grid (study.Grid).")],
     output: Annotated[Path, typer.Option(help="Folder of the study: runs, table.csv, table.md and figures.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as a task's files.")] = None,
     ranks: Annotated[int, typer.Option(help="MPI ranks of each run.")] = 2,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     tune: Annotated[bool, typer.Option(help="Try the values that the rules' `tune` lists, and print the best.")] = False,
@@ -79,7 +80,7 @@ def study(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        plan = room.load(grid)
+        plan = room.load(grid, overrides or [])
         runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
         failed = room.execute(runs, output, ranks, jobs, console.print)
         rows = room.collect(plan, runs, output)

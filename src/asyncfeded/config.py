@@ -220,10 +220,33 @@ def load(path: Path, overrides: list[str]) -> Config:
     """
     table = read(path)
     # A name first: it clears the keys of the task or rule that stood there before.
-    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
-        _override(table, override)
+    for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
+        override(table, text)
     table.setdefault("limits", {})
     return section(Config, table, str(path))
+
+
+def override(table: dict[str, Any], text: str) -> None:
+    """Set `section.key=value` in a table, in place; the value is TOML, or a plain word taken as a string.
+
+    Raises:
+        ValueError: it is none, or names a value as a section.
+    """
+    key, equals, word = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {text!r}: expected key=value or section.key=value")
+    try:
+        value = tomllib.loads(f"value = {word}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = word
+    *path, last = key.strip().split(".")
+    for depth, name in enumerate(path):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"override {text!r}: {'.'.join(path[: depth + 1])} is not a section")
+    if last == "name" and path in (["task"], ["rule"]) and table.get("name") != value:
+        table.clear()  # the other keys of a section belong to the name that chose them
+    table[last] = value
 
 
 def section(kind: type[S], table: dict[str, Any], where: str) -> S:
@@ -271,24 +294,6 @@ def describe(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str
             default = "required" if field.is_required() else json.dumps(field.default)
             rows.append((key, default, " ".join(field.description.split())))
     return rows
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"override {override!r}: expected key=value or section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = key.strip().split(".")
-    for depth, name in enumerate(path):
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise ValueError(f"override {override!r}: {'.'.join(path[: depth + 1])} is not a section")
-    if last == "name" and path in (["task"], ["rule"]) and table.get("name") != value:
-        table.clear()  # the other keys of a section belong to the name that chose them
-    table[last] = value
 
 
 def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:

@@ -7,6 +7,7 @@ from the runs' records and from nothing else. `Grid` is the schema of the file.
 import csv
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -20,7 +21,7 @@ import tomli_w
 from pydantic import Field
 
 from asyncfeded import launcher, record, rules, tasks
-from asyncfeded.config import Config, Settings, read, section
+from asyncfeded.config import Config, Settings, override, read, section
 
 
 class TaskPlan(Settings):
@@ -30,6 +31,8 @@ class TaskPlan(Settings):
     """Config of a run that belongs to the task."""
     targets: tuple[float, ...]
     """Test accuracies whose time is measured."""
+    tune: dict[str, list[Any]] = Field(default_factory=dict)
+    """Values that tuning tries for every rule on this task, by key (section.key): a learning rate belongs here."""
 
 
 class RulePlan(Settings):
@@ -40,7 +43,7 @@ class RulePlan(Settings):
     on: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What of it differs on a task, by task: the values that tuning chose."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
-    """Values that tuning tries, by key (section.key): all combinations."""
+    """Values that tuning tries, by key (section.key): all combinations, with those of the task."""
 
 
 class Tuning(Settings):
@@ -50,6 +53,8 @@ class Tuning(Settings):
     """Of the tuning runs; must not be among the seeds of the results."""
     error_probability: float = 0.1
     """Of the tuning runs."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Config of a run in which tuning runs differ from those of the results, such as fewer seconds."""
 
 
 class Grid(Settings):
@@ -106,13 +111,20 @@ class Row(NamedTuple):
     workers_busy: float
 
 
-def load(path: Path) -> Grid:
+def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """A grid, checked, with the config of every run that it makes.
+
+    Args:
+        path: a TOML file.
+        overrides: `section.key=value`, as for a run.
 
     Raises:
         ValueError: a key or a value is wrong.
     """
-    grid = section(Grid, read(path), str(path))
+    table = read(path)
+    for text in overrides:
+        override(table, text)
+    grid = section(Grid, table, str(path))
     if grid.tuning.seed in grid.seeds:
         raise ValueError(f"{path}: tuning.seed = {grid.tuning.seed} is among the seeds of the results; choose another")
     for label, plan in grid.rules.items():
@@ -131,10 +143,11 @@ def expand(grid: Grid) -> Iterator[Run]:
 
 
 def expand_tuning(grid: Grid) -> Iterator[Run]:
-    """The runs that choose values: each task and rule with all combinations of what the rule's `tune` lists."""
-    for task, (rule, plan) in itertools.product(grid.tasks, grid.rules.items()):
-        for values in itertools.product(*plan.tune.values()):
-            tried = dict(zip(plan.tune, values, strict=True))
+    """The runs that choose values: each task and rule with all combinations of what the `tune` of both lists."""
+    for task, rule in itertools.product(grid.tasks, grid.rules):
+        lists = grid.tasks[task].tune | grid.rules[rule].tune
+        for values in itertools.product(*lists.values()):
+            tried = dict(zip(lists, values, strict=True))
             yield _run(grid, task, rule, grid.tuning.error_probability, grid.tuning.seed, tried)
 
 
@@ -154,8 +167,10 @@ def execute(runs: Sequence[Run], out: Path, ranks: int, jobs: int, say: Callable
     pending = [run for run in runs if not (out / "runs" / run.name / "result.json").exists()]
     say(f"{len(runs)} runs, {len(runs) - len(pending)} of them done already; {jobs} at a time with {ranks} ranks each")
     failed, began = [], time.monotonic()
+    # Runs side by side share cores, of which each knows its own ranks only.
+    wait = "yield" if jobs * ranks > len(os.sched_getaffinity(0)) else "auto"
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_execute, run, out / "runs", ranks): run for run in pending}
+        running = {pool.submit(_execute, run, out / "runs", ranks, wait): run for run in pending}
         try:
             for done, future in enumerate(as_completed(running), start=1):
                 run, trouble = running[future], future.result()
@@ -269,9 +284,9 @@ def chosen(grid: Grid, rows: Sequence[Row]) -> str:
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for task in grid.tasks:
         here = [row for row in rows if row.run.task == task]
-        for rule, plan in grid.rules.items():
-            mine = [row for row in here if row.run.rule == rule]
-            if mine and plan.tune:
+        for rule in grid.rules:
+            mine = [row for row in here if row.run.rule == rule and row.run.values]
+            if mine:
                 row = max(mine, key=lambda row: row.mean_accuracy)
                 best.setdefault(rule, {})[task] = row.run.values
     table = {"rules": {rule: {"on": {t: _nest(values) for t, values in on.items()}} for rule, on in best.items()}}
@@ -280,7 +295,7 @@ def chosen(grid: Grid, rows: Sequence[Row]) -> str:
 
 def _run(grid: Grid, task: str, rule: str, p: float, seed: int, values: dict[str, Any]) -> Run:
     plan = grid.rules[rule]
-    settled = {} if values else plan.on.get(task, {})
+    settled = grid.tuning.run if values else plan.on.get(task, {})
     errors = {"seed": seed, "heterogeneity": {"error_probability": p}}
     table: dict[str, Any] = {}
     for layer in (grid.run, grid.tasks[task].run, plan.run, settled, _nest(values), errors):
@@ -291,14 +306,15 @@ def _run(grid: Grid, task: str, rule: str, p: float, seed: int, values: dict[str
     return Run(task, rule, p, seed, config.model_copy(update=dumped), values)
 
 
-def _execute(run: Run, folder: Path, ranks: int) -> str:
+def _execute(run: Run, folder: Path, ranks: int, wait: str) -> str:
     """Returns what went wrong; empty if nothing did."""
     run_dir = folder / run.name
     shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was cut off
     folder.mkdir(parents=True, exist_ok=True)
     file, log = folder / f"{run.name}.toml", folder / f"{run.name}.log"
     file.write_text(run.config.to_toml(), encoding="utf-8")
-    command, env = launcher.command(ranks, ["train", str(file), f"run_dir={json.dumps(str(run_dir))}"])
+    overrides = [f"run_dir={json.dumps(str(run_dir))}"] + ([f"wait={wait}"] if run.config.wait == "auto" else [])
+    command, env = launcher.command(ranks, ["train", str(file), *overrides])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
     with log.open("w") as out:
         status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode

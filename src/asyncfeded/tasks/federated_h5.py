@@ -37,12 +37,18 @@ class FederatedH5(Classification):
     """Number of classes. 0: the largest label in both files plus one; 62 where one is a LEAF directory."""
     writers: int = Field(0, ge=0)
     """Use only so many writers of each file, the first by name. 0: all."""
+    architecture: Literal["cnn", "mlp"] = Field("cnn", alias="model")
+    """The model: `cnn` (the usual one of FEMNIST) or `mlp` (one hidden layer)."""
     hidden: int = Field(128, ge=1)
-    """Units of the first dense layer (McMahan et al. 2017 take 512, LEAF 2048)."""
+    """Units of the hidden dense layer (in their CNNs McMahan et al. 2017 take 512, LEAF 2048)."""
 
     def model(self) -> nn.Module:
-        """The usual CNN of FEMNIST: two convolutions of 5 x 5 (32 and 64 channels) with pooling, two dense layers."""
+        """Two dense layers, in the CNN behind two convolutions of 5 x 5 (32 and 64 channels) with pooling."""
         channels, height, width = self._shape()
+        classes = self._num_classes() or 1 + max(_largest_label(self.train), _largest_label(self.test))
+        if self.architecture == "mlp":
+            inputs = channels * height * width
+            return nn.Sequential(nn.Flatten(), nn.Linear(inputs, self.hidden), nn.ReLU(), nn.Linear(self.hidden, classes))
         if height < 4 or width < 4:
             raise ValueError(f"{self.train}: images of {height} x {width} pixels are too small, expected at least 4 x 4")
         return nn.Sequential(
@@ -55,7 +61,7 @@ class FederatedH5(Classification):
             nn.Flatten(),
             nn.Linear(64 * (height // 4) * (width // 4), self.hidden),
             nn.ReLU(),
-            nn.Linear(self.hidden, self._num_classes() or 1 + max(_largest_label(self.train), _largest_label(self.test))),
+            nn.Linear(self.hidden, classes),
         )
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:
