@@ -19,7 +19,7 @@ class Workers:
         self.num_workers, self.rng = num_workers, rng
         self.training, self.released, self.sent = {}, [], []
 
-    def reply(self, order, weights):
+    def reply(self, order, weights, ready):
         worker = order.client % self.num_workers
         assert worker not in self.training, "a worker trains one client at a time"
         self.training[worker] = order
@@ -46,7 +46,7 @@ def order_of_updates(num_workers, rng_seed, duration, num_clients=4, updates=40)
     """(client, round, time) of the first updates, every client being replied to at once."""
     clock = OrderedClock(Workers(num_workers, random.Random(rng_seed)), lambda order, now: now + duration(order))
     for client in range(num_clients):
-        clock.reply(Order(client, 0, 0, 1), W)
+        clock.reply(Order(client, 0, 0, 1), W, int)
     seen = []
     for _ in range(100_000):
         if len(seen) == updates:
@@ -55,7 +55,7 @@ def order_of_updates(num_workers, rng_seed, duration, num_clients=4, updates=40)
         if arrival is not None:
             seen.append((arrival.client, arrival.round, clock.now()))
             clock.release(arrival)
-            clock.reply(Order(arrival.client, arrival.round + 1, len(seen), 1), W)
+            clock.reply(Order(arrival.client, arrival.round + 1, len(seen), 1), W, int)
     raise AssertionError(f"hangs after {seen}")
 
 
@@ -82,7 +82,7 @@ def test_a_worker_is_given_first_what_is_due_first():
     workers = Workers(1, random.Random(0))
     clock = OrderedClock(workers, lambda order, now: 10.0 - order.client)
     for client in range(3):
-        clock.reply(Order(client, 0, 0, 1), W)
+        clock.reply(Order(client, 0, 0, 1), W, int)
     while len(workers.sent) < 3:
         clock.next()
     assert [order.client for order in workers.sent] == [0, 2, 1]  # client 0 was there when nobody else was
@@ -92,7 +92,7 @@ def test_updates_that_wait_for_their_turn_are_released_at_a_stop():
     workers = Workers(2, random.Random(0))
     clock = OrderedClock(workers, lambda order, now: 1.0 + 10 * order.client)
     for client in (1, 0):
-        clock.reply(Order(client, 0, 0, 1), W)
+        clock.reply(Order(client, 0, 0, 1), W, int)
     while 1 in workers.training or (taken := clock.next()) is None:
         if 1 in workers.training:
             clock.next()
@@ -106,14 +106,14 @@ def test_a_replay_takes_clients_in_the_recorded_order():
     recorded = [2, 0, 2, 1, 2, 0]
     clock = OrderedClock(Workers(2, random.Random(3)), Replay(recorded))
     for client in range(3):
-        clock.reply(Order(client, 0, 0, 1), W)
+        clock.reply(Order(client, 0, 0, 1), W, int)
     seen = []
     while len(seen) < len(recorded):
         arrival = clock.next()
         if arrival is not None:
             seen.append(arrival.client)
             clock.release(arrival)
-            clock.reply(Order(arrival.client, arrival.round + 1, 0, 1), W)
+            clock.reply(Order(arrival.client, arrival.round + 1, 0, 1), W, int)
     assert seen == recorded
 
 
@@ -122,5 +122,5 @@ def test_an_update_that_never_arrived_is_not_trained_again():
     assert [replay(Order(0, n, 0, 1), 0.0) for n in range(3)] == [0.0, 1.0, math.inf]
     workers = Workers(1, random.Random(0))
     clock = OrderedClock(workers, replay)
-    clock.reply(Order(1, 0, 0, 1), W)
+    clock.reply(Order(1, 0, 0, 1), W, int)
     assert workers.sent == []

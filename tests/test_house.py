@@ -16,7 +16,7 @@ LEVELS = {
     "run": 3, "progress": 3, "plots": 3, "study": 3,
     "server": 2, "client": 2,
     "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
-    "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "world": 0, "wire": 0,
+    "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "world": 0, "wire": 0, "transfer": 0,
 }  # fmt: skip
 SIDEWAYS = {
     ("__main__", "cli"),
@@ -26,6 +26,9 @@ SIDEWAYS = {
     ("rules", "staleness"),
     ("wire", "world"),
     ("wire", "launcher"),
+    ("wire", "transfer"),
+    ("transfer", "kernel"),
+    ("transfer", "launcher"),
     ("world", "launcher"),
 }
 """Imports within a level that have a reason."""

@@ -116,10 +116,43 @@ def test_the_number_of_threads_changes_no_bit(n):
     results = []
     for threads in (1, 2):
         x, w, base = models(n)
-        total = kernel._kernel.sums(x, w, base, threads)
-        kernel._kernel.apply(x, w, base, 0.3, threads)
+        total = kernel._kernel.sums(x, w, base, 0, n, (0.0, 0.0), threads)
+        kernel._kernel.apply(x, w, base, 0.3, 0, n, threads)
         results.append((total, x.numpy().tobytes(), base.numpy().tobytes()))
     assert results[0] == results[1]
+
+
+@every_implementation
+@pytest.mark.parametrize("n", [1, kernel.CHUNK - 1, kernel.CHUNK, kernel.CHUNK + 1, 3 * kernel.CHUNK + 5])
+def test_a_model_in_parts_is_the_model_in_one_piece_to_the_bit(sums, apply, device, n):
+    whole, parts = ([t.to(device) for t in models(n)] for _ in range(2))
+    total = (0.0, 0.0)
+    for start in range(0, n, kernel.CHUNK):
+        total = sums(*parts, start, min(start + kernel.CHUNK, n), total)
+    assert total == sums(*whole)
+    apply(*whole, 0.3)
+    for start in range(0, n, kernel.CHUNK):
+        apply(*parts, 0.3, start, min(start + kernel.CHUNK, n))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@every_implementation
+def test_a_part_leaves_the_rest_alone(sums, apply, device):
+    """Of (1, 2, 3) - 0 and (4, 6, 8) - 0 the middle: 4 and 36; 2 + (6 - 0) / 2 = 5."""
+    x, w, base = (torch.tensor(v, device=device) for v in ([1.0, 2.0, 3.0], [4.0, 6.0, 8.0], [0.0, 0.0, 0.0]))
+    assert sums(x, w, base, 1, 2, (10.0, 20.0)) == (14.0, 56.0)
+    apply(x, w, base, 0.5, 1, 2)
+    assert (x.tolist(), base.tolist()) == ([1.0, 5.0, 3.0], [0.0, 5.0, 0.0])
+
+
+@compiled_only
+@pytest.mark.parametrize("part", [(-1, 2), (2, 1), (0, 5)])
+def test_a_part_outside_the_model_is_refused(part):
+    x, w, base = models(4)
+    with pytest.raises((ValueError, TypeError)):
+        kernel.sums(x, w, base, *part)
+    with pytest.raises((ValueError, TypeError)):
+        kernel.apply(x, w, base, 1.0, *part)
 
 
 @compiled_only

@@ -437,7 +437,7 @@ def test_staleness_counts_from_the_download_not_from_the_last_upload():
     rule = asyncfeded(**{"lambda": 0.5})
     model, state = start(rule)
     send(rule, model, state, 0, [4.0, 0.0])
-    assert model.base[0].tolist() == [2.0, 0.0]
+    assert model.x.tolist() == model.base[0].tolist() == [2.0, 0.0]
     send(rule, model, state, 1, [0.0, 6.0])
     assert send(rule, model, state, 0, [2.0, 9.0]).gamma == pytest.approx(0.25)
 

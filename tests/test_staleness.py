@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from asyncfeded import kernel
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.staleness import GlobalModel
 
@@ -74,7 +75,7 @@ def test_after_a_merge_the_base_is_the_global_model(eta):
     m = model([0.0, 1.0, 1.0], statistics=1)
     m.hand_out(0)
     m.merge(0, torch.tensor([0.7, 3.0, 5.0]), eta)
-    assert m.base[0].tolist() == m.x.tolist()
+    assert m.x.tolist() == m.base[0].tolist()
     assert m.base_version[0] == m.version == 1
 
 
@@ -119,6 +120,7 @@ def test_hand_out_copies_only_what_is_older():
     m = model([0.0, 0.0])
     m.hand_out(0)
     m.merge(0, torch.tensor([1.0, 1.0]), 1.0)
+    m.settle()
     m.base[0][0] = 99.0
     assert m.hand_out(0).tolist() == [99.0, 1.0]
 
@@ -140,3 +142,95 @@ def test_the_initial_model_is_copied():
 
 def test_memory_is_the_global_model_and_a_base_for_each_client():
     assert model([0.0, 0.0, 0.0], clients=4).num_bytes == 3 * 4 * (1 + 4)
+
+
+# --- part by part
+
+CHUNK = kernel.CHUNK
+SIZES = [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7]
+
+
+def random_model(size, statistics, seed=0):
+    """A model that has moved since client 0 went out, and the client's w."""
+    rng = np.random.default_rng(seed)
+    m = model(rng.standard_normal(size).astype(np.float32), statistics)
+    m.hand_out(0)
+    m.x.add_(torch.from_numpy(rng.standard_normal(size).astype(np.float32)))
+    return m, torch.from_numpy(rng.standard_normal(size).astype(np.float32))
+
+
+def parts(size):
+    return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("statistics", [0, 1, 5])
+def test_an_update_measured_and_merged_in_parts_is_the_same_to_the_bit(size, statistics):
+    statistics = min(statistics, size - 1)
+    plain, w = random_model(size, statistics)
+    chunked, _ = random_model(size, statistics)
+    for start, stop in parts(size):
+        chunked.measure(0, w, start, stop)
+    assert chunked.distances(0, w) == plain.distances(0, w)
+    plain.merge(0, w, 0.3)
+    plain.settle()
+    chunked.merge(0, w, 0.3)
+    for _, stop in parts(size):
+        sent = chunked.hand_out(0, stop)[:stop].clone()
+        assert torch.equal(sent, plain.base[0][:stop])
+    assert torch.equal(chunked.x, plain.x)
+    assert torch.equal(chunked.base[0], plain.base[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_base_handed_out_in_parts_is_the_global_model(size):
+    m, w = random_model(size, 0)
+    m.mix(w, 0.5)
+    for _, stop in parts(size):
+        assert torch.equal(m.hand_out(0, stop)[:stop], m.x[:stop])
+    assert m.base_version[0] == m.version
+    assert torch.equal(m.base[0], m.x)
+
+
+def test_an_update_during_whose_arrival_the_model_moves_is_measured_anew():
+    """The first part is measured from x, the model moves on, then the second part comes: all from the x of now."""
+    m, w = random_model(CHUNK + 3, 0)
+    m.measure(0, w, 0, CHUNK)
+    m.mix(torch.zeros(CHUNK + 3), 0.5)
+    m.measure(0, w, CHUNK, CHUNK + 3)
+    moved, change = m.distances(0, w)
+    assert moved == pytest.approx(float((m.x.double() - m.base[0].double()).norm()), rel=1e-9)
+    assert change == pytest.approx(float((w.double() - m.base[0].double()).norm()), rel=1e-9)
+
+
+def test_an_update_that_never_arrives_whole_leaves_the_model_and_the_next_update_alone():
+    m, w = random_model(2 * CHUNK, 0)
+    before, base = m.x.clone(), m.base[0].clone()
+    m.measure(0, w, 0, CHUNK)
+    assert torch.equal(m.x, before)
+    assert torch.equal(m.base[0], base)
+    for start, stop in parts(2 * CHUNK):
+        m.measure(0, 2 * w, start, stop)
+    assert m.distances(0, 2 * w)[1] == pytest.approx(float((2 * w.double() - base.double()).norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, CHUNK - 1, CHUNK, CHUNK + 2, CHUNK + 3, CHUNK + 4])
+def test_a_bad_value_in_any_part_is_found_as_it_arrives(bad, at):
+    """Parameters of the first and the second chunk, and statistics: the last two."""
+    m, w = random_model(CHUNK + 5, 2)
+    w[at] = bad
+    for start, stop in parts(CHUNK + 5):
+        m.measure(0, w, start, stop)
+    moved, change = m.distances(0, w)
+    assert math.isfinite(moved)
+    assert not math.isfinite(change)
+
+
+def test_another_look_at_x_finishes_the_merge_that_is_under_way():
+    m, w = random_model(2 * CHUNK, 0)
+    expected = m.x + np.float32(0.5) * (w - m.base[0])
+    m.merge(0, w, 0.5)
+    m.hand_out(0, CHUNK)
+    assert torch.equal(m.x, expected)
+    assert torch.equal(m.base[0], expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfeded import wire
+from asyncfeded import transfer, wire
 from conftest import FakeWire, run
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def test_a_header_carries_the_largest_numbers():
 
 def test_flags_can_be_told_apart():
     assert wire.STOP & wire.LAST == 0
-    assert wire.HEADER_TAG != wire.WEIGHTS_TAG
+    assert wire.HEADER_TAG != transfer.WEIGHTS_TAG
 
 
 @pytest.mark.parametrize("kind", [FakeWire, wire.ServerWire])

@@ -41,8 +41,9 @@ class OrderedClock:
         """See `Wire`: when the update taken last was due."""
         return self._now
 
-    def reply(self, order: Order, weights: Tensor) -> None:
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """See `Wire`. Rank 0."""
+        ready(weights.numel())
         due = self._due(order, self._now)
         heapq.heappush(self._out, (due, order.client))
         worker = order.client % self._pipe.num_workers
@@ -81,7 +82,11 @@ class OrderedClock:
             due, _, order, weights = heapq.heappop(self._jobs[worker])
             if due < float("inf"):
                 self._busy[worker] = True
-                self._pipe.reply(order, weights)
+                self._pipe.reply(order, weights, _is_ready)
+
+
+def _is_ready(stop: int) -> None:
+    """The weights were made ready when the order was given."""
 
 
 class Replay:

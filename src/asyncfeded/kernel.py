@@ -17,7 +17,8 @@ except ImportError:  # installed without a C++ compiler
 """True where the C++ kernel was built."""
 
 CHUNK = 1 << 18
-"""Elements that the twin takes at a time, so that it allocates no temporary of model size."""
+"""Elements in which a model is taken part by part, a multiple of the compiled kernel's blocks; by the twin too, so that it
+allocates no temporary of model size."""
 
 
 def describe() -> str:
@@ -30,43 +31,60 @@ def describe() -> str:
     )
 
 
-def sums(x: Tensor, w: Tensor, base: Tensor) -> tuple[float, float]:
-    """Squared distances of two models from a third, in one pass.
+Sums = tuple[float, float]
+"""sum (x - base)^2 and sum (w - base)^2."""
+
+
+def sums(x: Tensor, w: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: Sums = (0.0, 0.0)) -> Sums:
+    """Squared distances of two models from a third over a part of them, in one pass.
+
+    A model taken in parts that begin at multiples of CHUNK, each with the sums before it, gives what it gives in one piece,
+    to the bit.
 
     Args:
         x: float32 (n,), contiguous.
         w: float32 (n,), contiguous.
         base: float32 (n,), contiguous.
+        start: first element of the part.
+        stop: end of the part; None: of the model.
+        before: what to add the part's sums to.
 
     Returns:
-        sum (x - base)^2 and sum (w - base)^2, accumulated in float64. Not finite if and only if a difference is not.
+        The sums, accumulated in float64. Not finite if and only if a difference is not.
     """
+    stop = x.numel() if stop is None else stop
     if COMPILED and x.device.type == "cpu":
-        moved, change = _kernel.sums(x, w, base, torch.get_num_threads())
+        moved, change = _kernel.sums(x, w, base, start, stop, before, torch.get_num_threads())
         return moved, change
-    return sums_twin(x, w, base)
+    return sums_twin(x, w, base, start, stop, before)
 
 
-def apply(x: Tensor, w: Tensor, base: Tensor, eta: float) -> None:
-    """Merge a difference: x += eta (w - base); base = x, in one pass and in place.
+def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:
+    """Merge a difference over a part of a model: x += eta (w - base); base = x, in one pass and in place.
 
     Args:
         x: float32 (n,), contiguous, written.
         w: float32 (n,), contiguous.
         base: float32 (n,), contiguous, written.
         eta: step size, rounded to float32.
+        start: first element of the part.
+        stop: end of the part; None: of the model.
     """
+    stop = x.numel() if stop is None else stop
     if COMPILED and x.device.type == "cpu":
-        _kernel.apply(x, w, base, eta, torch.get_num_threads())
+        _kernel.apply(x, w, base, eta, start, stop, torch.get_num_threads())
     else:
-        apply_twin(x, w, base, eta)
+        apply_twin(x, w, base, eta, start, stop)
 
 
-def sums_twin(x: Tensor, w: Tensor, base: Tensor) -> tuple[float, float]:
+def sums_twin(
+    x: Tensor, w: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: Sums = (0.0, 0.0)
+) -> Sums:
     """`sums` in torch operations, on any device."""
-    totals = torch.zeros(2, dtype=torch.float64, device=x.device)
-    for i in range(0, x.numel(), CHUNK):
-        part = slice(i, i + CHUNK)
+    stop = x.numel() if stop is None else stop
+    totals = torch.tensor(before, dtype=torch.float64, device=x.device)
+    for i in range(start, stop, CHUNK):
+        part = slice(i, min(i + CHUNK, stop))
         moved = (x[part] - base[part]).double()
         change = (w[part] - base[part]).double()
         totals[0] += moved.dot(moved)
@@ -75,10 +93,11 @@ def sums_twin(x: Tensor, w: Tensor, base: Tensor) -> tuple[float, float]:
     return moved_sq, change_sq
 
 
-def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float) -> None:
+def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:
     """`apply` in torch operations, on any device; rounds after each operation, as the kernel does."""
+    stop = x.numel() if stop is None else stop
     step = torch.tensor(eta, dtype=torch.float32, device=x.device)
-    for i in range(0, x.numel(), CHUNK):
-        part = slice(i, i + CHUNK)
+    for i in range(start, stop, CHUNK):
+        part = slice(i, min(i + CHUNK, stop))
         x[part] += (w[part] - base[part]) * step
         base[part] = x[part]

@@ -234,9 +234,10 @@ def _serve(here: World, job: Job) -> int:
     assert job.record is not None
     config, layout, run_dir, model = job.config, job.flat.layout, job.run_dir, job.model
     ordered = config.clock != "wall"
-    pool = config.clients if ordered else min(2, config.clients)
     with job.record, Progress(run_dir / "log.txt") as progress:
-        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), pool)
+        # On an ordered clock updates wait for their turn, and the model moves before they are measured.
+        measure = None if ordered else model.measure
+        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), config.clients, measure)
         server_bytes = model.num_bytes + pipe.buffer_bytes + job.evaluator.num_bytes
         server_bytes += sum(array.nbytes for array in job.state.values())
         progress.say(
@@ -265,7 +266,7 @@ def _serve(here: World, job: Job) -> int:
         outcome = server.run()
         job.record.close()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
-        result = _result(server, outcome, run_dir, server_bytes, here.size - 1)
+        result = _result(server, outcome, run_dir, server_bytes, pipe.receiving_s, here.size - 1)
         status = 0
         try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
@@ -288,7 +289,9 @@ def _stop_on_signals(server: Server) -> None:
         signal.signal(number, stop)
 
 
-def _result(server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, workers: int) -> dict[str, object]:
+def _result(
+    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, workers: int
+) -> dict[str, object]:
     """The figures of a finished run, from its record where it has them."""
     gamma = record.read(run_dir).updates["gamma"]
     gamma = gamma[np.isfinite(gamma)]
@@ -302,7 +305,7 @@ def _result(server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, 
         "accuracy": round(outcome.score.accuracy, 6),
         "loss": round(loss, 6) if math.isfinite(loss) else None,
         "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
-        "server_busy": round(server.busy_s / outcome.wall_s, 6),
+        "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
         "workers_busy": round(server.compute_s / (workers * outcome.wall_s), 6),
         "server_bytes": server_bytes,

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -168,10 +169,11 @@ class Server:
             self._refused_in_a_row = 0
         else:
             decision = self._refuse(arrival)
-        self._wire.release(arrival)
         replies = () if self._reached() else decision.replies  # at the end clients are told to stop instead
         for reply in replies:
             self._send(reply)
+        model.settle()
+        self._wire.release(arrival)
         service_s = time.perf_counter() - began
         self._record.updates.append(
             (
@@ -221,7 +223,7 @@ class Server:
         order = Order(client, int(self._rounds[client]), self.model.version, epochs)
         self.epochs[client] = epochs
         self._rounds[client] += 1
-        self._wire.reply(order, self.model.hand_out(client))
+        self._wire.reply(order, self.model.base[client], partial(self.model.hand_out, client))
 
     def _evaluate(self) -> bool:
         """A snapshot or one batch of an evaluation, if one is due and within its share. Returns whether there was one."""

@@ -14,9 +14,15 @@ from torch import Tensor
 from asyncfeded import kernel
 from asyncfeded.flat import Layout
 
+NOTHING = (0.0, 0.0)
+"""The sums of no elements."""
+
 
 class GlobalModel:
     """x_t and the bases x_s of all clients.
+
+    An update is measured part by part as it arrives. Where a merge is followed by a reply to its client, it is carried out
+    part by part as that is sent; otherwise when x is next looked at. Either way to the bit as in one piece.
 
     Args:
         initial: float32 (layout.size,) in host memory, x_0; copied.
@@ -24,23 +30,48 @@ class GlobalModel:
         num_clients: number of clients.
 
     Attributes:
-        x: float32 (size,), the global model; the first `layout.num_params` elements are parameters, the rest statistics.
         version: t, the number of updates merged.
-        base: float32 (size,) by client; x_s, valid after the client's first `hand_out`.
+        base: float32 (size,) by client; x_s, valid after the client's first `hand_out`, and after a merge of the client's
+            update when that is settled.
         base_version: int64 (clients,); s, or -1 before the first `hand_out`.
     """
 
     def __init__(self, initial: Tensor, layout: Layout, num_clients: int) -> None:
         self.layout = layout
-        self.x = initial.detach().clone()
+        self._x = initial.detach().clone()
         self.version = 0
         self.base = [torch.zeros(layout.size) for _ in range(num_clients)]  # zeros: written now, not page by page later
         self.base_version = np.full(num_clients, -1, np.int64)
+        self._measured: dict[int, tuple[int, int, kernel.Sums]] = {}  # by client: version, elements, their sums
+        self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
+        self._merged = 0  # elements that it is done for
+        self._copied: dict[int, int] = {}  # by client: elements handed out, where that is under way
+
+    @property
+    def x(self) -> Tensor:
+        """float32 (size,), the global model; the first `layout.num_params` elements are parameters, the rest statistics."""
+        self.settle()
+        return self._x
 
     @property
     def num_bytes(self) -> int:
         """Memory of the global model and the bases."""
-        return 4 * self.x.numel() * (1 + len(self.base))
+        return 4 * self._x.numel() * (1 + len(self.base))
+
+    def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
+        """Take the sums of `distances` over a part that has arrived, in order; `distances` does what is left.
+
+        Args:
+            client: whose base.
+            w: float32 (size,), the client's model, of which [start, stop) is there.
+            start: first element, 0 or the `stop` before; a multiple of kernel.CHUNK.
+            stop: end of the part.
+        """
+        if start == 0:
+            self._measured[client] = (self.version, 0, NOTHING)
+        version, done, sums = self._measured[client]
+        if (version, done) == (self.version, start):  # else x has moved meanwhile: all is left to `distances`
+            self._measured[client] = (version, stop, self._sums(client, w, start, stop, sums))
 
     def distances(self, client: int, w: Tensor) -> tuple[float, float]:
         """How far the global model and a client's model are from where the client started.
@@ -55,11 +86,12 @@ class GlobalModel:
             ||x_t - x_s||_2 and ||w - x_s||_2 over the parameters. The second is not finite if any element of w is not
             (parameters and statistics), or is too far from x_s for float32.
         """
-        n = self.layout.num_params
-        moved_sq, change_sq = kernel.sums(self.x[:n], w[:n], self.base[client][:n])
-        if n < w.numel() and not bool(torch.isfinite(w[n:]).all()):
-            change_sq = math.nan
-        return math.sqrt(moved_sq), math.sqrt(change_sq)
+        version, done, sums = self._measured.pop(client, (self.version, 0, NOTHING))
+        if version != self.version:
+            done, sums = 0, NOTHING
+        if done < w.numel():
+            sums = self._sums(client, w, done, w.numel(), sums)
+        return math.sqrt(sums[0]), math.sqrt(sums[1])
 
     def merge(self, client: int, w: Tensor, eta: float) -> None:
         """x_{t+1} = x_t + eta (w - x_s) for the parameters, and hand the result out to the client.
@@ -69,15 +101,11 @@ class GlobalModel:
 
         Args:
             client: whose update.
-            w: float32 (size,), the client's model, finite.
+            w: float32 (size,), the client's model, finite; not to be written before `settle`.
             eta: step size.
         """
-        n = self.layout.num_params
-        base = self.base[client]
-        kernel.apply(self.x[:n], w[:n], base[:n], eta)
-        if n < w.numel():
-            self.x[n:].lerp_(w[n:], min(eta, 1.0))
-            base[n:].copy_(self.x[n:])
+        self.settle()
+        self._merging, self._merged = (client, w, eta), 0
         self.version += 1
         self.base_version[client] = self.version
 
@@ -101,9 +129,50 @@ class GlobalModel:
         self.x.add_(direction, alpha=eta)
         self.version += 1
 
-    def hand_out(self, client: int) -> Tensor:
-        """The base of a client, made x_t: what to send it."""
-        if self.base_version[client] != self.version:
-            self.base[client].copy_(self.x)
-            self.base_version[client] = self.version
+    def settle(self) -> None:
+        """Carry out what is left of the last merge."""
+        if self._merging is not None:
+            self._merge_up_to(self._x.numel())
+
+    def hand_out(self, client: int, stop: int | None = None) -> Tensor:
+        """The base of a client, made x_t: what to send it.
+
+        Args:
+            client: whose base.
+            stop: make only elements up to here x_t (None: all), after those of an earlier call; x must not move meanwhile.
+        """
+        size = self._x.numel()
+        stop = size if stop is None else stop
+        if self._merging is not None and self._merging[0] == client:
+            self._merge_up_to(stop)
+        elif self.base_version[client] != self.version:
+            part = slice(self._copied.pop(client, 0), stop)
+            self.base[client][part].copy_(self.x[part])
+            if stop < size:
+                self._copied[client] = stop
+            else:
+                self.base_version[client] = self.version
         return self.base[client]
+
+    def _sums(self, client: int, w: Tensor, start: int, stop: int, before: kernel.Sums) -> kernel.Sums:
+        """Of a part that may reach into the statistics, which count only in that they must be finite."""
+        n = self.layout.num_params
+        if start < n:
+            before = kernel.sums(self.x, w, self.base[client], start, min(stop, n), before)
+        if stop > n and not bool(torch.isfinite(w[max(start, n) : stop]).all()):
+            before = (before[0], math.nan)
+        return before
+
+    def _merge_up_to(self, stop: int) -> None:
+        assert self._merging is not None
+        client, w, eta = self._merging
+        start, n, base = self._merged, self.layout.num_params, self.base[client]
+        if start < n:
+            kernel.apply(self._x, w, base, eta, start, min(stop, n))
+        if stop > n:
+            statistics = slice(max(start, n), stop)
+            self._x[statistics].lerp_(w[statistics], min(eta, 1.0))
+            base[statistics].copy_(self._x[statistics])
+        self._merged = stop
+        if stop == self._x.numel():
+            self._merging = None

@@ -1,7 +1,8 @@
 """Messages between server and clients: headers, weights, stops.
 
 Clients train on workers, the ranks but the server's: client i on worker i modulo the number of workers, so that its data
-lies on one rank. An update is a header (64 bytes) and, as a second message, the model's raw buffer; so is a reply. By turns:
+lies on one rank. An update is a header (64 bytes) and the model's raw buffer in chunks (transfer.py); so is a reply. An
+update is measured as it arrives, and a reply leaves as it is made. By turns:
 
 1. The server replies to a client: header (round, version, K), weights. It does not touch that reply buffer until the
    client's next update: it *is* the client's base model x_s. A worker has one reply in hand at a time.
@@ -14,6 +15,7 @@ Nothing is pickled, and nothing of model size is allocated after start-up. What 
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from asyncfeded.launcher import MPI
+from asyncfeded.transfer import CHUNK, Receiving, Sending
 from asyncfeded.world import PROTOCOL, Backoff
 
 HEADER = np.dtype(
@@ -41,8 +44,10 @@ HEADER = np.dtype(
 )
 MAGIC = 0xA5F3DED0
 STOP, LAST = 1, 2  # flags
-HEADER_TAG, WEIGHTS_TAG = 1, 2
+HEADER_TAG = 1
 NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
+STALLED_S = 5e-3
+"""A transfer that has not moved for so long does not keep another from starting."""
 
 
 class Order(NamedTuple):
@@ -81,10 +86,14 @@ class Wire(Protocol):
     def release(self, arrival: Arrival) -> None:
         """The arrival's weights have been read: their buffer may take the next update."""
 
-    def reply(self, order: Order, weights: Tensor) -> None:
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """Give a client an order and the model for it.
 
-        `weights` belongs to the wire until the client's next update arrives.
+        Args:
+            order: what to do.
+            weights: float32 (size,); belongs to the wire until the client's next update arrives.
+            ready: makes `weights[:stop]` what is to be sent; called with a rising `stop`, last with size, before this
+                returns.
         """
 
     def now(self) -> float:
@@ -97,12 +106,22 @@ class Wire(Protocol):
         """Tell all to stop, receive what is under way, and return how many updates that discarded."""
 
 
+class Incoming(NamedTuple):
+    """An update that is being received."""
+
+    worker: int
+    slot: int
+    """Index of its buffer."""
+    receiving: Receiving
+
+
 class ServerWire:
     """The server's side, over MPI. Worker i is rank i + 1.
 
-    Headers are received into one posted receive per worker; weights into a buffer of a pool, posted when the header is
-    there. Updates are taken in the order in which their headers were seen: a poll looks at all, and who came with an
-    earlier poll is first, so that no rank starves another.
+    Headers are received into one posted receive per worker; weights into a buffer of a pool, one update at a time, the
+    next one beginning before the last has arrived only if that stalls: so most buffers are never touched, and the system
+    gives them no memory. Updates are taken in the order in which their headers were seen: a poll looks at all, and who
+    came with an earlier poll is first, so that no rank starves another.
 
     Args:
         comm: the job's communicator; this is rank 0.
@@ -110,43 +129,58 @@ class ServerWire:
         size: elements of a model.
         backoff: how to wait.
         pool: number of receive buffers.
+        measure: told of every part of an update, in order, as soon as it is here: client, weights, start, stop. Without it
+            an update may wait for its turn, and the next is received meanwhile.
+
+    Attributes:
+        receiving_s: wall time spent on receiving.
     """
 
-    def __init__(self, comm: MPI.Intracomm, num_workers: int, size: int, backoff: Backoff, pool: int = 2) -> None:
-        self._comm, self._backoff = comm, backoff
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        num_workers: int,
+        size: int,
+        backoff: Backoff,
+        pool: int,
+        measure: Callable[[int, Tensor, int, int], None] | None = None,
+    ) -> None:
+        self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
         self._header_requests = [
             comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], i + 1, HEADER_TAG)
             for i in range(num_workers)
         ]
-        # float32 (size,) each: a buffer belongs to MPI while its request is active, then to the arrival until `release`.
+        # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
         self._buffers = [torch.empty(size) for _ in range(pool)]
-        self._requests: list[MPI.Request] = [MPI.REQUEST_NULL] * pool
-        self._statuses = [MPI.Status() for _ in range(pool)]
-        self._worker_of = [-1] * pool
-        self._turn, self._turns = [0] * pool, 0  # in which order the buffers were posted
-        self._free = deque(range(pool))
+        self._arrays = [buffer.numpy() for buffer in self._buffers]
+        self._free = list(range(pool))  # the last one used is used next
+        self._used: set[int] = set()
         self._announced: deque[int] = deque()  # workers whose header is here and whose weights are not posted
-        self._arrived: deque[int] = deque()  # buffers that hold an update
+        self._incoming: list[Incoming] = []
+        self._moved_s = 0.0  # when the last part arrived
+        self._arrived: deque[Incoming] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
         # HEADER (workers,): rows are sent from, and rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
         self._stops = np.zeros(num_workers, HEADER)
-        self._sends: list[list[MPI.Request]] = [[] for _ in range(num_workers)]
+        self._outgoing: list[Sending | None] = [None] * num_workers
+        self._unsent: set[int] = set()  # workers with chunks that could not be given to MPI yet
         self._left = 0
+        self.receiving_s = 0.0
         self._start = time.perf_counter()
         MPI.Prequest.Startall(self._header_requests)
 
     @property
     def buffer_bytes(self) -> int:
-        """Memory of the receive buffers."""
-        return sum(4 * b.numel() for b in self._buffers)
+        """Memory of the receive buffers that were used, at least one."""
+        return 4 * self._size * max(1, len(self._used))
 
     @property
     def num_workers(self) -> int:
         """Number of workers."""
-        return len(self._sends)
+        return len(self._outgoing)
 
     def now(self) -> float:
         """See `Wire`: wall time since the wire was made."""
@@ -160,26 +194,16 @@ class ServerWire:
                 self._left += 1
             else:
                 self._announced.append(worker)
-        while self._announced and self._free:
-            worker, slot = self._announced.popleft(), self._free.popleft()
-            self._worker_of[slot] = worker
-            self._turn[slot] = self._turns = self._turns + 1
-            self._requests[slot] = self._comm.Irecv([self._buffers[slot].numpy(), MPI.FLOAT], worker + 1, WEIGHTS_TAG)
-        arrived = MPI.Request.Testsome(self._requests, self._statuses) or ()
-        for slot, status in zip(arrived, self._statuses, strict=False):
-            if status.Get_count(MPI.FLOAT) != self._buffers[slot].numel():
-                raise RuntimeError(
-                    f"worker {self._worker_of[slot]} sent {status.Get_count(MPI.FLOAT)} numbers, expected a model of "
-                    f"{self._buffers[slot].numel()}"
-                )
-        self._arrived.extend(sorted(arrived, key=self._turn.__getitem__))
-        if len(self._free) + len(self._taken) < len(self._buffers):
-            self._backoff.reset()  # something is here or under way
+        for worker in list(self._unsent):
+            self._push(worker, self._size)
+        if self._announced or self._incoming:
+            self._receive()
         if not self._arrived:
             return None
-        slot = self._arrived.popleft()
-        worker = self._worker_of[slot]
-        MPI.Request.Waitall(self._sends[worker])  # complete: the worker has answered the reply
+        incoming = self._arrived.popleft()
+        worker, slot = incoming.worker, incoming.slot
+        while (replied := self._outgoing[worker]) is not None and not replied.sent():
+            pass  # it is: the worker has answered the reply
         _, _, _, client, epochs, number, steps, version, samples, loss, compute_s, wait_s = self._headers[worker].item()
         self._header_requests[worker].Start()
         self._taken[client] = slot
@@ -189,15 +213,18 @@ class ServerWire:
         """See `Wire`. Rank 0."""
         self._free.append(self._taken.pop(arrival.client))
 
-    def reply(self, order: Order, weights: Tensor) -> None:
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """See `Wire`. Rank 0."""
-        worker = order.client % len(self._sends)
+        worker = order.client % len(self._outgoing)
         fields = (order.client, order.epochs, order.round, 0, order.version, 0, 0.0, 0.0, 0.0)
         self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
-        self._sends[worker] = [
-            self._comm.Isend([self._replies[worker : worker + 1].view(np.uint8), MPI.BYTE], worker + 1, HEADER_TAG),
-            self._comm.Isend([weights.numpy(), MPI.FLOAT], worker + 1, WEIGHTS_TAG),
-        ]
+        row = self._replies[worker : worker + 1].view(np.uint8)
+        header = self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG)
+        self._outgoing[worker] = Sending(self._comm, weights.numpy(), worker + 1, header)
+        for start in range(0, self._size, CHUNK):
+            stop = min(start + CHUNK, self._size)
+            ready(stop)
+            self._push(worker, stop)
 
     def pause(self) -> None:
         """See `Wire`."""
@@ -206,30 +233,63 @@ class ServerWire:
     def stop(self) -> int:
         """See `Wire`. Rank 0; afterwards the wire is closed."""
         discarded, stops = 0, []
-        for worker in range(len(self._sends)):
+        for worker in range(len(self._outgoing)):
             self._stops[worker] = (MAGIC, PROTOCOL, STOP, *NOTHING)
             row = self._stops[worker : worker + 1].view(np.uint8)
             stops.append(self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG))
-        while self._left < len(self._sends):
+        while self._left < len(self._outgoing):
             arrival = self.next()
             if arrival is None:
                 self.pause()
             else:
                 discarded += 1
                 self.release(arrival)
-        for sends in (stops, *self._sends):
-            MPI.Request.Waitall(sends)
+        MPI.Request.Waitall(stops)
+        while not all(sending.sent() for sending in self._outgoing if sending):
+            pass  # all workers have left, so that they have received it
         for request in self._header_requests:
             request.Free()
         return discarded
 
+    def _receive(self) -> None:
+        """Carry on with what is arriving, and begin the next update if nothing else moves."""
+        began, moved = time.perf_counter(), False
+        for incoming in list(self._incoming):
+            while (part := incoming.receiving.poll()) is not None:
+                moved = True
+                if self._measure is not None:
+                    client = int(self._headers["client"][incoming.worker])
+                    self._measure(client, self._buffers[incoming.slot], *part)
+            if incoming.receiving.complete:
+                self._incoming.remove(incoming)
+                self._arrived.append(incoming)
+        waits = self._incoming or (self._measure is not None and self._arrived)
+        if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
+            worker, slot = self._announced.popleft(), self._free.pop()
+            self._used.add(slot)
+            self._incoming.append(Incoming(worker, slot, Receiving(self._comm, self._arrays[slot], worker + 1)))
+            moved = True
+        if moved:
+            self._moved_s = time.perf_counter()
+            self.receiving_s += self._moved_s - began
+            self._backoff.reset()
+
+    def _push(self, worker: int, ready: int) -> None:
+        """Go on sending a reply; what cannot be given to MPI yet is left to the next poll."""
+        sending = self._outgoing[worker]
+        assert sending is not None
+        if sending.push(ready):
+            self._unsent.discard(worker)
+        else:
+            self._unsent.add(worker)
+
     def _check(self, worker: int) -> None:
         header = self._headers[worker]
-        own = header["client"] == NOTHING[0] or header["client"] % len(self._sends) == worker
+        own = header["client"] == NOTHING[0] or header["client"] % len(self._outgoing) == worker
         if header["magic"] != MAGIC or header["protocol"] != PROTOCOL or not own:
             raise RuntimeError(
                 f"worker {worker} sent a header that is not of this protocol, or not of its clients: {header}; expected "
-                f"magic {MAGIC:#x}, protocol {PROTOCOL}, and a client that is {worker} modulo {len(self._sends)}"
+                f"magic {MAGIC:#x}, protocol {PROTOCOL}, and a client that is {worker} modulo {len(self._outgoing)}"
             )
 
 
@@ -257,7 +317,12 @@ class ClientWire:
         _, _, flags, client, epochs, number, _, version, *_ = self._inbox[0].item()
         if flags & STOP:
             return None
-        self._backoff.wait(self._comm.Irecv([self._buffer, MPI.FLOAT], 0, WEIGHTS_TAG))
+        receiving = Receiving(self._comm, self._buffer, 0)
+        while not receiving.complete:
+            if receiving.poll() is None:
+                self._backoff.pause()
+            else:
+                self._backoff.reset()
         self._request.Start()
         return Order(client, number, version, epochs)
 
@@ -273,9 +338,9 @@ class ClientWire:
         fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
         self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
-        weights = self._comm.Isend([self._buffer, MPI.FLOAT], 0, WEIGHTS_TAG)
-        self._backoff.wait(header)
-        self._backoff.wait(weights)
+        sending, size = Sending(self._comm, self._buffer, 0, header), len(self._buffer)
+        while not (sending.push(size) and sending.sent()):
+            self._backoff.pause()
 
     def finish(self) -> None:
         """Answer a stop; afterwards the wire is closed. Client ranks."""

@@ -85,8 +85,11 @@ CLONES void apply_to_block(float *__restrict x, const float *__restrict w, float
 using In = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using InOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-void same_length(std::size_t x, std::size_t w, std::size_t base) {
+// The part [start, stop) of three arrays of one length.
+std::size_t part(std::size_t x, std::size_t w, std::size_t base, std::size_t start, std::size_t stop) {
     if (x != w || x != base) throw nb::value_error("x, w and base must have the same length");
+    if (start > stop || stop > x) throw nb::value_error("start and stop must lie within the arrays, in order");
+    return stop - start;
 }
 
 template <class Work>
@@ -100,16 +103,16 @@ void for_each_block(std::size_t n, int threads, const Work &work) {
     }
 }
 
-std::pair<double, double> sums(const In &x, const In &w, const In &base, int threads) {
-    const std::size_t n = x.size();
-    same_length(n, w.size(), base.size());
-    const float *px = x.data(), *pw = w.data(), *pb = base.data();
+std::pair<double, double> sums(const In &x, const In &w, const In &base, std::size_t start, std::size_t stop,
+                               const std::pair<double, double> &before, int threads) {
+    const std::size_t n = part(x.size(), w.size(), base.size(), start, stop);
+    const float *px = x.data() + start, *pw = w.data() + start, *pb = base.data() + start;
+    Sums total{before.first, before.second};
     nb::gil_scoped_release release;
     std::vector<Sums> partial((n + block - 1) / block);
     for_each_block(n, threads, [&](std::size_t b, std::size_t first, std::size_t count) {
         partial[b] = sums_of_block(px + first, pw + first, pb + first, count);
     });
-    Sums total;
     for (const Sums &s : partial) {
         total.moved += s.moved;
         total.change += s.change;
@@ -117,11 +120,10 @@ std::pair<double, double> sums(const In &x, const In &w, const In &base, int thr
     return {total.moved, total.change};
 }
 
-void apply(const InOut &x, const In &w, const InOut &base, float eta, int threads) {
-    const std::size_t n = x.size();
-    same_length(n, w.size(), base.size());
-    float *px = x.data(), *pb = base.data();
-    const float *pw = w.data();
+void apply(const InOut &x, const In &w, const InOut &base, float eta, std::size_t start, std::size_t stop, int threads) {
+    const std::size_t n = part(x.size(), w.size(), base.size(), start, stop);
+    float *px = x.data() + start, *pb = base.data() + start;
+    const float *pw = w.data() + start;
     nb::gil_scoped_release release;
     for_each_block(n, threads, [&](std::size_t, std::size_t first, std::size_t count) {
         apply_to_block(px + first, pw + first, pb + first, count, eta);
@@ -133,8 +135,8 @@ void apply(const InOut &x, const In &w, const InOut &base, float eta, int thread
 NB_MODULE(_kernel, m) {
     using namespace nb::literals;
     // noconvert: a float64 or strided argument is a TypeError, not a silent copy.
-    m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "threads"_a,
-          "(sum (x - base)^2, sum (w - base)^2) in one pass, accumulated in float64.");
-    m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "threads"_a,
-          "x += eta (w - base); base = x, in one pass. The arrays must not overlap.");
+    m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "before"_a,
+          "threads"_a, "before + (sum (x - base)^2, sum (w - base)^2) over [start, stop), in one pass, in float64.");
+    m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "start"_a, "stop"_a,
+          "threads"_a, "x += eta (w - base); base = x over [start, stop), in one pass. The arrays must not overlap.");
 }

@@ -14,7 +14,8 @@ import torch
 
 from asyncfeded import launcher, world
 from asyncfeded.launcher import MPI
-from asyncfeded.wire import HEADER, HEADER_TAG, MAGIC, WEIGHTS_TAG, ClientWire, Order, ServerWire
+from asyncfeded.transfer import CHUNK, UNDER_WAY, WEIGHTS_TAG, Receiving, Sending
+from asyncfeded.wire import HEADER, HEADER_TAG, MAGIC, ClientWire, Order, ServerWire
 from asyncfeded.world import PROTOCOL, Backoff, RefusedError
 
 RANKS = (launcher.launched_by() or ("", 1, 0))[1]
@@ -55,8 +56,8 @@ def together(body):
     return test
 
 
-def server(comm, size, **kwargs):
-    return ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), **kwargs)
+def server(comm, size, pool=2, measure=None):
+    return ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), pool, measure)
 
 
 def client(comm, size):
@@ -97,8 +98,10 @@ def nothing_left(comm):
 @pytest.mark.parametrize("seed", range(3))
 @together
 def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
-    """Models of 1, 7 and 1,000,000 elements in random order on one communicator, some rounds each."""
-    for turn, size in enumerate(np.random.default_rng(seed).choice([1, 7, 1_000_000], 6).tolist()):
+    """Models of few elements, of about a chunk and of 6 chunks in random order on one communicator, some rounds each."""
+    for turn, size in enumerate(
+        np.random.default_rng(seed).choice([1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 1_500_000], 8).tolist()
+    ):
         rounds = 3
         if here.rank == SERVER:
             wire = server(comm, size)
@@ -106,7 +109,7 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
             done = [0] * len(buffers)
             for i, buffer in enumerate(buffers):
                 buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, 0, 0)
-                wire.reply(Order(i, 0, 2**40, i + 1), buffer)
+                wire.reply(Order(i, 0, 2**40, i + 1), buffer, int)
             while min(done) < rounds:
                 arrival = take(wire)
                 i, n = arrival.client, done[arrival.client]
@@ -117,7 +120,7 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
                 done[i] += 1
                 if done[i] < rounds:
                     buffers[i].numpy().view(np.uint32)[:] = bits(size, seed, turn, i, done[i], 0)
-                    wire.reply(Order(i, 7 * done[i], 2**40 + done[i], i + 1 + done[i]), buffers[i])
+                    wire.reply(Order(i, 7 * done[i], 2**40 + done[i], i + 1 + done[i]), buffers[i], int)
             assert wire.stop() == 0
         else:
             wire, buffer = client(comm, size)
@@ -133,6 +136,90 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
     assert nothing_left(comm)
 
 
+@pytest.mark.parametrize("size", [1, CHUNK, 3 * CHUNK + 1])
+@together
+def test_an_update_is_measured_part_by_part_and_a_reply_made_so(here, comm, size):
+    """Parts come in order, each when it is there: what `measure` sees of w is what was sent."""
+    ends = [*range(CHUNK, size, CHUNK), size]
+    if here.rank == SERVER:
+        seen, made = [], []
+
+        def measure(client, w, start, stop):
+            assert torch.equal(w[start:stop], torch.full((stop - start,), 2.0 + client))
+            seen.append((client, start, stop))
+
+        def ready(stop):
+            buffer[:stop] = 1.0
+            made.append(stop)
+
+        wire = server(comm, size, measure=measure)
+        buffer = torch.zeros(size)
+        for i in range(comm.size - 1):
+            made.clear()
+            buffer = torch.zeros(size)
+            wire.reply(Order(i, 0, 0, 1), buffer, ready)
+            assert made == ends
+            wire.release(take(wire))
+            assert seen == [(i, start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+            seen.clear()
+        wire.stop()
+    else:
+        wire, buffer = client(comm, size)
+        order = wire.receive()
+        received = buffer.clone()
+        buffer.fill_(2.0 + order.client)
+        wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+        assert wire.receive() is None
+        wire.finish()
+        assert torch.equal(received, torch.ones(size))
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
+@together
+def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(here, comm):
+    """Client 0 sends a header and one chunk of three, and the rest when all others have had five turns."""
+    size = 3 * CHUNK
+    everyone = comm.Dup()
+    if here.rank == SERVER:
+        wire, buffers = server(comm, size, pool=comm.size - 1), [torch.zeros(size) for _ in range(comm.size - 1)]
+        everyone.Barrier()
+        turns = np.zeros(comm.size - 1, int)
+        for i in range(1, comm.size - 1):
+            wire.reply(Order(i, 0, 0, 1), buffers[i], int)
+        while turns[1:].min() < 5:
+            arrival = take(wire)
+            assert arrival.client != 0
+            turns[arrival.client] += 1
+            wire.release(arrival)
+            if turns[arrival.client] < 5:
+                wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client], int)
+        everyone.Send(np.zeros(1), 1)
+        arrival = take(wire)
+        assert arrival.client == 0
+        assert torch.equal(arrival.weights, torch.arange(3.0).repeat_interleave(CHUNK))
+        wire.release(arrival)
+        wire.stop()
+    else:
+        wire, buffer = client(comm, size)
+        if here.rank == 1:
+            buffer.copy_(torch.arange(3.0).repeat_interleave(CHUNK))
+            header = np.zeros(1, HEADER)
+            header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
+            comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
+            first = comm.Isend([buffer.numpy()[:CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG)
+            everyone.Barrier()
+            everyone.Recv(np.zeros(1), SERVER)
+            first.Wait()
+            for i in (1, 2):
+                comm.Send([buffer.numpy()[i * CHUNK : (i + 1) * CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG)
+            assert wire.receive() is None
+            wire.finish()
+        else:
+            everyone.Barrier()
+            answer(wire, buffer)
+    everyone.Free()
+
+
 @pytest.mark.parametrize("size", [1, 100_000])
 @together
 def test_no_client_is_starved_when_all_flood_the_server(here, comm, size):
@@ -143,12 +230,12 @@ def test_no_client_is_starved_when_all_flood_the_server(here, comm, size):
         wire, counts = server(comm, size), np.zeros(comm.size - 1, int)
         buffers = [torch.zeros(size) for _ in counts]
         for i, buffer in enumerate(buffers):
-            wire.reply(Order(i, 0, 0, 1), buffer)
+            wire.reply(Order(i, 0, 0, 1), buffer, int)
         for _ in range(total):
             arrival = take(wire)
             counts[arrival.client] += 1
             wire.release(arrival)
-            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client])
+            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client], int)
             time.sleep(0.003)
         wire.stop()
         assert counts.min() >= 30, counts
@@ -164,10 +251,10 @@ def test_who_came_first_is_served_first(here, comm):
     others = list(range(comm.size - 1, 1, -1))
     if here.rank == SERVER:
         wire, buffers = server(comm, 5, pool=1), [torch.zeros(5) for _ in range(comm.size - 1)]
-        wire.reply(Order(0, 0, 0, 1), buffers[0])
+        wire.reply(Order(0, 0, 0, 1), buffers[0], int)
         held = take(wire)
         for rank in others:
-            wire.reply(Order(rank - 1, 0, 0, 1), buffers[rank - 1])
+            wire.reply(Order(rank - 1, 0, 0, 1), buffers[rank - 1], int)
             while not comm.Iprobe(rank, WEIGHTS_TAG):
                 wire.pause()
             assert wire.next() is None  # sees the header, has no buffer
@@ -190,13 +277,13 @@ def test_who_was_announced_first_is_served_first(here, comm):
     everyone = comm.Dup()
     if here.rank == SERVER:
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
-        wire.reply(Order(0, 0, 0, 1), buffers[0])
+        wire.reply(Order(0, 0, 0, 1), buffers[0], int)
         wire.release(take(wire))  # now the other one of the two buffers is next
         everyone.Barrier()  # the header of client 0 is sent
         assert wire.next() is None
         everyone.Barrier()  # client 0 may send its weights
         everyone.Recv(np.zeros(1), 1)  # and has: they came before this
-        wire.reply(Order(1, 0, 0, 1), buffers[1])
+        wire.reply(Order(1, 0, 0, 1), buffers[1], int)
         while not comm.Iprobe(2, WEIGHTS_TAG):
             wire.pause()
         order = [take(wire)]
@@ -232,11 +319,11 @@ def test_a_stop_while_updates_are_under_way_leaves_nothing_unreceived(here, comm
         if here.rank == SERVER:
             wire, buffers = server(comm, size), [torch.zeros(size) for _ in range(comm.size - 1)]
             for i, buffer in enumerate(buffers):
-                wire.reply(Order(i, 0, 0, 1), buffer)
+                wire.reply(Order(i, 0, 0, 1), buffer, int)
             for _ in range(updates):
                 arrival = take(wire)
                 wire.release(arrival)
-                wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client])
+                wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client], int)
             discarded = wire.stop()
         else:
             sent = answer(*client(comm, size))
@@ -250,7 +337,7 @@ def test_a_client_that_trains_sees_the_stop(here, comm):
     if here.rank == SERVER:
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
-            wire.reply(Order(i, 0, 0, 1), buffer)
+            wire.reply(Order(i, 0, 0, 1), buffer, int)
         everyone.Barrier()
         discarded = wire.stop()
         everyone.Free()
@@ -282,20 +369,21 @@ def test_a_client_that_was_never_answered_is_stopped(here, comm):
 
 
 @together
-def test_the_server_has_two_receive_buffers_however_many_clients(here, comm):
+def test_one_receive_buffer_serves_all_clients_whose_updates_do_not_stall(here, comm, monkeypatch):
+    monkeypatch.setattr("asyncfeded.wire.STALLED_S", 60.0)
     if here.rank == SERVER:
-        wire, places = server(comm, 1000), set()
+        wire, places = server(comm, 1000, comm.size - 1, lambda *part: None), set()
         buffers = [torch.zeros(1000) for _ in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
-            wire.reply(Order(i, 0, 0, 1), buffer)
+            wire.reply(Order(i, 0, 0, 1), buffer, int)
         for _ in range(50):
             arrival = take(wire)
             places.add(arrival.weights.data_ptr())
             wire.release(arrival)
-            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client])
+            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client], int)
         wire.stop()
-        assert wire.buffer_bytes == 4 * 1000 * 2
-        assert len(places) <= 2
+        assert wire.buffer_bytes == 4 * 1000 * len(places)
+        assert len(places) == 1
     else:
         answer(*client(comm, 1000))
 
@@ -323,13 +411,68 @@ def test_a_header_that_is_not_of_this_program_ends_the_run(here, comm, field, va
 def test_an_update_of_another_length_ends_the_run(here, comm):
     if here.rank == SERVER:
         wire = server(comm, 5)
-        with pytest.raises(RuntimeError, match="worker 0 sent 3 numbers, expected a model of 5"):
+        with pytest.raises(RuntimeError, match="rank 1 sent 3 numbers, expected 5 of a model of 5"):
             take(wire)
     elif here.rank == 1:
         header = np.zeros(1, HEADER)
         header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
         comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
         comm.Send([np.zeros(3, np.float32), MPI.FLOAT], SERVER, WEIGHTS_TAG)
+
+
+# One model on its way
+
+
+@pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, (UNDER_WAY + 3) * CHUNK + 5])
+@together
+def test_parts_arrive_in_order_and_few_are_under_way(here, comm, size):
+    """The receiver posts nothing for a while: the sender stops at `UNDER_WAY` messages, the header among them."""
+    weights = np.arange(size, dtype=np.float32) if here.rank == 1 else np.zeros(size, np.float32)
+    if here.rank == 1:
+        sending = Sending(comm, weights, 0, comm.Isend([np.zeros(64, np.uint8), MPI.BYTE], 0, 1))
+        for ready in (*range(CHUNK, size, CHUNK), size):
+            sending.push(ready)
+            assert len(sending._requests) <= UNDER_WAY
+        comm.Barrier()
+        while not (sending.push(size) and sending.sent()):
+            time.sleep(1e-4)
+    else:
+        comm.Barrier()
+    if here.rank == 0:
+        comm.Recv([np.zeros(64, np.uint8), MPI.BYTE], 1, 1)
+        receiving, parts = Receiving(comm, weights, 1), []
+        while not receiving.complete:
+            if (part := receiving.poll()) is not None:
+                assert np.array_equal(weights[slice(*part)], np.arange(*part, dtype=np.float32))
+                parts.append(part)
+        assert parts == [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
+        assert receiving.poll() is None
+
+
+@together
+def test_what_is_not_ready_is_not_sent(here, comm):
+    if here.rank == 1:
+        weights = np.zeros(2 * CHUNK, np.float32)
+        sending = Sending(comm, weights, 0, comm.Isend([np.zeros(64, np.uint8), MPI.BYTE], 0, 1))
+        assert sending.push(CHUNK)
+        assert not sending.sent()
+        comm.Recv(np.zeros(1), 0)  # the first chunk is there
+        weights[CHUNK:] = 7.0
+        assert sending.push(2 * CHUNK)
+        while not sending.sent():
+            time.sleep(1e-4)
+    if here.rank == 0:
+        comm.Recv([np.zeros(64, np.uint8), MPI.BYTE], 1, 1)
+        weights = np.ones(2 * CHUNK, np.float32)
+        receiving = Receiving(comm, weights, 1)
+        while receiving.done < CHUNK:
+            receiving.poll()
+        assert not comm.Iprobe(1, WEIGHTS_TAG)
+        comm.Send(np.zeros(1), 1)
+        while not receiving.complete:
+            receiving.poll()
+        assert weights[:CHUNK].max() == 0.0
+        assert weights[CHUNK:].min() == 7.0
 
 
 # Before training

@@ -1,0 +1,108 @@
+"""One model on its way between two ranks: the raw buffer in chunks, a message each, few of them under way at a time.
+
+Neither side waits here: the one who sends is told how much of the buffer is ready, the one who receives learns how much is
+there, so that work on one chunk overlaps with the transfer of the next. With a hundred chunks under way MPICH stalled.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from asyncfeded import kernel
+from asyncfeded.launcher import MPI
+
+CHUNK = kernel.CHUNK
+"""Elements of a message: parts of a model that the kernel can take one by one."""
+UNDER_WAY = 4
+"""Chunks of a model that are under way at a time."""
+WEIGHTS_TAG = 2
+
+
+class Receiving:
+    """A model that arrives.
+
+    Args:
+        comm: the job's communicator.
+        weights: float32 (size,), to receive into; belongs to MPI until `complete`, but for the parts that `poll` has given.
+        source: rank that sends it.
+
+    Attributes:
+        done: elements that are here.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, source: int) -> None:
+        self._comm, self._weights, self._source = comm, weights, source
+        self._requests: deque[MPI.Request] = deque()
+        self._status = MPI.Status()
+        self.done = self._posted = 0
+        for _ in range(UNDER_WAY):
+            self._post()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is here."""
+        return self.done == len(self._weights)
+
+    def poll(self) -> tuple[int, int] | None:
+        """The next part that is here, as start and stop; None if there is none yet. Never waits.
+
+        Raises:
+            RuntimeError: a message has another length.
+        """
+        if not self._requests or not self._requests[0].Test(self._status):
+            return None
+        self._requests.popleft()
+        self._post()
+        start, self.done = self.done, min(self.done + CHUNK, len(self._weights))
+        if self._status.Get_count(MPI.FLOAT) != self.done - start:
+            raise RuntimeError(
+                f"rank {self._source} sent {self._status.Get_count(MPI.FLOAT)} numbers, expected {self.done - start} of a "
+                f"model of {len(self._weights)}"
+            )
+        return start, self.done
+
+    def _post(self) -> None:
+        start = self._posted
+        if start < len(self._weights):
+            self._posted = min(start + CHUNK, len(self._weights))
+            part = self._weights[start : self._posted]
+            self._requests.append(self._comm.Irecv([part, MPI.FLOAT], self._source, WEIGHTS_TAG))
+
+
+class Sending:
+    """A model that leaves.
+
+    Args:
+        comm: the job's communicator.
+        weights: float32 (size,), to send from; what is ready of it must not be written until `sent`.
+        target: rank that receives it.
+        header: request of the message before it, which counts as one of the chunks under way.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, target: int, header: MPI.Request) -> None:
+        self._comm, self._weights, self._target = comm, weights, target
+        self._requests = deque([header])
+        self._given = 0
+
+    def push(self, ready: int) -> bool:
+        """Give MPI chunks of the first `ready` elements, if few are under way. Never waits.
+
+        Returns:
+            Whether all of these elements have been given.
+        """
+        while self._given < ready:
+            if len(self._requests) >= UNDER_WAY and not self._requests[0].Test():
+                return False
+            if len(self._requests) >= UNDER_WAY:
+                self._requests.popleft()
+            start, self._given = self._given, min(self._given + CHUNK, ready)
+            self._requests.append(
+                self._comm.Isend([self._weights[start : self._given], MPI.FLOAT], self._target, WEIGHTS_TAG)
+            )
+        return True
+
+    def sent(self) -> bool:
+        """Whether all has been sent, so that the buffer may be written. Never waits."""
+        while self._requests and self._requests[0].Test():
+            self._requests.popleft()
+        return self._given == len(self._weights) and not self._requests
