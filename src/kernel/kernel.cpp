@@ -1,4 +1,5 @@
-// The server's two passes over an update: one read for the norms, one read and write for the merge.
+// The server's two passes over an update: one read for the norms, one read and write for the merge. And the memory triad,
+// the limit that the two are measured against.
 //
 // Arrays are contiguous float32 of one length n. Sums are taken in double, by blocks of fixed size whose partial sums are
 // added in order, so the result does not depend on the number of threads or on the instruction set. Knows no MPI, no torch.
@@ -82,11 +83,15 @@ CLONES void apply_to_block(float *__restrict x, const float *__restrict w, float
     }
 }
 
+CLONES void triad_of_block(float *__restrict a, const float *__restrict b, const float *__restrict c, std::size_t n, float s) {
+    for (std::size_t i = 0; i < n; ++i) a[i] = b[i] + s * c[i];
+}
+
 using In = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using InOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-void same_length(std::size_t x, std::size_t w, std::size_t base) {
-    if (x != w || x != base) throw nb::value_error("x, w and base must have the same length");
+void same_length(std::size_t first, std::size_t second, std::size_t third) {
+    if (first != second || first != third) throw nb::value_error("the three arrays must have the same length");
 }
 
 template <class Work>
@@ -128,6 +133,17 @@ void apply(const InOut &x, const In &w, const InOut &base, float eta, int thread
     });
 }
 
+void triad(const InOut &a, const In &b, const In &c, float s, int threads) {
+    const std::size_t n = a.size();
+    same_length(n, b.size(), c.size());
+    float *pa = a.data();
+    const float *pb = b.data(), *pc = c.data();
+    nb::gil_scoped_release release;
+    for_each_block(n, threads, [&](std::size_t, std::size_t first, std::size_t count) {
+        triad_of_block(pa + first, pb + first, pc + first, count, s);
+    });
+}
+
 }  // namespace
 
 NB_MODULE(_kernel, m) {
@@ -137,4 +153,6 @@ NB_MODULE(_kernel, m) {
           "(sum (x - base)^2, sum (w - base)^2) in one pass, accumulated in float64.");
     m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "threads"_a,
           "x += eta (w - base); base = x, in one pass. The arrays must not overlap.");
+    m.def("triad", &triad, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "s"_a, "threads"_a,
+          "a = b + s c, in one pass. The arrays must not overlap.");
 }
