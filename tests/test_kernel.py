@@ -21,6 +21,14 @@ COMPILED = pytest.param(kernel.sums, kernel.apply, "cpu", id="compiled", marks=c
 TWIN = pytest.param(kernel.sums_twin, kernel.apply_twin, "cpu", id="twin")
 TWIN_ON_GPU = pytest.param(kernel.sums, kernel.apply, "cuda", id="twin-cuda", marks=gpu_only)
 every_implementation = pytest.mark.parametrize(("sums", "apply", "device"), [COMPILED, TWIN, TWIN_ON_GPU])
+every_triad = pytest.mark.parametrize(
+    ("triad", "device"),
+    [
+        pytest.param(kernel.triad, "cpu", id="compiled", marks=compiled_only),
+        pytest.param(kernel.triad_twin, "cpu", id="twin"),
+        pytest.param(kernel.triad, "cuda", id="twin-cuda", marks=gpu_only),
+    ],
+)
 
 
 def models(n, seed=0):
@@ -75,6 +83,20 @@ def test_apply_is_the_same_to_the_bit_everywhere(sums, apply, device, n, eta):
     assert base.cpu().numpy().tobytes() == expected.tobytes()
 
 
+@every_triad
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("s", ETAS)
+def test_the_triad_is_the_same_to_the_bit_everywhere(triad, device, n, s):
+    a, b, c = models(n)
+    expected = b.numpy() + np.float32(s) * c.numpy()  # rounded after each operation
+    a, b, c = a.to(device), b.to(device), c.to(device)
+    kept = b.clone(), c.clone()
+    triad(a, b, c, s)
+    assert a.cpu().numpy().tobytes() == expected.tobytes()
+    assert torch.equal(b, kept[0])
+    assert torch.equal(c, kept[1])
+
+
 @every_implementation
 def test_sums_of_thirty_million_elements(sums, apply, device):
     """A pattern of 1,000,003 elements 30 times over has 30 times its sums, and ends within a block."""
@@ -118,7 +140,8 @@ def test_the_number_of_threads_changes_no_bit(n):
         x, w, base = models(n)
         total = kernel._kernel.sums(x, w, base, 0, n, (0.0, 0.0), threads)
         kernel._kernel.apply(x, w, base, 0.3, 0, n, threads)
-        results.append((total, x.numpy().tobytes(), base.numpy().tobytes()))
+        kernel._kernel.triad(w, x, base, 0.3, threads)
+        results.append((total, x.numpy().tobytes(), base.numpy().tobytes(), w.numpy().tobytes()))
     assert results[0] == results[1]
 
 
@@ -167,8 +190,9 @@ def test_arguments_of_another_kind_are_refused_not_converted(which, wrong):
     arguments[which] = wrong
     with pytest.raises(TypeError):
         kernel.sums(*arguments)
-    with pytest.raises(TypeError):
-        kernel.apply(*arguments, 1.0)
+    for merge in (kernel.apply, kernel.triad):
+        with pytest.raises(TypeError):
+            merge(*arguments, 1.0)
 
 
 @compiled_only
@@ -178,8 +202,9 @@ def test_arguments_of_different_length_are_refused(which):
     arguments[which] = torch.zeros(5)
     with pytest.raises(ValueError, match="same length"):
         kernel.sums(*arguments)
-    with pytest.raises(ValueError, match="same length"):
-        kernel.apply(*arguments, 1.0)
+    for merge in (kernel.apply, kernel.triad):
+        with pytest.raises(ValueError, match="same length"):
+            merge(*arguments, 1.0)
 
 
 def test_without_the_compiled_kernel_the_twin_serves_and_says_so(monkeypatch):
@@ -193,13 +218,17 @@ def test_without_the_compiled_kernel_the_twin_serves_and_says_so(monkeypatch):
     assert without.sums(x, w, base) == (1.0, 9.0)
     without.apply(x, w, base, 1.0)
     assert x.item() == 4.0
+    without.triad(x, w, base, 2.0)  # 3 + 2 * 4
+    assert x.item() == 11.0
 
 
 @compiled_only
 def test_with_the_compiled_kernel_tensors_in_host_memory_take_it(monkeypatch):
     monkeypatch.setattr(kernel, "sums_twin", None)
     monkeypatch.setattr(kernel, "apply_twin", None)
+    monkeypatch.setattr(kernel, "triad_twin", None)
     x, w, base = models(3)
     kernel.sums(x, w, base)
     kernel.apply(x, w, base, 1.0)
+    kernel.triad(x, w, base, 1.0)
     assert kernel.describe() == "compiled (C++)"

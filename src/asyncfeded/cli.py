@@ -17,6 +17,9 @@ app = typer.Typer(
     help="Asynchronous federated learning over MPI (AsyncFedED).",
 )
 
+bench = typer.Typer(no_args_is_help=True, help="Measure the server's parts against their limits; the last line is JSON.")
+app.add_typer(bench, name="bench")
+
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
 
@@ -113,6 +116,54 @@ def plot(
         print(plots.plot_run(run_dir, output or run_dir / "run.png"))  # noqa: T201
     except ValueError as error:
         _fail(str(error))
+
+
+@bench.command("kernel")
+def bench_kernel(
+    params: Annotated[int, typer.Option(help="Elements of a model.")],
+    threads: Annotated[int, typer.Option(help="Threads; default: one per core.")] = 0,
+) -> None:
+    """The two passes over an update: GB/s against the memory triad, and time against torch."""
+    from asyncfeded.bench import kernel
+
+    try:
+        kernel.measure(params, threads)
+    except ValueError as error:
+        _fail(str(error))
+
+
+@bench.command("server")
+def bench_server(
+    params: Annotated[int, typer.Option(help="Elements of the model.")],
+    clients: Annotated[int, typer.Option(help="Start mpiexec with so many clients and a server.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Of the server's work in each of the 6 rounds.")] = 2.0,
+    wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
+) -> None:
+    """The server at work: how long a client waits for its reply, against a raw MPI echo, and what an update takes."""
+    if clients or not _launcher().launched_by():
+        arguments = ["--params", str(params), "--seconds", str(seconds), "--wait", wait]
+        _start(clients + 1, ["bench", "server", *arguments])
+    with _launcher().guard():
+        from asyncfeded.bench import server as room
+
+        status = room.measure(params, seconds, wait)
+    raise typer.Exit(status)
+
+
+@bench.command("wait")
+def bench_wait(
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")] = 0,
+    wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
+    seconds: Annotated[float, typer.Option(help="Of each of the 18 measurements.")] = 1.0,
+) -> None:
+    """Waiting: what idle ranks take of a core and of the training beside them, and how soon the server notices an update."""
+    if ranks or not _launcher().launched_by():
+        _start(ranks, ["bench", "wait", "--wait", wait, "--seconds", str(seconds)])
+    with _launcher().guard():
+        from asyncfeded.bench import wait as room
+
+        status = room.measure(wait, seconds)
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 `sums` and `apply` take the C++ kernel (src/kernel/kernel.cpp) for tensors in host memory where it was built, and the
 torch twin otherwise: for GPU tensors, and after an install without a C++ compiler. Both give the same result, `apply` to
-the bit. Knows nothing of clients, versions or rules.
+the bit. `triad`, the same way, is no part of an update but the limit that bench/ compares the two with. Knows nothing of
+clients, versions or rules.
 """
 
 import torch
@@ -77,6 +78,24 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
         apply_twin(x, w, base, eta, start, stop)
 
 
+def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
+    """The memory triad of the STREAM benchmark: a = b + s c, in one pass.
+
+    It counts as 12 n bytes touched, two arrays read and one written; that a processor also reads `a` before it writes it
+    (write-allocate) is not counted.
+
+    Args:
+        a: float32 (n,), contiguous, written.
+        b: float32 (n,), contiguous.
+        c: float32 (n,), contiguous.
+        s: rounded to float32.
+    """
+    if COMPILED and a.device.type == "cpu":
+        _kernel.triad(a, b, c, s, torch.get_num_threads())
+    else:
+        triad_twin(a, b, c, s)
+
+
 def sums_twin(
     x: Tensor, w: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: Sums = (0.0, 0.0)
 ) -> Sums:
@@ -101,3 +120,12 @@ def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, s
         part = slice(i, min(i + CHUNK, stop))
         x[part] += (w[part] - base[part]) * step
         base[part] = x[part]
+
+
+def triad_twin(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
+    """`triad` in torch operations, on any device; rounds after each operation, as the kernel does."""
+    factor = torch.tensor(s, dtype=torch.float32, device=a.device)
+    for i in range(0, a.numel(), CHUNK):
+        part = slice(i, i + CHUNK)
+        torch.mul(c[part], factor, out=a[part])
+        a[part] += b[part]

@@ -12,7 +12,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from asyncfeded.config import Evaluation, Limits
 from asyncfeded.evaluation import Evaluator, Score
@@ -129,7 +128,7 @@ class Server:
         if self.limits.seconds and not self._in_idle_moments:
             seconds = min(seconds, self.limits.seconds)
         discarded += self._wire.stop()
-        if not bool(torch.isfinite(self.model.x).all()):
+        if not self.model.is_finite():
             raise RuntimeError(self._diverged())
         if self.score is None or self.score.version != self.model.version:
             self._note(self._evaluator.score(self.model.x, self.model.version), seconds)

@@ -58,6 +58,11 @@ class GlobalModel:
         """Memory of the global model and the bases."""
         return 4 * self._x.numel() * (1 + len(self.base))
 
+    def is_finite(self) -> bool:
+        """Whether all of x is finite."""
+        moved, _ = kernel.sums(self.x, self.x, self.x)  # inf - inf is not; torch.isfinite would take 1.5 models of memory
+        return math.isfinite(moved)
+
     def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
         """Take the sums of `distances` over a part that has arrived, in order; `distances` does what is left.
 

@@ -1,4 +1,5 @@
-// The server's two passes over an update: one read for the norms, one read and write for the merge.
+// The server's two passes over an update: one read for the norms, one read and write for the merge. And the memory triad,
+// the limit that the two are measured against.
 //
 // Arrays are contiguous float32 of one length n. Sums are taken in double, by blocks of fixed size whose partial sums are
 // added in order, so the result does not depend on the number of threads or on the instruction set. Knows no MPI, no torch.
@@ -82,12 +83,16 @@ CLONES void apply_to_block(float *__restrict x, const float *__restrict w, float
     }
 }
 
+CLONES void triad_of_block(float *__restrict a, const float *__restrict b, const float *__restrict c, std::size_t n, float s) {
+    for (std::size_t i = 0; i < n; ++i) a[i] = b[i] + s * c[i];
+}
+
 using In = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using InOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // The part [start, stop) of three arrays of one length.
 std::size_t part(std::size_t x, std::size_t w, std::size_t base, std::size_t start, std::size_t stop) {
-    if (x != w || x != base) throw nb::value_error("x, w and base must have the same length");
+    if (x != w || x != base) throw nb::value_error("the three arrays must have the same length");
     if (start > stop || stop > x) throw nb::value_error("start and stop must lie within the arrays, in order");
     return stop - start;
 }
@@ -130,6 +135,17 @@ void apply(const InOut &x, const In &w, const InOut &base, float eta, std::size_
     });
 }
 
+void triad(const InOut &a, const In &b, const In &c, float s, int threads) {
+    const std::size_t n = a.size();
+    part(n, b.size(), c.size(), 0, n);
+    float *pa = a.data();
+    const float *pb = b.data(), *pc = c.data();
+    nb::gil_scoped_release release;
+    for_each_block(n, threads, [&](std::size_t, std::size_t first, std::size_t count) {
+        triad_of_block(pa + first, pb + first, pc + first, count, s);
+    });
+}
+
 }  // namespace
 
 NB_MODULE(_kernel, m) {
@@ -139,4 +155,6 @@ NB_MODULE(_kernel, m) {
           "threads"_a, "before + (sum (x - base)^2, sum (w - base)^2) over [start, stop), in one pass, in float64.");
     m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "start"_a, "stop"_a,
           "threads"_a, "x += eta (w - base); base = x over [start, stop), in one pass. The arrays must not overlap.");
+    m.def("triad", &triad, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "s"_a, "threads"_a,
+          "a = b + s c, in one pass. The arrays must not overlap.");
 }

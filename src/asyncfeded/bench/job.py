@@ -1,0 +1,43 @@
+"""The ranks of a measurement: joined, refused, and left as those of a run are."""
+
+import math
+import sys
+from collections.abc import Callable
+
+from asyncfeded import launcher, world
+from asyncfeded.world import Backoff, World
+
+
+def in_job(measure: Callable[[World], None]) -> int:
+    """Measure something with all ranks of the job. Collective. Returns the exit status, 2 where the ranks cannot start."""
+    here: World | None = None
+    with launcher.guard():
+        try:
+            here = world.join()
+            measure(here)
+            status = 0
+        except world.RefusedError as error:
+            launched = launcher.launched_by()
+            rank = here.rank if here else launched[2] if launched else 0
+            if rank == 0:
+                print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            status = 2 if here or rank == 0 else 0  # as run.train: no status of another rank may end rank 0 before it told
+        world.leave()
+    return status
+
+
+def check(seconds: float, wait: str) -> None:
+    """What the measurements have in common.
+
+    Raises:
+        RefusedError: no such time, or no such way to wait.
+    """
+    if wait not in ("auto", "spin", "yield"):
+        raise world.RefusedError(f"--wait {wait}: expected auto, spin or yield")
+    if not 0 < seconds < math.inf:
+        raise world.RefusedError(f"--seconds {seconds:g}: expected the seconds of a measurement, more than 0")
+
+
+def together(here: World) -> None:
+    """Go on when all ranks are here, without taking a core from those that are not. Collective."""
+    Backoff(spin=False).wait(here.comm.Ibarrier())

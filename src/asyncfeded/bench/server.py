@@ -1,0 +1,226 @@
+"""The server at work for clients that learn nothing: how long they wait for a reply, and what an update takes of the server.
+
+Server, wire and rule are those of a run, and every update is recorded. The global model is moved between updates, so that
+none is fresh and no distance known from before.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from asyncfeded import kernel, launcher, rules, world
+from asyncfeded.bench import ROUNDS, report
+from asyncfeded.bench.job import check, in_job, together
+from asyncfeded.config import Evaluation, Limits
+from asyncfeded.evaluation import Evaluator, Score
+from asyncfeded.flat import Entry, Layout
+from asyncfeded.heterogeneity import CLIENT
+from asyncfeded.launcher import MPI
+from asyncfeded.record import Record
+from asyncfeded.server import Server
+from asyncfeded.staleness import GlobalModel
+from asyncfeded.wire import HEADER, ClientWire, ServerWire
+from asyncfeded.world import World
+
+ECHO_BYTES = 4e8
+"""Sent and sent back in the echoes of a round, if that makes 3 to 200 of them."""
+TRIAD_SIZE = 25_000_000
+"""Elements of the triad's arrays at most: beyond every cache."""
+TOUCHED = 9
+"""Arrays that an update passes in the server's memory: written as it arrives, three read for the norms, three read and two
+written by the merge."""
+EVERY = 4096
+"""Of so many elements one is changed to make a model another."""
+
+
+def measure(params: int, seconds: float, wait: str) -> int:
+    """Measure the server, and print the figures. Collective: rank 0 is the server, every other rank a client.
+
+    Each round has three parts: echoes of a header and a model between server and first client, by plain MPI calls; the
+    server at work for all clients; the memory triad on the server's threads.
+
+    Args:
+        params: elements of the model.
+        seconds: of the server's work in each round.
+        wait: auto, spin or yield, as the config's `wait`.
+
+    Returns:
+        The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
+    """
+
+    def with_ranks(here: World) -> None:
+        check(seconds, wait)
+        if params < 1:
+            raise world.RefusedError(f"--params {params}: expected the elements of a model, at least 1")
+        torch.set_num_threads(here.threads)
+        if here.rank == 0:
+            _serve(here, params, seconds, wait)
+        else:
+            _answer(here, params, wait)
+
+    return in_job(with_ranks)
+
+
+def _serve(here: World, params: int, seconds: float, wait: str) -> None:
+    """The server's part of all rounds, and the report. Rank 0."""
+    before = _status_bytes("VmRSS")
+    clients = here.size - 1
+    layout = Layout((Entry("w", (params,), 0),), params, params)
+    model = GlobalModel(torch.ones(params), layout, clients)
+    echo_s, updates, busy_s, wall_s, triad_s, peak = [], [], [], [], [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(1 + ROUNDS):
+            together(here)
+            echo_s.append(_echo(here, model.base[0].numpy()))
+            together(here)
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+            wire = ServerWire(here.comm, clients, params, here.backoff(wait), clients, model.measure)
+            with Record(Path(folder) / f"{number}.h5", "", here.hosts, np.zeros(clients, CLIENT), here.threads) as book:
+                server = _server(wire, model, book, seconds)
+                outcome = server.run()
+            peak = max(peak, _status_bytes("VmHWM"))
+            updates.append(server.updates)
+            busy_s.append((server.busy_s + wire.receiving_s) / max(server.updates, 1))
+            wall_s.append(outcome.wall_s)
+            del wire, server
+            triad_s.append(_triad(min(params, TRIAD_SIZE)))
+    counts = np.zeros(here.size, np.int64)
+    here.comm.Gather(np.zeros(1, np.int64), counts)
+    turnaround_s = np.zeros(counts.sum())
+    here.comm.Gatherv(np.zeros(0), [turnaround_s, counts])
+    rate = float(np.median(np.divide(updates, wall_s)[1:]))
+    echo, p50, p99 = float(np.median(echo_s[1:])), *(float(p) for p in np.percentile(turnaround_s, [50, 99]))
+    figures = {
+        "params": params,
+        "clients": clients,
+        "mpi": launcher.vendor(),
+        "threads": here.threads,
+        "wait": "spin" if here.backoff(wait).spin else "yield",
+        "turnaround_s_p50": p50,
+        "turnaround_s_p99": p99,
+        "updates_per_s": rate,
+        "echo_s_p50": echo,
+        "turnaround_over_echo": p50 / echo,
+        "server_busy_s_per_update": float(np.median(busy_s[1:])),
+        "payload_gb_per_s": 2 * 4 * params * rate / 1e9,
+        "triad_gb_per_s": 12 * min(params, TRIAD_SIZE) / float(np.median(triad_s[1:])) / 1e9,
+        "bytes_touched_per_update": TOUCHED * 4 * params,
+        "server_peak_bytes": peak - before,
+        "server_models": (peak - before) / (4 * params),
+    }
+    rows = [
+        (f"{clients} client(s), {params} parameters, {figures['mpi']}, wait={figures['wait']}", ""),
+        ("turnaround of an update, median", f"{1e3 * p50:.4g} ms"),
+        ("99 of 100", f"{1e3 * p99:.4g} ms"),
+        ("raw MPI echo, median", f"{1e3 * echo:.4g} ms"),
+        ("turnaround over echo", f"{p50 / echo:.3g}"),
+        ("updates", f"{rate:.4g} /s, {figures['payload_gb_per_s']:.3g} GB/s of models"),
+        ("server busy for an update", f"{1e6 * float(np.median(busy_s[1:])):.4g} us, {sum(updates[1:])} updates recorded"),
+        ("triad on the server's thread(s)", f"{figures['triad_gb_per_s']:.3g} GB/s, {here.threads} thread(s)"),
+        ("memory of the server's models, peak", f"{(peak - before) / 1e6:.4g} MB, {figures['server_models']:.3g} models"),
+    ]
+    note = (
+        f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: receiving, measuring, merging, replying and "
+        f"recording; memory: what the system counts above that before the models were made"
+    )
+    report(rows, figures, note)
+
+
+def _answer(here: World, params: int, wait: str) -> None:
+    """A client's part of all rounds: return a changed model at once. Client ranks."""
+    buffer = torch.zeros(params)
+    turnaround_s: list[float] = []
+    for number in range(1 + ROUNDS):
+        together(here)
+        if here.rank == 1:
+            _echo(here, buffer.numpy())
+        together(here)
+        wire = ClientWire(here.comm, buffer, here.backoff(wait))
+        taken_s, order = [], wire.receive()
+        while order is not None:
+            buffer[::EVERY] += 1e-3
+            began = time.perf_counter()
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+            order = wire.receive()
+            taken_s.append(time.perf_counter() - began)
+        wire.finish()
+        if number:
+            turnaround_s += taken_s[:-1]  # the last was answered by the stop
+    here.comm.Gather(np.array([len(turnaround_s)]), None)
+    here.comm.Gatherv(np.array(turnaround_s), None)
+
+
+def _echo(here: World, weights: np.ndarray) -> float:
+    """Send header and model there and back by plain MPI calls. Ranks 0 and 1. Returns the median seconds of an echo."""
+    header = np.zeros(HEADER.itemsize, np.uint8)
+    other, taken_s = 1 - here.rank, []
+    for _ in range(int(np.clip(ECHO_BYTES / weights.nbytes, 3, 200))):
+        began = time.perf_counter()
+        for sends in (here.rank == 1, here.rank == 0):
+            for tag, message in enumerate(([header, MPI.BYTE], [weights, MPI.FLOAT])):
+                (here.comm.Send if sends else here.comm.Recv)(message, other, tag)
+        taken_s.append(time.perf_counter() - began)
+    return float(np.median(taken_s))
+
+
+def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) -> Server:
+    """The server of a run that evaluates nothing, and whose global model moves after every update."""
+    rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
+    epochs = np.ones(len(model.base), np.int64)
+    seen = 0
+
+    def move(server: Server) -> None:
+        nonlocal seen
+        if server.updates > seen:
+            seen = server.updates
+            model.x[::EVERY] += 1e-6
+            model.version += 1
+
+    return Server(
+        wire=wire,
+        rule=rule,
+        state=rule.init(model, epochs),
+        model=model,
+        evaluator=cast("Evaluator", NoEvaluator()),
+        record=book,
+        limits=Limits(seconds=seconds),
+        epochs=epochs,
+        evaluation=Evaluation(),
+        in_idle_moments=True,
+        tick=move,
+    )
+
+
+class NoEvaluator:
+    """An `Evaluator` that takes no time and tests nothing."""
+
+    running = False
+
+    def start(self, x: torch.Tensor, version: int) -> None:
+        """See `Evaluator`."""
+
+    def score(self, x: torch.Tensor, version: int) -> Score:
+        """See `Evaluator`."""
+        return Score(version, 0.0, 0.0)
+
+
+def _triad(size: int) -> float:
+    """Seconds of a triad, the second of two."""
+    a, b, c = (torch.ones(size) for _ in range(3))
+    for _ in range(2):
+        began = time.perf_counter()
+        kernel.triad(a, b, c, 0.5)
+        taken_s = time.perf_counter() - began
+    return taken_s
+
+
+def _status_bytes(field: str) -> int:
+    """VmRSS, the memory of this process, or VmHWM, the most it was."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(field)

@@ -1,0 +1,194 @@
+"""What waiting for messages costs the ranks that train, and how soon a waiting server notices an update.
+
+Server and clients wait here by the wires of a run, and not by a copy of them.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from asyncfeded.bench import ROUNDS, report
+from asyncfeded.bench.job import check, in_job, together
+from asyncfeded.wire import ClientWire, Order, ServerWire
+from asyncfeded.world import Backoff, World
+
+SIZE = 16
+"""Elements of the models that are sent."""
+PINGS = 200
+"""Updates whose notice is timed, besides a tenth as many of warm-up."""
+PING_EVERY_S = 5e-3
+"""How long the client lets the server wait for each: long enough for its pauses to reach their longest."""
+
+
+def measure(wait: str, seconds: float) -> int:
+    """Measure what waiting costs and how soon it ends; rank 0 prints the figures. Collective.
+
+    Each round has three parts of so many seconds: all ranks idle; the clients train while the server idles; as many
+    processes that know no MPI, one started by every client rank, train while no rank polls. Then one client sends update
+    after update.
+
+    Args:
+        wait: auto, spin or yield, as the config's `wait`.
+        seconds: of each part.
+
+    Returns:
+        The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
+    """
+
+    def with_ranks(here: World) -> None:
+        check(seconds, wait)
+        torch.set_num_threads(1)
+        mine, noticed_s = (_idle_as_server if here.rank == 0 else _idle_as_client)(here, here.backoff(wait), seconds)
+        cores, ranks = np.zeros(1), np.zeros((here.size, *mine.shape))
+        here.comm.Reduce(np.array([here.cores]), cores)
+        here.comm.Gather(mine, ranks)
+        if here.rank == 0:
+            _report_wait(here, here.backoff(wait), round(float(cores[0])), ranks[:, 1:], noticed_s)
+
+    return in_job(with_ranks)
+
+
+def _report_wait(here: World, backoff: Backoff, cores: int, ranks: np.ndarray, noticed_s: list[float]) -> None:
+    """Print the figures of (ranks, ROUNDS, 3): idle share of a core; steps/s among ranks that wait, and without. Rank 0."""
+    idle, polled, alone = np.moveaxis(ranks, 2, 0)
+    kept = float(np.median(polled.sum(axis=0) / alone.sum(axis=0)))
+    p50, p99 = (float(p) for p in np.percentile(noticed_s, [50, 99]))
+    server, clients = float(np.median(idle[0])), float(np.median(idle[1:].mean(axis=0)))
+    steps = [f"{np.median(part.sum(axis=0)):.0f} steps/s" for part in (polled, alone)]
+    figures = {
+        "ranks": here.size,
+        "cores": cores,
+        "wait": "spin" if backoff.spin else "yield",
+        "server_idle_core_fraction": server,
+        "client_idle_core_fraction": clients,
+        "throughput_kept": kept,
+        "reaction_s_p50": p50,
+        "reaction_s_p99": p99,
+    }
+    rows = [
+        (f"{here.size} ranks on {cores} core(s), wait={figures['wait']}", ""),
+        ("an idle server takes of a core", f"{server:.1%}"),
+        ("an idle client takes of a core", f"{clients:.1%}"),
+        (f"{here.size - 1} clients train, the server waits", steps[0]),
+        (f"{here.size - 1} processes train, nobody waits", steps[1]),
+        ("throughput kept", f"{kept:.1%}"),
+        ("the server notices an update within, median", f"{p50 * 1e6:.0f} us"),
+        ("99 of 100", f"{p99 * 1e6:.0f} us"),
+    ]
+    note = (
+        f"medians of {ROUNDS} after one of warm-up; notice: from the end of the poll before to the end of the poll that "
+        f"found it, of {PINGS} updates, each after {PING_EVERY_S * 1e3:g} ms"
+    )
+    report(rows, figures, note)
+
+
+def _idle_as_server(here: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
+    """Wait as `server.Server` does. Rank 0.
+
+    Returns:
+        float64 (1 + ROUNDS, 3), the share of a core it took while all were idle and two zeros, with warm-up; and the
+        seconds in which each of the PINGS updates was noticed, at most.
+    """
+    weights = torch.zeros(SIZE)  # never written: every reply may be sent from it
+    wire = ServerWire(here.comm, here.size - 1, SIZE, backoff, here.size - 1)
+    figures = np.zeros((1 + ROUNDS, 3))
+    for row in figures:
+        together(here)
+        idle, until = _core_share(), time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            arrival = wire.next()
+            assert arrival is None
+            wire.pause()
+        row[0] = idle()
+        for client in range(here.size - 1):
+            wire.reply(Order(client, 0, 0, 1), weights, int)
+        for _ in range(here.size - 1):
+            _take(wire)
+        together(here)
+        time.sleep(seconds)  # the part in which nobody polls
+    noticed_s = []
+    for _ in range(PINGS // 10 + PINGS):
+        wire.reply(Order(0, 0, 0, 1), weights, int)
+        noticed_s.append(_take(wire))
+    wire.stop()
+    return figures, noticed_s[-PINGS:]
+
+
+def _take(wire: ServerWire) -> float:
+    """Wait for an update. Rank 0. Returns the seconds between the ends of the poll that found it and the poll before."""
+    before = time.perf_counter()
+    while (arrival := wire.next()) is None:
+        before = time.perf_counter()
+        wire.pause()
+    noticed = time.perf_counter()
+    wire.release(arrival)
+    return noticed - before
+
+
+def _idle_as_client(here: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
+    """Wait and train as `client.work` does, and have a process train that does not know of MPI. Client ranks.
+
+    Returns:
+        float64 (1 + ROUNDS, 3): the share of a core it took while all were idle, its steps per second, those of the
+        process; with warm-up. And no seconds, which are the server's.
+    """
+    wire = ClientWire(here.comm, torch.zeros(SIZE), backoff)
+    figures = np.zeros((1 + ROUNDS, 3))
+    train = [sys.executable, "-c", "from asyncfeded.bench import wait; wait.train_alone()"]
+    # In a session of its own, so that an interrupt at the terminal is told by the ranks alone; ends with its standard input.
+    with subprocess.Popen(
+        train, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # it is ready
+        for row in figures:
+            together(here)
+            idle = _core_share()
+            order = wire.receive()
+            assert order is not None
+            row[0] = idle()
+            row[1] = _steps_per_s(seconds, wire.stopped)
+            wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+            together(here)
+            process.stdin.write(f"{seconds}\n")
+            row[2] = float(process.stdout.readline())
+        process.stdin.close()
+    while (order := wire.receive()) is not None:
+        time.sleep(PING_EVERY_S)
+        wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+    wire.finish()
+    return figures, []
+
+
+def train_alone() -> None:
+    """Train for the seconds that each line of standard input names, and answer with the steps per second."""
+    torch.set_num_threads(1)
+    print("ready", flush=True)  # noqa: T201
+    for line in sys.stdin:
+        print(_steps_per_s(float(line), lambda: False), flush=True)  # noqa: T201
+
+
+def _steps_per_s(seconds: float, stopped: Callable[[], bool]) -> float:
+    """Train a small network, asking after every step whether to stop, as client.Trainer does. Returns steps per second."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    inputs, targets, steps = torch.ones(32, 64), torch.zeros(32, dtype=torch.int64), 0
+    began = time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        steps += 1
+        assert not stopped()
+    return steps / elapsed
+
+
+def _core_share() -> Callable[[], float]:
+    """Begin to measure; the function returned tells the share of a core that this process has taken since."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    return lambda: (time.process_time() - cpu) / (time.perf_counter() - wall)
