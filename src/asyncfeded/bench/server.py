@@ -168,7 +168,7 @@ def _echo(here: World, weights: np.ndarray) -> float:
 
 
 def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) -> Server:
-    """The server of a run that evaluates nothing, and whose global model moves after every update."""
+    """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
     rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
     epochs = np.ones(len(model.base), np.int64)
     seen = 0
@@ -179,6 +179,7 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) 
             seen = server.updates
             model.x[::EVERY] += 1e-6
             model.version += 1
+            server.interrupted = server.elapsed_s > seconds and seen > 2 * len(model.base)  # some, however slow
 
     return Server(
         wire=wire,
@@ -187,7 +188,7 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) 
         model=model,
         evaluator=cast("Evaluator", NoEvaluator()),
         record=book,
-        limits=Limits(seconds=seconds),
+        limits=Limits(),
         epochs=epochs,
         evaluation=Evaluation(),
         in_idle_moments=True,
