@@ -167,8 +167,18 @@ def bench_wait(
 
 
 @app.command()
-def info() -> None:
-    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices."""
+def info(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Tell about this checkpoint of a run instead.")] = None,
+) -> None:
+    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or what a checkpoint holds."""
+    if checkpoint:
+        from asyncfeded.checkpoint import describe
+
+        try:
+            _print(describe(checkpoint))
+        except ValueError as error:
+            _fail(str(error))
+        return
     import torch
 
     from asyncfeded import kernel, record
@@ -188,11 +198,7 @@ def info() -> None:
         "cores": str(len(os.sched_getaffinity(0))),
         "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
     }
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in rows.items():
-        if value:
-            table.add_row(key, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+    _print(rows)
 
 
 @app.command()
@@ -247,6 +253,14 @@ def _launcher() -> ModuleType:
             f"load your site's module, or name its library in MPI4PY_LIBMPI"
         )
     return launcher
+
+
+def _print(rows: dict[str, str]) -> None:
+    """Two columns, without the rows that have no value. A table of rich would cut a long path."""
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        if value:
+            print(f"{key:<{width}}  {value}")  # noqa: T201
 
 
 def _fail(text: str) -> NoReturn:
