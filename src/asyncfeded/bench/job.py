@@ -38,6 +38,11 @@ def check(seconds: float, wait: str) -> None:
         raise world.RefusedError(f"--seconds {seconds:g}: expected the seconds of a measurement, more than 0")
 
 
+def mpi() -> str:
+    """Vendor and version of the MPI in use."""
+    return launcher.vendor()
+
+
 def together(here: World) -> None:
     """Go on when all ranks are here, without taking a core from those that are not. Collective."""
     Backoff(spin=False).wait(here.comm.Ibarrier())

@@ -12,14 +12,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from asyncfeded import kernel, launcher, rules, world
+from asyncfeded import kernel, rules, world
 from asyncfeded.bench import ROUNDS, report
-from asyncfeded.bench.job import check, in_job, together
+from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.config import Evaluation, Limits
 from asyncfeded.evaluation import Evaluator, Score
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
-from asyncfeded.launcher import MPI
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
@@ -97,7 +96,7 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
     figures = {
         "params": params,
         "clients": clients,
-        "mpi": launcher.vendor(),
+        "mpi": mpi(),
         "threads": here.threads,
         "wait": "spin" if here.backoff(wait).spin else "yield",
         "turnaround_s_p50": p50,
@@ -161,7 +160,7 @@ def _echo(here: World, weights: np.ndarray) -> float:
     for _ in range(int(np.clip(ECHO_BYTES / weights.nbytes, 3, 200))):
         began = time.perf_counter()
         for sends in (here.rank == 1, here.rank == 0):
-            for tag, message in enumerate(([header, MPI.BYTE], [weights, MPI.FLOAT])):
+            for tag, message in enumerate((header, weights)):
                 (here.comm.Send if sends else here.comm.Recv)(message, other, tag)
         taken_s.append(time.perf_counter() - began)
     return float(np.median(taken_s))
