@@ -61,7 +61,7 @@ class Server:
         counts: int64 (clients,), updates merged by client.
         epochs: int64 (clients,), K that each client was sent last.
         recent: gamma and eta of the last updates.
-        busy_s: wall time spent on updates, from taking one to having recorded it.
+        busy_s: processor time spent on updates, from taking one to having recorded it.
         evaluating_s: wall time spent on evaluations while training.
         compute_s: wall time that the clients spent on the updates taken.
         interrupted: set it to end the training as a limit would.
@@ -150,7 +150,7 @@ class Server:
 
     def _take(self, arrival: Arrival) -> None:
         """One update: measure, merge, reply, record."""
-        began, arrived_s = time.perf_counter(), self.elapsed_s
+        began, cpu, arrived_s = time.perf_counter(), time.thread_time(), self.elapsed_s
         client, model = arrival.client, self.model
         self.compute_s += arrival.compute_s
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
@@ -198,7 +198,7 @@ class Server:
                 accepted,
             )
         )
-        self.busy_s += time.perf_counter() - began
+        self.busy_s += time.thread_time() - cpu
 
     def _refuse(self, arrival: Arrival) -> Decision:
         """An update that is not finite: the global model stays, and the client goes on from it."""

@@ -77,12 +77,15 @@ class Sending:
         weights: float32 (size,), to send from; what is ready of it must not be written until `sent`.
         target: rank that receives it.
         header: request of the message before it, which counts as one of the chunks under way.
+
+    Attributes:
+        given: elements that MPI has been given.
     """
 
     def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, target: int, header: MPI.Request) -> None:
         self._comm, self._weights, self._target = comm, weights, target
         self._requests = deque([header])
-        self._given = 0
+        self.given = 0
 
     def push(self, ready: int) -> bool:
         """Give MPI chunks of the first `ready` elements, if few are under way. Never waits.
@@ -90,14 +93,14 @@ class Sending:
         Returns:
             Whether all of these elements have been given.
         """
-        while self._given < ready:
+        while self.given < ready:
             if len(self._requests) >= UNDER_WAY and not self._requests[0].Test():
                 return False
             if len(self._requests) >= UNDER_WAY:
                 self._requests.popleft()
-            start, self._given = self._given, min(self._given + CHUNK, ready)
+            start, self.given = self.given, min(self.given + CHUNK, ready)
             self._requests.append(
-                self._comm.Isend([self._weights[start : self._given], MPI.FLOAT], self._target, WEIGHTS_TAG)
+                self._comm.Isend([self._weights[start : self.given], MPI.FLOAT], self._target, WEIGHTS_TAG)
             )
         return True
 
@@ -105,4 +108,4 @@ class Sending:
         """Whether all has been sent, so that the buffer may be written. Never waits."""
         while self._requests and self._requests[0].Test():
             self._requests.popleft()
-        return self._given == len(self._weights) and not self._requests
+        return self.given == len(self._weights) and not self._requests

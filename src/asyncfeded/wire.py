@@ -47,8 +47,8 @@ STOP, LAST = 1, 2  # flags
 HEADER_TAG = 1
 NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
 BULK_S = 20e-6
-"""How long a client sleeps between two looks at an update of several chunks: it is the server that moves the data, and its
-second thread can use the core."""
+"""How long a client that would spin sleeps between two looks at an update of several chunks: it is the server that moves the
+data, and its second thread can use the core."""
 STALLED_S = 5e-3
 """A transfer that has not moved for so long does not keep another from starting."""
 
@@ -154,7 +154,7 @@ class ServerWire:
             an update may wait for its turn, and the next is received meanwhile.
 
     Attributes:
-        receiving_s: wall time spent on receiving.
+        receiving_s: processor time spent on receiving.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class ServerWire:
 
     def _receive(self) -> None:
         """Carry on with what is arriving, and begin the next update if nothing else moves."""
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.thread_time()
         moved = self._take_parts()
         waits = self._incoming or (self._measure is not None and self._arrived)
         if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
@@ -296,7 +296,7 @@ class ServerWire:
             moved = True
         if moved:
             self._moved_s = time.perf_counter()
-            self.receiving_s += self._moved_s - began
+            self.receiving_s += time.thread_time() - cpu
             self._backoff.reset()
 
     def _take_parts(self) -> bool:
@@ -316,7 +316,11 @@ class ServerWire:
         """Go on sending a reply; what cannot be given to MPI yet is left to the next poll."""
         sending = self._outgoing[worker]
         assert sending is not None
-        if sending.push(ready):
+        given = sending.given
+        all_given = sending.push(ready)
+        if sending.given > given:
+            self._backoff.reset()
+        if all_given:
             self._unsent.discard(worker)
         else:
             self._unsent.add(worker)
@@ -375,9 +379,12 @@ class ClientWire:
         fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
         self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
-        sending, size = Sending(self._comm, self._buffer, 0, header), len(self._buffer)
+        sending, size, given = Sending(self._comm, self._buffer, 0, header), len(self._buffer), 0
         while not (sending.push(size) and sending.sent()):
-            if size > CHUNK:
+            if sending.given > given:
+                given = sending.given
+                self._backoff.reset()
+            elif self._backoff.spin and size > CHUNK:
                 time.sleep(BULK_S)
             else:
                 self._backoff.pause()

@@ -123,8 +123,8 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
         ("memory of the server's models, peak", f"{(peak - before) / 1e6:.4g} MB, {figures['server_models']:.3g} models"),
     ]
     note = (
-        f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: receiving, measuring, merging, replying and "
-        f"recording; memory: what the system counts above that before the models were made"
+        f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: the processor time of receiving, measuring, "
+        f"merging, replying and recording; memory: what the system counts above that before the models were made"
     )
     report(rows, figures, note)
 
