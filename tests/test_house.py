@@ -21,6 +21,7 @@ LEVELS = {
 SIDEWAYS = {
     ("__main__", "cli"),
     ("run", "progress"),
+    ("record", "checkpoint"),
     ("plots", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),

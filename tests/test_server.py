@@ -102,7 +102,10 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path):
     """`bench(script, ...)`: a Bench that has not run."""
-    return lambda *args, **kwargs: Bench(tmp_path, *args, **kwargs)
+    made = []
+    yield lambda *args, **kwargs: made.append(Bench(tmp_path, *args, **kwargs)) or made[-1]
+    for one in made:
+        one.record.close()
 
 
 FIRST = (1, [1.0, 1.0])
