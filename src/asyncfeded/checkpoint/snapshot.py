@@ -33,7 +33,7 @@ CLIENT = np.dtype(
         ("updates", np.int64),  # merged
         ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
         ("out", np.bool_),  # it has an order, (client, rounds - 1, base_version, epochs), whose update is not yet taken
-        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out, or on the wall clock
+        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out or not yet given, or wall clock
     ]
 )
 
