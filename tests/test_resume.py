@@ -1,8 +1,16 @@
 """Going on from a checkpoint: the same end to the bit whenever a run was left, on whatever number of workers; and what is
-refused. Without MPI: workers that train by a formula, behind the real clock, server, record and checkpoints.
+refused. Without MPI: workers that train by a formula, behind the real clock, server, record and checkpoints. Then real jobs.
 """
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +29,7 @@ from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
 from asyncfeded.wire import Arrival
+from conftest import run_asyncfeded
 
 CLIENTS, UPDATES = 3, 36
 """Clients; updates of a whole run."""
@@ -433,3 +442,160 @@ def test_another_state_of_the_rule_is_refused(left, monkeypatch):
     init = kind.init
     monkeypatch.setattr(kind, "init", lambda *args: init(*args) | {"more": np.zeros(1)})
     is_refused(left, "holds another model, or another state of the rule, than this version of the program")
+
+
+# --- real jobs
+
+
+TOML = """
+clock = "virtual"
+clients = 4
+limits.updates = 40
+checkpoint.every_updates = 5
+evaluation.every_s = 1.0
+heterogeneity.error_probability = 0.2
+[task]
+name = "digits"
+split = "even"
+[training]
+epochs = 1
+[rule]
+epochs_max = 2
+"""
+
+
+class Job:
+    """`asyncfeded ARGUMENTS`, started and not waited for."""
+
+    def __init__(self, folder, env, *arguments):
+        self.out = (folder / "out.txt").open("w+")
+        program = Path(sys.executable).with_name("asyncfeded")
+        self.process = subprocess.Popen(
+            [program, *map(str, arguments)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out
+        )
+
+    def until(self, what, seconds=100):
+        """Wait until something is so; the job must not end before."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.01)
+
+    def kill(self):
+        """SIGKILL to all of its processes, in any order."""
+        pids = [self.process.pid, *descendants(self.process.pid)]
+        for pid in random.sample(pids, len(pids)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process.poll() is None:
+            self.kill()
+        self.out.close()
+
+    def said(self):
+        self.out.seek(0)
+        return self.out.read()
+
+    def end(self):
+        """The exit status, and all that it said."""
+        return self.process.wait(100), self.said()
+
+
+def descendants(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    (tmp_path / "run.toml").write_text(TOML)
+    return tmp_path
+
+
+def same_rows(one, other):
+    (updates, evaluations, _), (others, other_evaluations, _) = record.read(one), record.read(other)
+    told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+    return np.array_equal(updates[told], others[told]) and np.array_equal(evaluations, other_evaluations)
+
+
+def test_a_job_killed_at_any_time_goes_on_with_other_ranks_to_the_same_end(own_mpi, jobs):
+    expected = own_mpi.train(3, "run.toml", "run_dir=whole", cwd=jobs).result
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run") as job:
+        job.until(lambda: len(names(jobs / "run")) == 2)
+        time.sleep(random.random())
+        job.kill()
+    assert not record.is_going_on(jobs / "run")
+    assert not (jobs / "run" / "result.json").exists()
+    done = run_asyncfeded("resume", "run", "--ranks", 4, cwd=jobs, env=own_mpi.env)
+    assert done.status == 0, str(done)
+    assert done.result["model_sha256"] == expected["model_sha256"], str(done)
+    assert same_rows(jobs / "run", jobs / "whole")
+
+
+def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi, jobs):
+    """SIGUSR1 and SIGTERM go to mpiexec, which passes them on to all ranks."""
+    if own_mpi.vendor.startswith("Open MPI"):
+        pytest.skip("Open MPI's mpiexec kills its ranks half a second after it got SIGTERM")
+    wall = ("clock=wall", "clients=2", "checkpoint.every_updates=0", "limits.updates=1000000", "run_dir=run")
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, *wall) as job:
+        job.until(lambda: (jobs / "run" / "log.txt").exists() and "accuracy" in (jobs / "run" / "log.txt").read_text())
+        assert names(jobs / "run") == []
+        os.kill(job.process.pid, signal.SIGUSR1)
+        job.until(lambda: len(names(jobs / "run")) == 1)
+        os.kill(job.process.pid, signal.SIGTERM)
+        status, said = job.end()
+    assert status == 0, said
+    first = json.loads((jobs / "run" / "result.json").read_text())
+    assert first["stopped"] == "interrupted by a signal"
+    assert len(names(jobs / "run")) == 2
+    limit = first["updates"] + 10
+    done = run_asyncfeded("resume", "run", f"limits.updates={limit}", cwd=jobs, env=own_mpi.env)
+    assert done.status == 0, str(done)
+    assert (done.result["updates"], len(record.read(jobs / "run").updates)) == (limit, limit)
+    assert done.result["seconds"] > first["seconds"]
+    updates = record.read(jobs / "run").updates
+    assert updates["version"].tolist() == list(range(1, limit + 1))
+    assert (np.diff(updates["time_s"]) >= 0).all()
+    for client in range(2):
+        rounds = updates["round"][updates["client"] == client]
+        assert rounds.tolist() == list(range(len(rounds)))
+    again = run_asyncfeded("replay", "run", cwd=jobs, env=own_mpi.env)
+    assert again.result["model_sha256"] == done.result["model_sha256"], str(again)
+
+
+def test_a_full_disk_does_not_end_the_training(own_mpi, jobs):
+    """A disk of 1 MB holds the record and one checkpoint, and not the second beside it."""
+    (jobs / "small").mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", jobs / "small"]).returncode:
+        pytest.skip("needs to mount a small disk")
+    try:
+        done = own_mpi.train(3, "run.toml", "limits.updates=20", "run_dir=small/run", cwd=jobs)
+    finally:
+        subprocess.run(["umount", jobs / "small"], check=True)
+    assert "No space left on device; the last good one: checkpoint-00000000" in done.stderr, str(done)
+    assert done.result["updates"] == 20
+    assert done.status in (0, 1), str(done)  # 1: there was no room for the trained model
+
+
+def test_resume_is_refused_where_there_is_no_run(own_mpi, tmp_path):
+    done = run_asyncfeded("resume", "nowhere", cwd=tmp_path)
+    assert done.status == 2
+    assert done.stderr == "asyncfeded: nowhere/record.h5: no such file; give the folder of a run (run_dir)\n"
+
+
+def test_a_refusal_of_resume_is_told_once_and_leaves_the_run_as_it_is(own_mpi, jobs):
+    assert own_mpi.train(2, "run.toml", "limits.updates=6", "run_dir=run", cwd=jobs).status == 0
+    before = contents(jobs / "run")
+    done = run_asyncfeded("resume", "run", "limits.updates=9", "seed=3", "--ranks", 3, cwd=jobs, env=own_mpi.env)
+    assert done.status == 2, str(done)
+    assert done.stderr.count("a run cannot go on with another seed (0 in the run, 3 now)") == 1
+    assert contents(jobs / "run") == before
