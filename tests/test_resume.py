@@ -326,6 +326,15 @@ def test_a_disk_that_takes_no_checkpoint_is_told_of_and_training_goes_on(tmp_pat
     assert life.told.said[0].endswith("the last good one: none")
 
 
+def test_a_record_that_waits_for_room_is_told_of_once(folder):
+    life = Life(folder, ASYNCFEDED, every_updates=0)
+    for problem in ("full", "full", "", ""):
+        life.record.problem = problem
+        life.keeper.tick(life.server)
+    life.record.close()
+    assert life.told.said == ["full", "the rows of the record are on the disk again"]
+
+
 def test_no_checkpoint_is_ahead_of_the_record(folder, monkeypatch):
     life = Life(folder, ASYNCFEDED)
 

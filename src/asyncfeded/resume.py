@@ -204,11 +204,15 @@ class Keeper:
     ) -> None:
         self._settings, self._writer, self._take, self._progress = settings, writer, take, progress
         self._on = bool(settings.every_updates or settings.every_s)
+        self._problem = ""
         self.wanted = self._on and updates is None
         self._last_updates, self._last_s = updates or 0, time.monotonic()
 
     def tick(self, server: Server) -> None:
-        """Start a checkpoint if one is due; at the end of a run, the last."""
+        """Start a checkpoint if one is due; at the end of a run, the last. Tells of a record that cannot be written."""
+        if server.record.problem != self._problem:
+            self._problem = server.record.problem
+            self._progress.say(self._problem or "the rows of the record are on the disk again")
         if server.stopping:
             if self._on or self.wanted or server.interrupted:
                 self.finish()
