@@ -542,7 +542,8 @@ def test_a_job_killed_at_any_time_goes_on_with_other_ranks_to_the_same_end(own_m
         job.until(lambda: len(names(jobs / "run")) == 2)
         time.sleep(random.random())
         job.kill()
-    assert not record.is_going_on(jobs / "run")
+    while record.is_going_on(jobs / "run"):  # a process that was killed takes its time to end
+        time.sleep(0.01)
     assert not (jobs / "run" / "result.json").exists()
     done = run_asyncfeded("resume", "run", "--ranks", 4, cwd=jobs, env=own_mpi.env)
     assert done.status == 0, str(done)
@@ -565,7 +566,7 @@ def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi,
     assert status == 0, said
     first = json.loads((jobs / "run" / "result.json").read_text())
     assert first["stopped"] == "interrupted by a signal"
-    assert len(names(jobs / "run")) == 2
+    assert names(jobs / "run")[-1:] == names_of(first["updates"])
     limit = first["updates"] + 10
     done = run_asyncfeded("resume", "run", f"limits.updates={limit}", cwd=jobs, env=own_mpi.env)
     assert done.status == 0, str(done)
