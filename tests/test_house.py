@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "asyncfeded"
 
 LEVELS = {
     "cli": 4, "__main__": 4,
-    "run": 3, "progress": 3, "plots": 3, "study": 3, "bench": 3,
+    "run": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "bench": 3,
     "server": 2, "client": 2,
     "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
     "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "world": 0, "wire": 0, "transfer": 0,
@@ -21,6 +21,9 @@ LEVELS = {
 SIDEWAYS = {
     ("__main__", "cli"),
     ("run", "progress"),
+    ("run", "resume"),
+    ("resume", "progress"),
+    ("record", "checkpoint"),
     ("plots", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),

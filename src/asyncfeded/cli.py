@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -40,18 +40,30 @@ def train(
 
 
 @app.command()
+def resume(
+    run_dir: RunDir,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as limits.updates=500.")] = None,
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = 0,
+) -> None:
+    """Go on with a run from its newest good checkpoint, in its folder. Under mpiexec or srun as `train`."""
+    launched = _launcher().launched_by()
+    if ranks or not launched or launched[1] == 1:
+        _start(ranks or len(_record(run_dir)[2]["hosts"]), ["resume", str(run_dir), *(overrides or [])])
+    with _launcher().guard():
+        from asyncfeded import run
+
+        status = run.train(run_dir / "config.toml", [f"run_dir={run_dir}", *(overrides or [])], run_dir)
+    raise typer.Exit(status)
+
+
+@app.command()
 def replay(
     run_dir: RunDir,
     ranks: Annotated[int, typer.Option(help="MPI ranks, 1 server and the rest workers; default: as in the run.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for the replay; default: replay in the run's folder.")] = None,
 ) -> None:
     """Repeat a run with its updates in the order in which they arrived: it ends in the same model, bit for bit."""
-    from asyncfeded import record
-
-    try:
-        updates, _, about = record.read(run_dir)
-    except ValueError as error:
-        _fail(str(error))
+    updates, _, about = _record(run_dir)
     accepted = int(updates["accepted"].sum())
     if not accepted:
         _fail(f"{run_dir}: no update was merged, there is nothing to replay")
@@ -62,8 +74,9 @@ def replay(
         f"run_dir={output or run_dir / 'replay'}",
     ]
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
+    overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
-    _start(ranks or len(about["hosts"]), arguments)  # type: ignore[arg-type]
+    _start(ranks or len(about["hosts"]), arguments)
 
 
 @app.command()
@@ -241,6 +254,16 @@ def _start(ranks: int, arguments: list[str]) -> None:
         _fail(str(error))
     sys.stdout.flush()
     os.execvpe(command[0], command, env)
+
+
+def _record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is imported only here
+    """The record in a run's folder."""
+    from asyncfeded import record
+
+    try:
+        return record.read(run_dir)
+    except ValueError as error:
+        _fail(str(error))
 
 
 def _launcher() -> ModuleType:

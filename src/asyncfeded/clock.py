@@ -25,11 +25,16 @@ class OrderedClock:
     Args:
         pipe: the wire to the workers.
         due: when an update is due.
+        start_s: of the clock.
+
+    Attributes:
+        due_s: by client, when the update of its last order is due; infinity: never.
     """
 
-    def __init__(self, pipe: ServerWire, due: Due) -> None:
+    def __init__(self, pipe: ServerWire, due: Due, start_s: float = 0.0) -> None:
         self._pipe, self._due = pipe, due
-        self._now = 0.0
+        self._now = start_s
+        self.due_s: dict[int, float] = {}
         self._out: list[tuple[float, int]] = []  # heap of (due, client): orders given and not yet taken
         self._jobs: list[list[tuple[float, int, Order, Tensor]]] = [
             [] for _ in range(pipe.num_workers)
@@ -44,7 +49,7 @@ class OrderedClock:
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """See `Wire`. Rank 0."""
         ready(weights.numel())
-        due = self._due(order, self._now)
+        due = self.due_s[order.client] = self._due(order, self._now)
         heapq.heappush(self._out, (due, order.client))
         worker = order.client % self._pipe.num_workers
         heapq.heappush(self._jobs[worker], (due, order.client, order, weights))
@@ -87,6 +92,22 @@ class OrderedClock:
 
 def _is_ready(stop: int) -> None:
     """The weights were made ready when the order was given."""
+
+
+class Resumed:
+    """`Due` of a run that goes on: orders that were out when it was left keep their time.
+
+    Args:
+        kept: by client, when the update of the order is due that it is given first.
+        due: of all other orders.
+    """
+
+    def __init__(self, kept: dict[int, float], due: Due) -> None:
+        self._kept, self._due = kept, due
+
+    def __call__(self, order: Order, now: float) -> float:
+        """See `Due`."""
+        return self._kept.pop(order.client) if order.client in self._kept else self._due(order, now)
 
 
 class Replay:

@@ -119,6 +119,21 @@ class Evaluation(Settings):
     A large test set is then evaluated less often than `every_s`. Wall clock only."""
 
 
+class Checkpoint(Settings):
+    """When the state of the run is written, so that it can go on later (asyncfeded resume).
+
+    With `every_updates` or `every_s` the first is written at the start, and one when the run ends. SIGUSR1 writes one in any
+    case, and so does the end of a run by SIGINT or SIGTERM.
+    """
+
+    every_updates: int = Field(0, ge=0)
+    """Updates merged between two checkpoints. 0: they are not counted."""
+    every_s: float = Field(0.0, ge=0)
+    """Wall time in seconds between the starts of two checkpoints. 0: it is not watched."""
+    keep: int = Field(2, ge=1)
+    """How many checkpoints stay, the last ones."""
+
+
 class Config(Settings):
     """One run."""
 
@@ -150,6 +165,7 @@ class Config(Settings):
     training: Training = Training()
     heterogeneity: Heterogeneity = Heterogeneity()
     evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
 
     @field_validator("task", "rule")
     @classmethod
@@ -181,8 +197,8 @@ class Config(Settings):
         return value
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of everything that all ranks must agree on: all but the folder and the device."""
-        shared = self.model_dump(mode="json", exclude={"run_dir", "device"})
+        """SHA-256 (32 bytes) of everything that all ranks must agree on: all but the folder, the device and checkpoints."""
+        shared = self.model_dump(mode="json", exclude={"run_dir", "device", "checkpoint"})
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()
 
     def to_toml(self) -> str:

@@ -4,6 +4,7 @@ Everything goes to standard error and to log.txt in the run's folder; standard o
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -35,7 +36,7 @@ class Progress:
 
     def __init__(self, log: Path) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._log = log.open("a", encoding="utf-8")
+        self._file = log.open("a", encoding="utf-8")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._interactive = self._console.is_interactive and self._console.is_terminal
         self._next_view = self._next_line = 0.0
@@ -48,12 +49,13 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._live.stop()
         if error is not None:
-            self._write(f"ended by {type(error).__name__}: {error}")
-        self._log.close()
+            self.log(f"ended by {type(error).__name__}: {error}")
+        with suppress(OSError):
+            self._file.close()
 
     def say(self, text: str) -> None:
         """A line for the person and the log."""
-        self._write(text)
+        self.log(text)
         self._console.print(text, markup=False, soft_wrap=True)
 
     def tick(self, server: Server) -> None:
@@ -62,15 +64,17 @@ class Progress:
         if now >= self._next_line:
             self._next_line = now + min(max(self.LINE_S, server.elapsed_s / 20), 60)  # rarer in a long run
             line = status(server)
-            self._write(line)
+            self.log(line)
             if not self._interactive:
                 self._console.print(line, markup=False, soft_wrap=True)
         if self._interactive and now >= self._next_view:
             self._next_view = now + self.LIVE_S
             self._live.update(view(server), refresh=True)
 
-    def _write(self, text: str) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._log, flush=True)
+    def log(self, text: str) -> None:
+        """A line for the log alone."""
+        with suppress(OSError):  # a full disk must not end the run
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
 
 
 def status(server: Server) -> str:

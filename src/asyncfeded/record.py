@@ -1,12 +1,20 @@
 """What a run writes down: `record.h5`, one row per update and per evaluation, and where the run came from.
 
-Rows are gathered in memory and written in blocks: at once when a block is full, and every few seconds, so that a killed run
-keeps all but its last seconds. Read a record with `read`, or with h5py: the tables are compound datasets.
+While a run goes on its rows are appended, every few seconds, to two files of nothing but rows, `record.h5.updates` and
+`record.h5.evaluations`: a kill at any instant leaves them whole but for the last row, and a full disk makes rows wait in
+memory. From these record.h5 is written anew in the background, now and then and at the end, whole or not at all; then they
+go. HDF5 itself does not write to the disk: a kill between two of its writes could cost the file, and on a full disk it ends
+the process. Read a record with `read`, which takes the rows of a run that goes on or was killed from these files, or with
+h5py: the tables are compound datasets.
 """
 
+import fcntl
+import os
 import platform
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +22,8 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
+
+from asyncfeded.checkpoint.file import text, write
 
 SCHEMA = 1
 """Version of the layout of record.h5."""
@@ -43,82 +53,148 @@ UPDATE = np.dtype(
     ]
 )
 EVALUATION = np.dtype([("time_s", np.float64), ("version", np.int64), ("accuracy", np.float64), ("loss", np.float64)])
-BLOCK = 1024  # rows: 100 KiB, and one write in 1024 updates
 
 
 class Table:
-    """A compound dataset that grows, and the rows not yet written."""
+    """The file of one table's rows, and the rows not yet written.
 
-    def __init__(self, file: h5py.File, name: str, dtype: np.dtype) -> None:
-        self._dataset = file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(BLOCK,))
-        self._rows = np.zeros(BLOCK, dtype)
-        self._count = 0
+    Args:
+        path: the file; replaced if it exists.
+        rows: (n,), those that there are already.
+
+    Attributes:
+        count: rows so far, written or not.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray) -> None:
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(rows.tobytes())
+        part.replace(path)
+        self.path, self.count = path, len(rows)
+        self.file = path.open("ab", buffering=0)
+        self._row, self._pending = np.zeros(1, rows.dtype), bytearray()
 
     def append(self, row: tuple[object, ...]) -> None:
         """Add a row, values in the order of the fields."""
-        self._rows[self._count] = row
-        self._count += 1
-        if self._count == BLOCK:
-            self.write()
+        self._row[0] = row
+        self._pending += self._row.tobytes()
+        self.count += 1
 
     def write(self) -> None:
-        """Hand the rows over to HDF5."""
-        if self._count:
-            old = len(self._dataset)
-            self._dataset.resize((old + self._count,))
-            self._dataset[old:] = self._rows[: self._count]
-            self._count = 0
+        """Hand the rows over to the system. Raises OSError; what was not written is kept."""
+        while self._pending:
+            del self._pending[: self.file.write(self._pending)]
+
+    def rows(self) -> np.ndarray:
+        """The whole rows that were written."""
+        return np.fromfile(self.path, self._row.dtype)
 
 
 class Record:
     """The record of a run in progress. Rank 0 alone writes it.
 
     Args:
-        path: the file, which must not exist.
+        path: the file, which must not exist if the run is new.
         config: the resolved config as TOML, stored with versions, commit and hosts.
         hosts: host of each rank.
         clients: heterogeneity.CLIENT (clients,).
         threads: of a worker; results are the same to the bit only with the same.
+        before: rows of the run so far, if it goes on; those that are on the disk beyond them are dropped.
+
+    Raises:
+        FileExistsError: the file exists, and the run is new.
+
+    Attributes:
+        provenance: see `provenance`.
+        problem: why rows wait in memory, as a sentence; empty while there is room on the disk.
     """
 
     FLUSH_S = 2.0
+    PUBLISH_S = 10.0
+    """Least seconds between two writings of record.h5; 50 times as long as one took when that is more."""
 
-    def __init__(self, path: Path, config: str, hosts: list[str], clients: np.ndarray, threads: int) -> None:
-        # One process writes, and HDF5's lock would only keep readers out (and fails where a file system has no locks).
-        self._file = h5py.File(path, "x", locking=False)
-        self.updates = Table(self._file, "updates", UPDATE)
-        self.evaluations = Table(self._file, "evaluations", EVALUATION)
-        self._file.attrs["schema"] = SCHEMA
-        for key, value in provenance().items():
-            self._file.attrs[key] = value
+    def __init__(
+        self, path: Path, config: str, hosts: list[str], clients: np.ndarray, threads: int, before: "Tables | None" = None
+    ) -> None:
+        if before is None and path.exists():
+            raise FileExistsError(f"{path}: File exists")
+        self._path, self.provenance, self.problem = path, provenance(), ""
+        self._attributes = {"schema": SCHEMA, "threads": threads} | self.provenance
         # Datasets: an attribute holds 64 KiB at most, the names of some thousand hosts.
-        self._file.create_dataset("hosts", data=hosts, dtype=h5py.string_dtype())
-        self._file["config"], self._file["clients"] = config, clients
-        self._file.attrs["threads"] = threads
-        self._file.flush()
-        self._flushed = time.monotonic()
+        self._origin = {
+            "hosts": text([host.encode() for host in hosts]),
+            "config": text(config.encode()),
+            "clients": clients,
+        }
+        self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
+        self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
+        with suppress(OSError):  # a file system may have no locks
+            fcntl.flock(self.updates.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._thread: threading.Thread | None = None
+        self._publish()
+        self._flush_due = self._publish_due = 0.0
+
+    def write(self) -> None:
+        """Hand all rows so far over to the system. Raises OSError if the disk is full; they are kept then."""
+        self.updates.write()
+        self.evaluations.write()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk. For any thread."""
+        os.fsync(self.updates.file.fileno())
+        os.fsync(self.evaluations.file.fileno())
 
     def flush_if_due(self) -> None:
         """Write what is pending, if it is time."""
-        if time.monotonic() - self._flushed > self.FLUSH_S:
-            self.updates.write()
-            self.evaluations.write()
-            self._file.flush()
-            self._flushed = time.monotonic()
+        now = time.monotonic()
+        if now < self._flush_due:
+            return
+        self._flush_due = now + self.FLUSH_S
+        try:
+            self.write()
+            self.problem = ""
+        except OSError as error:
+            self.problem = f"rows of the record wait in memory: {error.strerror}"
+        if now >= self._publish_due and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._publish_now_and_then, name="record", daemon=True)
+            self._thread.start()
 
     def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        with suppress(*([] if error is None else [OSError])):  # the error of the run is the one to be told
+            self.close()
 
     def close(self) -> None:
-        """Write everything and close the file, if that is not done."""
-        if not self._file:
+        """Write everything into record.h5, if that is not done.
+
+        Raises:
+            OSError: it cannot be written; what could be written of the rows stays beside it.
+        """
+        if self.updates.file.closed:
             return
-        self.updates.write()
-        self.evaluations.write()
-        self._file.close()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self.write()
+            self._publish()
+            for table in (self.updates, self.evaluations):
+                table.path.unlink(missing_ok=True)
+        finally:
+            self.updates.file.close()
+            self.evaluations.file.close()
+
+    def _publish(self) -> None:
+        tables = {"updates": self.updates.rows(), "evaluations": self.evaluations.rows()}
+        write(self._path, tables | self._origin, self._attributes)
+
+    def _publish_now_and_then(self) -> None:
+        began = time.monotonic()
+        with suppress(OSError):  # the disk is full, of which `problem` tells
+            self._publish()
+        ended = time.monotonic()
+        self._publish_due = ended + max(self.PUBLISH_S, 50 * (ended - began))
 
 
 class Tables(NamedTuple):
@@ -133,19 +209,40 @@ class Tables(NamedTuple):
 
 
 def read(run_dir: Path) -> Tables:
-    """The record in a run's folder, also while the run goes on.
+    """The record in a run's folder, also while the run goes on or after it was killed.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     path = run_dir / "record.h5"
     try:
+        tables = {}
+        for name, dtype in (("updates", UPDATE), ("evaluations", EVALUATION)):
+            with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, holds all
+                tables[name] = np.fromfile(_rows_of(path, name), dtype)
         with h5py.File(path, "r", locking=False) as file:
             origin = {"hosts": list(file["hosts"].asstr()), "config": file["config"].asstr()[()]}
-            return Tables(file["updates"][:], file["evaluations"][:], dict(file.attrs) | origin)
+            stored = {name: file[name][:] for name in ("updates", "evaluations")}
+            return Tables(**stored | tables, attributes=dict(file.attrs) | origin)
     except (OSError, KeyError, TypeError) as error:
         what = "no such file" if not path.exists() else f"not a readable record ({error})"
         raise ValueError(f"{path}: {what}; give the folder of a run (run_dir)") from None
+
+
+def is_going_on(run_dir: Path) -> bool:
+    """Whether a process writes the record in a run's folder now, as far as the file system knows."""
+    try:
+        with _rows_of(run_dir / "record.h5", "updates").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or there are no locks
+        return False
+    return False
+
+
+def _rows_of(path: Path, table: str) -> Path:
+    return path.with_name(f"{path.name}.{table}")
 
 
 def provenance() -> dict[str, str]:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from asyncfeded import kernel, launcher, record, rules, tasks, world
-from asyncfeded.checkpoint import save_model
+from asyncfeded import kernel, launcher, record, resume, rules, tasks, world
+from asyncfeded.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.client import Lot, Trainer, work
-from asyncfeded.clock import Due, OrderedClock, Replay
+from asyncfeded.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.config import Config, load
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
@@ -42,21 +42,24 @@ REFUSED = 2
 """Exit status when a run cannot start for a reason that a user can mend."""
 
 
-def train(path: Path, overrides: list[str]) -> int:
+def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
     """Run a training. Collective: rank 0 is the server, the others are workers.
 
     Args:
         path: the run's TOML file.
         overrides: `key=value` for it.
+        resumed: folder of the run to go on with; None: it is a new one.
 
     Returns:
         The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved.
     """
     here: World | None = None
+    # The wish for a checkpoint, which launchers pass on to all ranks: the server's alone, once it trains.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with launcher.guard():
         try:
             here = world.join()
-            status = _train(here, path, overrides)
+            status = _train(here, path, overrides, resumed)
         except world.RefusedError as error:
             launched = launcher.launched_by()
             rank = here.rank if here else launched[2] if launched else 0
@@ -89,13 +92,16 @@ class Job:
     evaluator: Evaluator | None
     run_dir: Path
     record: record.Record | None
+    """Of a new run."""
+    point: resume.Point | None
+    """Where a run goes on; rank 0."""
 
 
-def _train(here: World, path: Path, overrides: list[str]) -> int:
+def _train(here: World, path: Path, overrides: list[str], resumed: Path | None) -> int:
     job: Job | None = None
     undo = ExitStack()  # what takes back the run's folder
     try:
-        job = _prepare(here, path, overrides, undo)
+        job = _prepare(here, path, overrides, resumed, undo)
         layout = job.flat.layout
         said = world.statement(
             config=job.config.digest(), layout=layout.digest(), num_params=layout.num_params, size=layout.size
@@ -118,7 +124,7 @@ def _train(here: World, path: Path, overrides: list[str]) -> int:
     return 0
 
 
-def _prepare(here: World, path: Path, overrides: list[str], undo: ExitStack) -> Job:
+def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None, undo: ExitStack) -> Job:
     """All that can be checked without a message.
 
     Raises:
@@ -147,8 +153,14 @@ def _prepare(here: World, path: Path, overrides: list[str], undo: ExitStack) -> 
         state = rule.init(model, heterogeneity.clients["epochs"].astype(np.int64))
         evaluator = Evaluator(task, flat, config.evaluation.batch_size)
         due = Replay(record.read(Path(config.replay)).updates["client"].tolist()) if config.replay else heterogeneity.due
-        run_dir, book = _open_run(config, here.hosts, heterogeneity.clients, undo)
-        return Job(config, task, rule, flat, heterogeneity, None, {}, model, state, due, evaluator, run_dir, book)
+        book, point = None, None
+        if resumed:
+            point = resume.find(resumed, config, flat.layout, state)
+            due = Resumed(resume.kept_due(point.snapshot), due)
+        else:
+            book = _open_run(config, here.hosts, heterogeneity.clients, undo)
+        run_dir = Path(config.run_dir)
+        return Job(config, task, rule, flat, heterogeneity, None, {}, model, state, due, evaluator, run_dir, book, point)
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
     lots = {}
     for me in range(here.rank - 1, num_clients, workers):
@@ -156,7 +168,7 @@ def _prepare(here: World, path: Path, overrides: list[str], undo: ExitStack) -> 
         slowdown = float(heterogeneity.clients["slowdown"][me]) if config.clock == "wall" else 1.0
         batch_size = int(heterogeneity.clients["batch_size"][me])
         lots[me] = Lot(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
-    return Job(config, task, rule, flat, heterogeneity, trainer, lots, None, {}, heterogeneity.due, None, Path(), None)
+    return Job(config, task, rule, flat, heterogeneity, trainer, lots, None, {}, heterogeneity.due, None, Path(), None, None)
 
 
 def _device(wanted: str, here: World) -> torch.device:
@@ -181,7 +193,7 @@ def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: i
     return config.model_copy(update=filled | {"clients": num_clients, "run_dir": run_dir})
 
 
-def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitStack) -> tuple[Path, record.Record]:
+def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitStack) -> record.Record:
     """The run's folder with its config and an empty record. Rank 0.
 
     Args:
@@ -195,13 +207,16 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
     """
     run_dir = Path(config.run_dir)
     if (run_dir / "record.h5").exists():
-        raise ValueError(f"run_dir = {config.run_dir!r} holds a run already; choose another folder, or move that one away")
+        raise ValueError(
+            f"run_dir = {config.run_dir!r} holds a run already; choose another folder, or move that one away; to go on with "
+            f"it type asyncfeded resume {config.run_dir}"
+        )
     try:
         for folder in (*reversed(run_dir.parents), run_dir):
             if not folder.is_dir():
                 folder.mkdir()
                 undo.callback(folder.rmdir)
-        for name in ("config.toml", "record.h5"):
+        for name in ("config.toml", "record.h5", "record.h5.updates", "record.h5.evaluations"):
             undo.callback((run_dir / name).unlink, missing_ok=True)
         (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         book = record.Record(run_dir / "record.h5", config.to_toml(), hosts, clients, torch.get_num_threads())
@@ -209,7 +224,7 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"run_dir = {config.run_dir!r} cannot be written: {why}; choose another folder") from None
-    return run_dir, book
+    return book
 
 
 def _work(here: World, job: Job) -> None:
@@ -231,13 +246,18 @@ def _serve(here: World, job: Job) -> int:
     """The server, from the first model sent to the result printed. Rank 0. Returns the exit status."""
     assert job.evaluator is not None
     assert job.model is not None
-    assert job.record is not None
     config, layout, run_dir, model = job.config, job.flat.layout, job.run_dir, job.model
-    ordered = config.clock != "wall"
-    with job.record, Progress(run_dir / "log.txt") as progress:
+    ordered, point = config.clock != "wall", job.point
+    start_s = point.snapshot.time_s if point else 0.0
+    if point:
+        book = resume.reopen(config, here.hosts, job.heterogeneity.clients, point)
+    else:
+        assert job.record is not None
+        book = job.record
+    with book, Progress(run_dir / "log.txt") as progress:
         # On an ordered clock updates wait for their turn, and the model moves before they are measured.
         measure = None if ordered else model.measure
-        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), config.clients, measure)
+        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), config.clients, measure, start_s)
         server_bytes = model.num_bytes + pipe.buffer_bytes + job.evaluator.num_bytes
         server_bytes += sum(array.nbytes for array in job.state.values())
         progress.say(
@@ -249,28 +269,53 @@ def _serve(here: World, job: Job) -> int:
             f"server holds {server_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
             f"{server_bytes / 1e6:.1f} MB; kernel: {kernel.describe()}"
         )
+        for text in resume.sentences(point) if point else ():
+            progress.say(text)
+        clock = OrderedClock(pipe, job.due, start_s) if ordered else None
+        toml = config.to_toml()
+
+        def take(server: Server) -> Snapshot:
+            at = resume.snapshot(server, toml, clock.due_s if clock else {})
+            return replace(at, busy_s=at.busy_s + pipe.receiving_s)
+
+        writer = Writer(run_dir / FOLDER, config.checkpoint.keep, point.path if point else None, book.sync)
+        keeper = resume.Keeper(config.checkpoint, writer, take, progress, point.snapshot.updates if point else None)
+
+        def tick(server: Server) -> None:
+            progress.tick(server)
+            keeper.tick(server)
+
         server = Server(
-            wire=OrderedClock(pipe, job.due) if ordered else pipe,
+            wire=clock or pipe,
             rule=job.rule,
             state=job.state,
             model=model,
             evaluator=job.evaluator,
-            record=job.record,
+            record=book,
             limits=config.limits,
             epochs=job.heterogeneity.clients["epochs"],
             evaluation=config.evaluation,
             in_idle_moments=not ordered,
-            tick=progress.tick,
+            tick=tick,
         )
-        _stop_on_signals(server)
+        if point:
+            resume.restore(server, point.snapshot)
+        _heed_signals(server, keeper)
         outcome = server.run()
-        job.record.close()
+        keeper.finish()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
-        result = _result(server, outcome, run_dir, server_bytes, pipe.receiving_s, here.size - 1)
         status = 0
         try:
+            book.close()
+        except OSError as error:
+            progress.say(f"the record could not be saved whole in {run_dir}: {error}")
+            status = 1
+        result = _result(server, outcome, run_dir, server_bytes, pipe.receiving_s, here.size - 1)
+        try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
-            (run_dir / "result.json").write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+            part = run_dir / "result.json.part"
+            part.write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+            part.replace(run_dir / "result.json")
         except OSError as error:
             progress.say(f"the trained model could not be saved in {run_dir}: {error}")
             status = 1
@@ -278,15 +323,19 @@ def _serve(here: World, job: Job) -> int:
     return status
 
 
-def _stop_on_signals(server: Server) -> None:
-    """SIGINT and SIGTERM end the training as a limit does; a second one ends the job at once. Rank 0."""
+def _heed_signals(server: Server, keeper: resume.Keeper) -> None:
+    """SIGINT and SIGTERM end the training as a limit does, a second one the job at once; SIGUSR1 keeps its state. Rank 0."""
 
     def stop(number: int, frame: object) -> None:
         server.interrupted = True
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
+    def keep(number: int, frame: object) -> None:
+        keeper.wanted = True
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    signal.signal(signal.SIGUSR1, keep)
 
 
 def _result(

@@ -54,7 +54,8 @@ class Server:
         evaluation: how often to evaluate.
         in_idle_moments: whether evaluations wait for such (wall clock), or take place at their time between two updates
             (virtual clock).
-        tick: called often, to show how the run goes; must be quick.
+        tick: called between two updates, often, and once more when the run is about to stop (`stopping` is set then): to
+            show how it goes, or to keep its state; must be quick.
 
     Attributes:
         updates: merged; `refused` are not among them.
@@ -64,7 +65,14 @@ class Server:
         busy_s: processor time spent on updates, from taking one to having recorded it.
         evaluating_s: wall time spent on evaluations while training.
         compute_s: wall time that the clients spent on the updates taken.
+        rounds: int64 (clients,), asked of each client.
+        out: bool (clients,), who has an order whose update was not taken.
+        withheld: replies that the last update would have got if the run had not stopped.
+        taken_s: when the last update was taken, on the run's clock.
+        evaluation_due: when the evaluation that runs or comes next was due, on the run's clock.
+        wall_before_s: wall time of training before `run`, in a run that goes on.
         interrupted: set it to end the training as a limit would.
+        stopping: the limit that is reached, as a sentence; empty before.
     """
 
     def __init__(
@@ -82,19 +90,22 @@ class Server:
         in_idle_moments: bool,
         tick: Callable[["Server"], None],
     ) -> None:
-        self._wire, self._rule, self.model, self._evaluator, self._record = wire, rule, model, evaluator, record
+        self._wire, self._rule, self.model, self._evaluator, self.record = wire, rule, model, evaluator, record
         self.limits, self._evaluation, self._tick = limits, evaluation, tick
         num_clients = len(model.base)
-        self._state, self._in_idle_moments = state, in_idle_moments
+        self.state, self.in_idle_moments = state, in_idle_moments
         self.epochs = epochs.astype(np.int64)
-        self._rounds = np.zeros(num_clients, np.int64)  # asked of each client
+        self.rounds = np.zeros(num_clients, np.int64)
+        self.out = np.zeros(num_clients, np.bool_)
+        self.withheld: tuple[Reply, ...] = ()
         self.counts = np.zeros(num_clients, np.int64)
-        self.updates, self.refused, self._refused_in_a_row = 0, 0, 0
+        self.updates, self.refused, self.refused_in_a_row = 0, 0, 0
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.score: Score | None = None
         self.busy_s, self.evaluating_s, self.compute_s = 0.0, 0.0, 0.0
-        self._evaluation_due = 0.0  # when the evaluation that runs or comes next was due; on the run's clock
-        self.interrupted = False
+        self.taken_s, self.evaluation_due = 0.0, 0.0
+        self.interrupted, self.stopping = False, ""
+        self.wall_before_s, self._began = 0.0, time.perf_counter()
         self._update_bytes = HEADER.itemsize + 4 * model.layout.size
 
     @property
@@ -102,30 +113,44 @@ class Server:
         """Seconds of training, on the run's clock."""
         return self._wire.now()
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training, on the wall."""
+        return self.wall_before_s + time.perf_counter() - self._began
+
     def run(self) -> Outcome:
-        """Train until a limit is reached, then stop all clients."""
-        began, discarded = time.perf_counter(), 0
-        for client, epochs in enumerate(self.epochs.tolist()):
-            self._send(Reply(client, epochs))
+        """Train until a limit is reached, then stop all clients.
+
+        In a run that goes on, clients that are out are given their orders again.
+        """
+        self._began, discarded = time.perf_counter(), 0
+        if self.rounds.any():
+            for client in np.flatnonzero(self.out).tolist():
+                # The base is what it was then.
+                self._give(client, int(self.model.base_version[client]), lambda stop: None)
+        else:
+            for client, epochs in enumerate(self.epochs.tolist()):
+                self._send(Reply(client, epochs))
         while not (reason := self._reached()):
             arrival = self._wire.next()
             if arrival is None:
-                if not (self._in_idle_moments and self._evaluate()):
+                if not (self.in_idle_moments and self._evaluate()):
                     self._wire.pause()
             else:
-                if not self._in_idle_moments:
+                if not self.in_idle_moments:
                     self._evaluate_up_to(self.elapsed_s)
                 if self._reached():  # by the arrival's time, or by an evaluation before it
                     self._wire.release(arrival)
                     discarded += 1
                 else:
                     self._take(arrival)
-                    if self._in_idle_moments and self.elapsed_s - self._evaluation_due > self._evaluation.every_s:
+                    if self.in_idle_moments and self.elapsed_s - self.evaluation_due > self._evaluation.every_s:
                         self._evaluate()  # no idle moment for a whole period
-            self._record.flush_if_due()
+            self.record.flush_if_due()
             self._tick(self)
-        seconds, wall_s = self.elapsed_s, time.perf_counter() - began
-        if self.limits.seconds and not self._in_idle_moments:
+        self.stopping, seconds, wall_s = reason, self.elapsed_s, self.wall_s
+        self._tick(self)
+        if self.limits.seconds and not self.in_idle_moments:
             seconds = min(seconds, self.limits.seconds)
         discarded += self._wire.stop()
         if not self.model.is_finite():
@@ -153,6 +178,7 @@ class Server:
         began, cpu, arrived_s = time.perf_counter(), time.thread_time(), self.elapsed_s
         client, model = arrival.client, self.model
         self.compute_s += arrival.compute_s
+        self.taken_s, self.out[client] = arrived_s, False
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
         tau = model.version - arrival.base_version
         moved, change = model.distances(client, arrival.weights)
@@ -161,20 +187,22 @@ class Server:
         accepted = math.isfinite(change)
         if accepted:
             update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)
-            decision = self._rule.on_arrival(update, model, self._state)
+            decision = self._rule.on_arrival(update, model, self.state)
             self.updates += 1
             self.counts[client] += 1
             self.recent.append((decision.gamma, decision.eta))
-            self._refused_in_a_row = 0
+            self.refused_in_a_row = 0
         else:
             decision = self._refuse(arrival)
-        replies = () if self._reached() else decision.replies  # at the end clients are told to stop instead
+        replies = decision.replies
+        if self._reached():  # clients are told to stop instead
+            replies, self.withheld = (), decision.replies
         for reply in replies:
             self._send(reply)
         model.settle()
         self._wire.release(arrival)
         service_s = time.perf_counter() - began
-        self._record.updates.append(
+        self.record.updates.append(
             (
                 arrived_s,
                 client,
@@ -203,10 +231,10 @@ class Server:
     def _refuse(self, arrival: Arrival) -> Decision:
         """An update that is not finite: the global model stays, and the client goes on from it."""
         self.refused += 1
-        self._refused_in_a_row += 1
-        if self._refused_in_a_row >= REFUSALS * len(self.counts):
+        self.refused_in_a_row += 1
+        if self.refused_in_a_row >= REFUSALS * len(self.counts):
             raise RuntimeError(
-                f"the last {self._refused_in_a_row} updates, from all clients, held weights that are not finite (the last: "
+                f"the last {self.refused_in_a_row} updates, from all clients, held weights that are not finite (the last: "
                 f"client {arrival.client}, train loss {arrival.train_loss}): training diverges; lower training.learning_rate"
             )
         return Decision(math.nan, 0.0, (Reply(arrival.client, int(self.epochs[arrival.client])),))
@@ -219,37 +247,41 @@ class Server:
 
     def _send(self, reply: Reply) -> None:
         client, epochs = reply
-        order = Order(client, int(self._rounds[client]), self.model.version, epochs)
         self.epochs[client] = epochs
-        self._rounds[client] += 1
-        self._wire.reply(order, self.model.base[client], partial(self.model.hand_out, client))
+        self.rounds[client] += 1
+        self.out[client] = True
+        self._give(client, self.model.version, partial(self.model.hand_out, client))
+
+    def _give(self, client: int, version: int, ready: Callable[[int], object]) -> None:
+        order = Order(client, int(self.rounds[client]) - 1, version, int(self.epochs[client]))
+        self._wire.reply(order, self.model.base[client], ready)
 
     def _evaluate(self) -> bool:
         """A snapshot or one batch of an evaluation, if one is due and within its share. Returns whether there was one."""
         began = self.elapsed_s
         changed = self.model.version != (self.score.version if self.score else 0)
-        due = self._evaluator.running or (changed and began >= self._evaluation_due)
+        due = self._evaluator.running or (changed and began >= self.evaluation_due)
         if not due or self.evaluating_s > self._evaluation.share * began:
             return False
         if not self._evaluator.running:
             self._evaluator.start(self.model.x, self.model.version)
-            self._evaluation_due = began
+            self.evaluation_due = began
         elif (score := self._evaluator.step()) is not None:
             self._note(score, self.elapsed_s)
-            self._evaluation_due += self._evaluation.every_s
+            self.evaluation_due += self._evaluation.every_s
         self.evaluating_s += self.elapsed_s - began
         return True
 
     def _evaluate_up_to(self, time_s: float) -> None:
         """The evaluations that are due up to a time, of the model as it stands, in one piece."""
-        while self._evaluation_due <= min(time_s, self.limits.seconds or math.inf) and not self._good_enough():
+        while self.evaluation_due <= min(time_s, self.limits.seconds or math.inf) and not self._good_enough():
             began = time.perf_counter()
             if self.score is None or self.score.version != self.model.version:
                 score = self._evaluator.score(self.model.x, self.model.version)
             else:
                 score = self.score
-            self._note(score, self._evaluation_due)
-            self._evaluation_due += self._evaluation.every_s
+            self._note(score, self.evaluation_due)
+            self.evaluation_due += self._evaluation.every_s
             self.evaluating_s += time.perf_counter() - began
 
     def _good_enough(self) -> bool:
@@ -258,4 +290,4 @@ class Server:
 
     def _note(self, score: Score, time_s: float) -> None:
         self.score = score
-        self._record.evaluations.append((time_s, *score))
+        self.record.evaluations.append((time_s, *score))

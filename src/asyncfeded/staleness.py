@@ -183,6 +183,21 @@ class GlobalModel:
                 self.base_version[client] = self.version
         return self.base[client]
 
+    def restore(self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor]) -> None:
+        """Stand as at a checkpoint.
+
+        Args:
+            x: float32 (size,), x_t; copied, as the bases are.
+            version: t.
+            base_version: int64 (clients,), s of each client.
+            bases: float32 (size,) by version, the x_s that clients are out with; that of `version` is x.
+        """
+        self._x.copy_(x)
+        self.version, self.base_version[:] = version, base_version
+        for base, s in zip(self.base, base_version.tolist(), strict=True):
+            if s == version or s in bases:  # a client that is not out is handed out a new base before its old one is read
+                base.copy_(x if s == version else bases[s])
+
     def _statistics_are_finite(self, w: Tensor, start: int, stop: int) -> bool:
         """Whether those within a part are; they count into no norm."""
         n = self.layout.num_params

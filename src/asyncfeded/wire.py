@@ -152,6 +152,7 @@ class ServerWire:
         pool: number of receive buffers.
         measure: told of every part of an update, in order, as soon as it is here: client, weights, start, stop. Without it
             an update may wait for its turn, and the next is received meanwhile.
+        start_s: of the clock.
 
     Attributes:
         receiving_s: processor time spent on receiving.
@@ -165,6 +166,7 @@ class ServerWire:
         backoff: Backoff,
         pool: int,
         measure: Callable[[int, Tensor, int, int], None] | None = None,
+        start_s: float = 0.0,
     ) -> None:
         self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
@@ -191,7 +193,7 @@ class ServerWire:
         self._unsent: set[int] = set()  # workers with chunks that could not be given to MPI yet
         self._left = 0
         self.receiving_s = 0.0
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - start_s
         MPI.Prequest.Startall(self._header_requests)
 
     @property
@@ -205,7 +207,7 @@ class ServerWire:
         return len(self._outgoing)
 
     def now(self) -> float:
-        """See `Wire`: wall time since the wire was made."""
+        """See `Wire`: wall time since the wire was made, and what had passed before."""
         return time.perf_counter() - self._start
 
     def next(self) -> Arrival | None:

@@ -8,6 +8,7 @@ before HDF5 reads it, which the checksums of HDF5's chunks (fletcher32) do not d
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -18,7 +19,7 @@ SMALL = 1 << 16  # bytes: what is smaller HDF5 writes itself
 BLOCK = 8 << 20  # bytes written, and summed, at a time
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, int | float | str]) -> int:
+def write(path: Path, arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | str]) -> int:
     """Write a file under another name; once it is on the disk, rename it.
 
     Args:
@@ -51,6 +52,12 @@ def write(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, int |
     finally:
         part.unlink(missing_ok=True)
     return size
+
+
+def text(raw: bytes | list[bytes]) -> np.ndarray:
+    """UTF-8 of a fixed length, as an array for `write`: texts of any length would be objects to numpy."""
+    longest = len(raw) if isinstance(raw, bytes) else max(map(len, raw))
+    return np.array(raw, h5py.string_dtype("utf-8", max(longest, 1)))
 
 
 def sync(folder: Path) -> None:
@@ -91,7 +98,7 @@ def _head(size: int, digest: str) -> bytes:
     return f"asyncfeded, HDF5 behind 512 bytes\nbytes {size}\nsha256 {digest}\n".encode().ljust(HEAD, b"\0")
 
 
-def _hdf5(arrays: dict[str, np.ndarray], attributes: dict[str, int | float | str]) -> list[memoryview]:
+def _hdf5(arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | str]) -> list[memoryview]:
     """An HDF5 file without its head, as pieces: what HDF5 writes, and in between the large arrays themselves.
 
     HDF5 writes to a file in memory, in which it reserves the places of the large arrays and leaves holes there. On a full

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asyncfeded.checkpoint.file import checksum, write
+from asyncfeded.checkpoint.file import checksum, text, write
 from asyncfeded.flat import Entry, Layout, named_views
 
 if sys.version_info >= (3, 11):
@@ -33,7 +33,7 @@ CLIENT = np.dtype(
         ("updates", np.int64),  # merged
         ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
         ("out", np.bool_),  # it has an order, (client, rounds - 1, base_version, epochs), whose update is not yet taken
-        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out, or on the wall clock
+        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out or not yet given, or wall clock
     ]
 )
 
@@ -102,7 +102,7 @@ def save(path: Path, snapshot: Snapshot) -> int:
     """
     layout = snapshot.layout
     names = [entry.name.encode() for entry in layout.entries]
-    arrays = {"config": _text(snapshot.config.encode()), "names": _text(names), "clients": snapshot.clients}
+    arrays = {"config": text(snapshot.config.encode()), "names": text(names), "clients": snapshot.clients}
     for name, view in named_views(torch.from_numpy(snapshot.model), layout).items():
         arrays[f"model/{name}"] = view.numpy()
     arrays |= {f"bases/{version}": base for version, base in snapshot.bases.items()}
@@ -206,12 +206,6 @@ def _load(path: Path) -> Snapshot:
             rule={name: array[...] for name, array in file.get("rule", {}).items()},
             **numbers,
         )
-
-
-def _text(raw: bytes | list[bytes]) -> np.ndarray:
-    """UTF-8 of a fixed length: texts of any length would be objects to numpy."""
-    longest = len(raw) if isinstance(raw, bytes) else max(map(len, raw))
-    return np.array(raw, h5py.string_dtype("utf-8", max(longest, 1)))
 
 
 def _numbers() -> dict[str, type[int] | type[float]]:

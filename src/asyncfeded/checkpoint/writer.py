@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +34,17 @@ class Writer:
     Args:
         folder: for the checkpoints; made when the first is written.
         keep: how many stay, the last ones; at least 1.
+        before: called in the thread before a checkpoint is written: brings to the disk what must not be older. Whatever
+            OSError it raises is a problem of that checkpoint.
         resumed: the checkpoint that the run goes on from; None: it is new. Later ones in the folder are damaged, or of a
             run that was given up: they go when the first is written.
     """
 
-    def __init__(self, folder: Path, keep: int, resumed: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, keep: int, resumed: Path | None = None, before: Callable[[], None] = lambda: None
+    ) -> None:
         assert keep >= 1
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep, self._before = folder, keep, before
         self._good = [path.name for path in checkpoints(folder) if resumed and path.name <= resumed.name]
         self._copies: dict[str, np.ndarray] = {}
         self._thread: threading.Thread | None = None
@@ -50,13 +55,18 @@ class Writer:
         """Memory of the copy."""
         return sum(array.nbytes for array in self._copies.values())
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint was begun, and how it went was not yet asked for."""
+        return self._thread is not None
+
     def start(self, snapshot: Snapshot) -> bool:
         """Copy a snapshot, whose arrays may change on return, and begin to write it.
 
         Returns:
-            Whether it was begun: not if the one before is being written, or how that went was not yet asked for.
+            Whether it was begun: not if `busy`.
         """
-        if self._thread is not None:
+        if self.busy:
             return False
         copied = replace(
             snapshot,
@@ -97,6 +107,7 @@ class Writer:
                 sync(self._folder.parent)
             for leftover in self._folder.glob("checkpoint-*.part"):  # of a crash
                 leftover.unlink()
+            self._before()
             num_bytes = save(path, snapshot)
             self._good = [*(name for name in self._good if name != path.name), path.name][-self._keep :]
             for other in checkpoints(self._folder):
