@@ -160,6 +160,16 @@ def test_a_model_in_parts_is_the_model_in_one_piece_to_the_bit(sums, apply, devi
 
 
 @every_implementation
+@pytest.mark.parametrize("n", SIZES)
+def test_one_of_the_sums_alone_is_the_same_to_the_bit(sums, apply, device, n):
+    x, w, base = (t.to(device) for t in models(n))
+    alone = kernel.squared_distance(x, base), kernel.squared_distance(w, base, before=0.0)
+    if sums is not kernel.sums_twin:  # else of another implementation
+        assert alone == sums(x, w, base)
+    assert kernel.squared_distance(x, base, n, n, 4.0) == 4.0
+
+
+@every_implementation
 def test_a_part_leaves_the_rest_alone(sums, apply, device):
     """Of (1, 2, 3) - 0 and (4, 6, 8) - 0 the middle: 4 and 36; 2 + (6 - 0) / 2 = 5."""
     x, w, base = (torch.tensor(v, device=device) for v in ([1.0, 2.0, 3.0], [4.0, 6.0, 8.0], [0.0, 0.0, 0.0]))

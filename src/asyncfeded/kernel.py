@@ -55,9 +55,25 @@ def sums(x: Tensor, w: Tensor, base: Tensor, start: int = 0, stop: int | None = 
     """
     stop = x.numel() if stop is None else stop
     if COMPILED and x.device.type == "cpu":
-        moved, change = _kernel.sums(x, w, base, start, stop, before, torch.get_num_threads())
+        moved, change = _kernel.sums(x.numpy(), w.numpy(), base.numpy(), start, stop, before, torch.get_num_threads())
         return moved, change
     return sums_twin(x, w, base, start, stop, before)
+
+
+def squared_distance(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: float = 0.0) -> float:
+    """One of the two `sums`, the same to the bit: before + sum (a - base)^2 over a part.
+
+    Args:
+        a: float32 (n,), contiguous.
+        base: float32 (n,), contiguous.
+        start: first element of the part.
+        stop: end of the part; None: of the model.
+        before: what to add to.
+    """
+    stop = a.numel() if stop is None else stop
+    if COMPILED and a.device.type == "cpu":
+        return _kernel.squared_distance(a.numpy(), base.numpy(), start, stop, before, torch.get_num_threads())
+    return sums_twin(a, base, base, start, stop, (before, 0.0))[0]
 
 
 def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:
@@ -73,7 +89,7 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
     """
     stop = x.numel() if stop is None else stop
     if COMPILED and x.device.type == "cpu":
-        _kernel.apply(x, w, base, eta, start, stop, torch.get_num_threads())
+        _kernel.apply(x.numpy(), w.numpy(), base.numpy(), eta, start, stop, torch.get_num_threads())
     else:
         apply_twin(x, w, base, eta, start, stop)
 
@@ -91,7 +107,7 @@ def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
         s: rounded to float32.
     """
     if COMPILED and a.device.type == "cpu":
-        _kernel.triad(a, b, c, s, torch.get_num_threads())
+        _kernel.triad(a.numpy(), b.numpy(), c.numpy(), s, torch.get_num_threads())
     else:
         triad_twin(a, b, c, s)
 

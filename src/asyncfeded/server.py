@@ -62,7 +62,7 @@ class Server:
         counts: int64 (clients,), updates merged by client.
         epochs: int64 (clients,), K that each client was sent last.
         recent: gamma and eta of the last updates.
-        busy_s: wall time spent on updates, from taking one to having recorded it.
+        busy_s: processor time spent on updates, from taking one to having recorded it.
         evaluating_s: wall time spent on evaluations while training.
         compute_s: wall time that the clients spent on the updates taken.
         rounds: int64 (clients,), asked of each client.
@@ -175,7 +175,7 @@ class Server:
 
     def _take(self, arrival: Arrival) -> None:
         """One update: measure, merge, reply, record."""
-        began, arrived_s = time.perf_counter(), self.elapsed_s
+        began, cpu, arrived_s = time.perf_counter(), time.thread_time(), self.elapsed_s
         client, model = arrival.client, self.model
         self.compute_s += arrival.compute_s
         self.taken_s, self.out[client] = arrived_s, False
@@ -226,7 +226,7 @@ class Server:
                 accepted,
             )
         )
-        self.busy_s += time.perf_counter() - began
+        self.busy_s += time.thread_time() - cpu
 
     def _refuse(self, arrival: Arrival) -> Decision:
         """An update that is not finite: the global model stays, and the client goes on from it."""

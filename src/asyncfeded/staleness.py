@@ -6,6 +6,8 @@ an update enters is for the rules.
 """
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +16,19 @@ from torch import Tensor
 from asyncfeded import kernel
 from asyncfeded.flat import Layout
 
-NOTHING = (0.0, 0.0)
-"""The sums of no elements."""
+
+@dataclass
+class Arriving:
+    """What is known of an update of which parts have arrived."""
+
+    version: int
+    """Of x when the first part came."""
+    moved_sq: Future[float]
+    """||x - x_s||^2."""
+    change_sq: float = 0.0
+    """||w - x_s||^2 over the parts."""
+    finite: bool = True
+    """Whether the statistics in the parts are."""
 
 
 class GlobalModel:
@@ -42,7 +55,8 @@ class GlobalModel:
         self.version = 0
         self.base = [torch.zeros(layout.size) for _ in range(num_clients)]  # zeros: written now, not page by page later
         self.base_version = np.full(num_clients, -1, np.int64)
-        self._measured: dict[int, tuple[int, int, kernel.Sums]] = {}  # by client: version, elements, their sums
+        self._arriving: dict[int, Arriving] = {}  # by client: updates of which a part is measured
+        self._helper = ThreadPoolExecutor(1, "measure")
         self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
         self._merged = 0  # elements that it is done for
         self._copied: dict[int, int] = {}  # by client: elements handed out, where that is under way
@@ -64,7 +78,7 @@ class GlobalModel:
         return math.isfinite(moved)
 
     def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
-        """Take the sums of `distances` over a part that has arrived, in order; `distances` does what is left.
+        """Take of `distances` what a part that has arrived allows; `distances` does what is left.
 
         Args:
             client: whose base.
@@ -72,11 +86,17 @@ class GlobalModel:
             start: first element, 0 or the `stop` before; a multiple of kernel.CHUNK.
             stop: end of the part.
         """
+        if stop - start == w.numel():
+            return  # it is here at once
+        n, base = self.layout.num_params, self.base[client]
         if start == 0:
-            self._measured[client] = (self.version, 0, NOTHING)
-        version, done, sums = self._measured[client]
-        if (version, done) == (self.version, start):  # else x has moved meanwhile: all is left to `distances`
-            self._measured[client] = (version, stop, self._sums(client, w, start, stop, sums))
+            # How far x is from the base does not depend on the update: another core finds out while this one receives.
+            moved = self._helper.submit(kernel.squared_distance, self.x, base, 0, n)
+            self._arriving[client] = Arriving(self.version, moved)
+        arriving = self._arriving[client]
+        if start < n:
+            arriving.change_sq = kernel.squared_distance(w, base, start, min(stop, n), arriving.change_sq)
+        arriving.finite &= self._statistics_are_finite(w, start, stop)
 
     def distances(self, client: int, w: Tensor) -> tuple[float, float]:
         """How far the global model and a client's model are from where the client started.
@@ -91,12 +111,16 @@ class GlobalModel:
             ||x_t - x_s||_2 and ||w - x_s||_2 over the parameters. The second is not finite if any element of w is not
             (parameters and statistics), or is too far from x_s for float32.
         """
-        version, done, sums = self._measured.pop(client, (self.version, 0, NOTHING))
-        if version != self.version:
-            done, sums = 0, NOTHING
-        if done < w.numel():
-            sums = self._sums(client, w, done, w.numel(), sums)
-        return math.sqrt(sums[0]), math.sqrt(sums[1])
+        n, base = self.layout.num_params, self.base[client]
+        arriving = self._arriving.pop(client, None)
+        if arriving is None:
+            moved_sq, change_sq = kernel.sums(self.x, w, base, 0, n)
+            finite = self._statistics_are_finite(w, 0, w.numel())
+        else:
+            moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite
+            if arriving.version != self.version:  # x has moved meanwhile
+                moved_sq = kernel.squared_distance(self.x, base, 0, n)
+        return math.sqrt(moved_sq), math.sqrt(change_sq) if finite else math.nan
 
     def merge(self, client: int, w: Tensor, eta: float) -> None:
         """x_{t+1} = x_t + eta (w - x_s) for the parameters, and hand the result out to the client.
@@ -174,14 +198,10 @@ class GlobalModel:
             if s == version or s in bases:  # a client that is not out is handed out a new base before its old one is read
                 base.copy_(x if s == version else bases[s])
 
-    def _sums(self, client: int, w: Tensor, start: int, stop: int, before: kernel.Sums) -> kernel.Sums:
-        """Of a part that may reach into the statistics, which count only in that they must be finite."""
+    def _statistics_are_finite(self, w: Tensor, start: int, stop: int) -> bool:
+        """Whether those within a part are; they count into no norm."""
         n = self.layout.num_params
-        if start < n:
-            before = kernel.sums(self.x, w, self.base[client], start, min(stop, n), before)
-        if stop > n and not bool(torch.isfinite(w[max(start, n) : stop]).all()):
-            before = (before[0], math.nan)
-        return before
+        return stop <= n or bool(torch.isfinite(w[max(start, n) : stop]).all())
 
     def _merge_up_to(self, stop: int) -> None:
         assert self._merging is not None

@@ -16,6 +16,8 @@ CHUNK = kernel.CHUNK
 UNDER_WAY = 4
 """Chunks of a model that are under way at a time."""
 WEIGHTS_TAG = 2
+STATUS = MPI.Status()
+"""Of the message looked at last; making one takes as long as posting a receive."""
 
 
 class Receiving:
@@ -33,9 +35,8 @@ class Receiving:
     def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, source: int) -> None:
         self._comm, self._weights, self._source = comm, weights, source
         self._requests: deque[MPI.Request] = deque()
-        self._status = MPI.Status()
         self.done = self._posted = 0
-        for _ in range(UNDER_WAY):
+        while self._posted < len(weights) and len(self._requests) < UNDER_WAY:
             self._post()
 
     @property
@@ -49,24 +50,23 @@ class Receiving:
         Raises:
             RuntimeError: a message has another length.
         """
-        if not self._requests or not self._requests[0].Test(self._status):
+        if not self._requests or not self._requests[0].Test(STATUS):
             return None
+        count = STATUS.Get_count(MPI.FLOAT)
         self._requests.popleft()
-        self._post()
+        if self._posted < len(self._weights):
+            self._post()
         start, self.done = self.done, min(self.done + CHUNK, len(self._weights))
-        if self._status.Get_count(MPI.FLOAT) != self.done - start:
+        if count != self.done - start:
             raise RuntimeError(
-                f"rank {self._source} sent {self._status.Get_count(MPI.FLOAT)} numbers, expected {self.done - start} of a "
-                f"model of {len(self._weights)}"
+                f"rank {self._source} sent {count} numbers, expected {self.done - start} of a model of {len(self._weights)}"
             )
         return start, self.done
 
     def _post(self) -> None:
-        start = self._posted
-        if start < len(self._weights):
-            self._posted = min(start + CHUNK, len(self._weights))
-            part = self._weights[start : self._posted]
-            self._requests.append(self._comm.Irecv([part, MPI.FLOAT], self._source, WEIGHTS_TAG))
+        start, self._posted = self._posted, min(self._posted + CHUNK, len(self._weights))
+        part = self._weights[start : self._posted]
+        self._requests.append(self._comm.Irecv([part, MPI.FLOAT], self._source, WEIGHTS_TAG))
 
 
 class Sending:
@@ -77,12 +77,15 @@ class Sending:
         weights: float32 (size,), to send from; what is ready of it must not be written until `sent`.
         target: rank that receives it.
         header: request of the message before it, which counts as one of the chunks under way.
+
+    Attributes:
+        given: elements that MPI has been given.
     """
 
     def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, target: int, header: MPI.Request) -> None:
         self._comm, self._weights, self._target = comm, weights, target
         self._requests = deque([header])
-        self._given = 0
+        self.given = 0
 
     def push(self, ready: int) -> bool:
         """Give MPI chunks of the first `ready` elements, if few are under way. Never waits.
@@ -90,14 +93,14 @@ class Sending:
         Returns:
             Whether all of these elements have been given.
         """
-        while self._given < ready:
+        while self.given < ready:
             if len(self._requests) >= UNDER_WAY and not self._requests[0].Test():
                 return False
             if len(self._requests) >= UNDER_WAY:
                 self._requests.popleft()
-            start, self._given = self._given, min(self._given + CHUNK, ready)
+            start, self.given = self.given, min(self.given + CHUNK, ready)
             self._requests.append(
-                self._comm.Isend([self._weights[start : self._given], MPI.FLOAT], self._target, WEIGHTS_TAG)
+                self._comm.Isend([self._weights[start : self.given], MPI.FLOAT], self._target, WEIGHTS_TAG)
             )
         return True
 
@@ -105,4 +108,4 @@ class Sending:
         """Whether all has been sent, so that the buffer may be written. Never waits."""
         while self._requests and self._requests[0].Test():
             self._requests.popleft()
-        return self._given == len(self._weights) and not self._requests
+        return self.given == len(self._weights) and not self._requests

@@ -46,8 +46,28 @@ MAGIC = 0xA5F3DED0
 STOP, LAST = 1, 2  # flags
 HEADER_TAG = 1
 NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
+BULK_S = 20e-6
+"""How long a client that would spin sleeps between two looks at an update of several chunks: it is the server that moves the
+data, and its second thread can use the core."""
 STALLED_S = 5e-3
 """A transfer that has not moved for so long does not keep another from starting."""
+
+
+class Header(NamedTuple):
+    """The fields of a header that has arrived, as HEADER names them."""
+
+    magic: int
+    protocol: int
+    flags: int
+    client: int
+    epochs: int
+    round: int
+    steps: int
+    version: int
+    samples: int
+    train_loss: float
+    compute_s: float
+    wait_s: float
 
 
 class Order(NamedTuple):
@@ -110,6 +130,7 @@ class Incoming(NamedTuple):
     """An update that is being received."""
 
     worker: int
+    header: Header
     slot: int
     """Index of its buffer."""
     receiving: Receiving
@@ -134,7 +155,7 @@ class ServerWire:
         start_s: of the clock.
 
     Attributes:
-        receiving_s: wall time spent on receiving.
+        receiving_s: processor time spent on receiving.
     """
 
     def __init__(
@@ -159,13 +180,14 @@ class ServerWire:
         self._arrays = [buffer.numpy() for buffer in self._buffers]
         self._free = list(range(pool))  # the last one used is used next
         self._used: set[int] = set()
-        self._announced: deque[int] = deque()  # workers whose header is here and whose weights are not posted
+        self._announced: deque[tuple[int, Header]] = deque()  # workers whose header is here, their weights not posted
         self._incoming: list[Incoming] = []
         self._moved_s = 0.0  # when the last part arrived
         self._arrived: deque[Incoming] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
         # HEADER (workers,): rows are sent from, and rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
+        self._reply_rows = [self._replies[i : i + 1].view(np.uint8) for i in range(num_workers)]
         self._stops = np.zeros(num_workers, HEADER)
         self._outgoing: list[Sending | None] = [None] * num_workers
         self._unsent: set[int] = set()  # workers with chunks that could not be given to MPI yet
@@ -191,11 +213,12 @@ class ServerWire:
     def next(self) -> Arrival | None:
         """See `Wire`. Rank 0."""
         for worker in MPI.Request.Testsome(self._header_requests) or ():
-            self._check(worker)
-            if self._headers["flags"][worker] & LAST:
+            header = Header(*self._headers[worker].item())
+            self._check(worker, header)
+            if header.flags & LAST:
                 self._left += 1
             else:
-                self._announced.append(worker)
+                self._announced.append((worker, header))
         for worker in list(self._unsent):
             self._push(worker, self._size)
         if self._announced or self._incoming:
@@ -203,13 +226,23 @@ class ServerWire:
         if not self._arrived:
             return None
         incoming = self._arrived.popleft()
-        worker, slot = incoming.worker, incoming.slot
+        worker, slot, header = incoming.worker, incoming.slot, incoming.header
         while (replied := self._outgoing[worker]) is not None and not replied.sent():
             pass  # it is: the worker has answered the reply
-        _, _, _, client, epochs, number, steps, version, samples, loss, compute_s, wait_s = self._headers[worker].item()
         self._header_requests[worker].Start()
-        self._taken[client] = slot
-        return Arrival(client, number, version, epochs, samples, steps, loss, compute_s, wait_s, self._buffers[slot])
+        self._taken[header.client] = slot
+        return Arrival(
+            header.client,
+            header.round,
+            header.version,
+            header.epochs,
+            header.samples,
+            header.steps,
+            header.train_loss,
+            header.compute_s,
+            header.wait_s,
+            self._buffers[slot],
+        )
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`. Rank 0."""
@@ -220,8 +253,7 @@ class ServerWire:
         worker = order.client % len(self._outgoing)
         fields = (order.client, order.epochs, order.round, 0, order.version, 0, 0.0, 0.0, 0.0)
         self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
-        row = self._replies[worker : worker + 1].view(np.uint8)
-        header = self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG)
+        header = self._comm.Isend([self._reply_rows[worker], MPI.BYTE], worker + 1, HEADER_TAG)
         self._outgoing[worker] = Sending(self._comm, weights.numpy(), worker + 1, header)
         for start in range(0, self._size, CHUNK):
             stop = min(start + CHUNK, self._size)
@@ -255,40 +287,49 @@ class ServerWire:
 
     def _receive(self) -> None:
         """Carry on with what is arriving, and begin the next update if nothing else moves."""
-        began, moved = time.perf_counter(), False
+        began, cpu = time.perf_counter(), time.thread_time()
+        moved = self._take_parts()
+        waits = self._incoming or (self._measure is not None and self._arrived)
+        if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
+            (worker, header), slot = self._announced.popleft(), self._free.pop()
+            self._used.add(slot)
+            self._incoming.append(Incoming(worker, header, slot, Receiving(self._comm, self._arrays[slot], worker + 1)))
+            self._take_parts()  # a small model is here already
+            moved = True
+        if moved:
+            self._moved_s = time.perf_counter()
+            self.receiving_s += time.thread_time() - cpu
+            self._backoff.reset()
+
+    def _take_parts(self) -> bool:
+        """Take what has arrived of all updates. Returns whether that was anything."""
+        moved = False
         for incoming in list(self._incoming):
             while (part := incoming.receiving.poll()) is not None:
                 moved = True
                 if self._measure is not None:
-                    client = int(self._headers["client"][incoming.worker])
-                    self._measure(client, self._buffers[incoming.slot], *part)
+                    self._measure(incoming.header.client, self._buffers[incoming.slot], *part)
             if incoming.receiving.complete:
                 self._incoming.remove(incoming)
                 self._arrived.append(incoming)
-        waits = self._incoming or (self._measure is not None and self._arrived)
-        if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
-            worker, slot = self._announced.popleft(), self._free.pop()
-            self._used.add(slot)
-            self._incoming.append(Incoming(worker, slot, Receiving(self._comm, self._arrays[slot], worker + 1)))
-            moved = True
-        if moved:
-            self._moved_s = time.perf_counter()
-            self.receiving_s += self._moved_s - began
-            self._backoff.reset()
+        return moved
 
     def _push(self, worker: int, ready: int) -> None:
         """Go on sending a reply; what cannot be given to MPI yet is left to the next poll."""
         sending = self._outgoing[worker]
         assert sending is not None
-        if sending.push(ready):
+        given = sending.given
+        all_given = sending.push(ready)
+        if sending.given > given:
+            self._backoff.reset()
+        if all_given:
             self._unsent.discard(worker)
         else:
             self._unsent.add(worker)
 
-    def _check(self, worker: int) -> None:
-        header = self._headers[worker]
-        own = header["client"] == NOTHING[0] or header["client"] % len(self._outgoing) == worker
-        if header["magic"] != MAGIC or header["protocol"] != PROTOCOL or not own:
+    def _check(self, worker: int, header: Header) -> None:
+        own = header.client == NOTHING[0] or header.client % len(self._outgoing) == worker
+        if header.magic != MAGIC or header.protocol != PROTOCOL or not own:
             raise RuntimeError(
                 f"worker {worker} sent a header that is not of this protocol, or not of its clients: {header}; expected "
                 f"magic {MAGIC:#x}, protocol {PROTOCOL}, and a client that is {worker} modulo {len(self._outgoing)}"
@@ -340,9 +381,15 @@ class ClientWire:
         fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
         self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
-        sending, size = Sending(self._comm, self._buffer, 0, header), len(self._buffer)
+        sending, size, given = Sending(self._comm, self._buffer, 0, header), len(self._buffer), 0
         while not (sending.push(size) and sending.sent()):
-            self._backoff.pause()
+            if sending.given > given:
+                given = sending.given
+                self._backoff.reset()
+            elif self._backoff.spin and size > CHUNK:
+                time.sleep(BULK_S)
+            else:
+                self._backoff.pause()
 
     def finish(self) -> None:
         """Answer a stop; afterwards the wire is closed. Client ranks."""

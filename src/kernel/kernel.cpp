@@ -50,10 +50,29 @@ typedef double Doubles __attribute__((vector_size(width * sizeof(double))));
         sum += d * d;                                                        \
     }
 
+// How far ahead lines are asked for, in floats: the processor's own prefetching ends at every page, and alone gave 11.6 GB/s
+// of the 14.5 that this gives on three arrays in memory.
+constexpr std::size_t ahead = 512;
+
+inline void fetch(const float *p) { __builtin_prefetch(p + ahead); }
+
+// For a base, which is written next: asked for as its own. A base that was just sent lies in the receiver's cache too, and
+// without this the merge of 10,000 elements waits 20 us for the lines, one after the other.
+inline void fetch_to_write(const float *p) {
+#if defined(__x86_64__)
+    asm volatile("prefetchw %0" : : "m"(p[ahead]));
+#else
+    __builtin_prefetch(p + ahead, 1);
+#endif
+}
+
 CLONES Sums sums_of_block(const float *x, const float *w, const float *base, std::size_t n) {
     Doubles moved = {}, moved2 = {}, change = {}, change2 = {};  // two of each hide the latency of an addition
     std::size_t i = 0;
     for (; i + 2 * width <= n; i += 2 * width) {
+        fetch(x + i);
+        fetch(w + i);
+        fetch_to_write(base + i);
         SQUARED_DIFFERENCE(moved, x + i, base + i)
         SQUARED_DIFFERENCE(change, w + i, base + i)
         SQUARED_DIFFERENCE(moved2, x + i + width, base + i + width)
@@ -71,6 +90,26 @@ CLONES Sums sums_of_block(const float *x, const float *w, const float *base, std
         const double e = w[i] - base[i];
         total.moved += d * d;
         total.change += e * e;
+    }
+    return total;
+}
+
+// The same sums one at a time, added in the same order, so that both give the same bits.
+CLONES double sum_of_block(const float *a, const float *base, std::size_t n) {
+    Doubles sum = {}, sum2 = {};
+    std::size_t i = 0;
+    for (; i + 2 * width <= n; i += 2 * width) {
+        fetch(a + i);
+        fetch(base + i);
+        SQUARED_DIFFERENCE(sum, a + i, base + i)
+        SQUARED_DIFFERENCE(sum2, a + i + width, base + i + width)
+    }
+    sum += sum2;
+    double total = 0.0;
+    for (std::size_t l = 0; l < width; ++l) total += sum[l];
+    for (; i < n; ++i) {
+        const double d = a[i] - base[i];
+        total += d * d;
     }
     return total;
 }
@@ -125,6 +164,18 @@ std::pair<double, double> sums(const In &x, const In &w, const In &base, std::si
     return {total.moved, total.change};
 }
 
+double squared_distance(const In &a, const In &base, std::size_t start, std::size_t stop, double before, int threads) {
+    const std::size_t n = part(a.size(), base.size(), base.size(), start, stop);
+    const float *pa = a.data() + start, *pb = base.data() + start;
+    nb::gil_scoped_release release;
+    std::vector<double> partial((n + block - 1) / block);
+    for_each_block(n, threads, [&](std::size_t b, std::size_t first, std::size_t count) {
+        partial[b] = sum_of_block(pa + first, pb + first, count);
+    });
+    for (const double s : partial) before += s;
+    return before;
+}
+
 void apply(const InOut &x, const In &w, const InOut &base, float eta, std::size_t start, std::size_t stop, int threads) {
     const std::size_t n = part(x.size(), w.size(), base.size(), start, stop);
     float *px = x.data() + start, *pb = base.data() + start;
@@ -153,6 +204,8 @@ NB_MODULE(_kernel, m) {
     // noconvert: a float64 or strided argument is a TypeError, not a silent copy.
     m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "before"_a,
           "threads"_a, "before + (sum (x - base)^2, sum (w - base)^2) over [start, stop), in one pass, in float64.");
+    m.def("squared_distance", &squared_distance, "a"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "before"_a, "threads"_a,
+          "before + sum (a - base)^2 over [start, stop), in float64.");
     m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "start"_a, "stop"_a,
           "threads"_a, "x += eta (w - base); base = x over [start, stop), in one pass. The arrays must not overlap.");
     m.def("triad", &triad, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "s"_a, "threads"_a,

@@ -33,7 +33,7 @@ TOUCHED = 9
 """Arrays that an update passes in the server's memory: written as it arrives, three read for the norms, three read and two
 written by the merge."""
 EVERY = 4096
-"""Of so many elements one is changed to make a model another."""
+"""Of so many elements of its model a client changes one."""
 
 
 def measure(params: int, seconds: float, wait: str) -> int:
@@ -123,8 +123,8 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
         ("memory of the server's models, peak", f"{(peak - before) / 1e6:.4g} MB, {figures['server_models']:.3g} models"),
     ]
     note = (
-        f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: receiving, measuring, merging, replying and "
-        f"recording; memory: what the system counts above that before the models were made"
+        f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: the processor time of receiving, measuring, "
+        f"merging, replying and recording; memory: what the system counts above that before the models were made"
     )
     report(rows, figures, note)
 
@@ -170,13 +170,13 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) 
     """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
     rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
     epochs = np.ones(len(model.base), np.int64)
-    seen = 0
+    seen, x = 0, model.x.numpy()
 
     def move(server: Server) -> None:
         nonlocal seen
         if server.updates > seen:
             seen = server.updates
-            model.x[::EVERY] += 1e-6
+            x[0] += 1e-6
             model.version += 1
             server.interrupted = server.elapsed_s > seconds and seen > 2 * len(model.base)  # some, however slow
 
