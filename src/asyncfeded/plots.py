@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # drawing needs no torch
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000")
 """Okabe and Ito's palette, told apart by the colour-blind too; repeated with other dashes when clients are more."""
+POINTS = 150
+"""Points of a client's line beyond which a figure shows no more."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -185,14 +187,20 @@ def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> No
         }
         if counts is not None:
             counts.plot(rows["time_s"], np.arange(1, len(rows) + 1), **line)
-        local.step(rows["time_s"], rows["epochs"], where="pre", **line)  # K is that of the round that ended then
-        shown = rows["gamma"] > 0  # a fresh update has none to show on a logarithmic axis
-        dots = {"linestyle": "", "marker": ".", "markersize": 3, "alpha": 0.35}
-        stale.plot(rows["time_s"][shown], rows["gamma"][shown], **(line | dots | {"label": ""}))
-        stale.plot(rows["time_s"][shown], _smooth(rows["gamma"][shown]), **line)
-    local.set(title="Local epochs of each client", ylabel="K", xlabel="time (s)")
+        # K is that of the round that ended then.
+        local.step(_grouped(rows["time_s"], np.mean), _grouped(rows["epochs"], np.mean), where="pre", **line)
+        shown = rows[rows["gamma"] > 0]  # a fresh update has none to show on a logarithmic axis
+        if len(shown) <= POINTS:
+            dots = {"linestyle": "", "marker": ".", "markersize": 3, "alpha": 0.35}
+            stale.plot(shown["time_s"], shown["gamma"], **(line | dots | {"label": ""}))
+            stale.plot(shown["time_s"], _smooth(shown["gamma"]), **line)
+        else:
+            stale.plot(_grouped(shown["time_s"], np.mean), _grouped(shown["gamma"], np.median), **line)
+    many_rows = len(merged) > POINTS * len(clients)
+    local.set(title="Local epochs of each client" + ", mean of some rounds" * many_rows, ylabel="K", xlabel="time (s)")
     local.yaxis.get_major_locator().set_params(integer=True)
-    stale.set(title="Staleness of each client's updates (line: median of 9)", ylabel="gamma", xlabel="time (s)")
+    over = "of some updates" if many_rows else "of 9"
+    stale.set(title=f"Staleness of each client's updates (line: median {over})", ylabel="gamma", xlabel="time (s)")
     if np.any(merged["gamma"] > 0):
         stale.set_yscale("log")
     if counts is not None:
@@ -224,6 +232,12 @@ def _save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotl
     finally:
         _pyplot().close(figure)
     return path
+
+
+def _grouped(values: np.ndarray, reduce: Callable[[np.ndarray], np.floating[Any]]) -> np.ndarray:
+    """Values as they are, or at most POINTS groups of neighbours, each reduced to one number."""
+    size = -(-len(values) // POINTS)
+    return np.array([reduce(values[i : i + size]) for i in range(0, len(values), size)]) if size > 1 else values
 
 
 def _smooth(values: np.ndarray, width: int = 9) -> np.ndarray:

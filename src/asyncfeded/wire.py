@@ -49,7 +49,7 @@ NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only
 BULK_S = 20e-6
 """How long a client that would spin sleeps between two looks at an update of several chunks: it is the server that moves the
 data, and its second thread can use the core."""
-STALLED_S = 5e-3
+STALLED_S = 50e-3
 """A transfer that has not moved for so long does not keep another from starting."""
 
 
