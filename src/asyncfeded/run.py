@@ -258,8 +258,8 @@ def _serve(here: World, job: Job) -> int:
         # On an ordered clock updates wait for their turn, and the model moves before they are measured.
         measure = None if ordered else model.measure
         pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), config.clients, measure, start_s)
-        server_bytes = model.num_bytes + pipe.buffer_bytes + job.evaluator.num_bytes
-        server_bytes += sum(array.nbytes for array in job.state.values())
+        beside_bytes = model.num_bytes + job.evaluator.num_bytes + sum(array.nbytes for array in job.state.values())
+        server_bytes = beside_bytes + pipe.buffer_bytes
         progress.say(
             f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {here.size - 1} ranks of "
             f"{len(set(here.hosts))} host(s), {torch.get_num_threads()} thread(s) each, {launcher.vendor()}; results in "
@@ -310,7 +310,7 @@ def _serve(here: World, job: Job) -> int:
         except OSError as error:
             progress.say(f"the record could not be saved whole in {run_dir}: {error}")
             status = 1
-        result = _result(server, outcome, run_dir, server_bytes, pipe.receiving_s, here.size - 1)
+        result = _result(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
         try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
             part = run_dir / "result.json.part"
