@@ -16,6 +16,9 @@ from torch import Tensor
 from asyncfeded import kernel
 from asyncfeded.flat import Layout
 
+HELPER = ThreadPoolExecutor(1, "measure")
+"""The second core, beside the one that receives; its thread starts with the first large update."""
+
 
 @dataclass
 class Arriving:
@@ -56,7 +59,6 @@ class GlobalModel:
         self.base = [torch.zeros(layout.size) for _ in range(num_clients)]  # zeros: written now, not page by page later
         self.base_version = np.full(num_clients, -1, np.int64)
         self._arriving: dict[int, Arriving] = {}  # by client: updates of which a part is measured
-        self._helper = ThreadPoolExecutor(1, "measure")
         self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
         self._merged = 0  # elements that it is done for
         self._copied: dict[int, int] = {}  # by client: elements handed out, where that is under way
@@ -91,7 +93,7 @@ class GlobalModel:
         n, base = self.layout.num_params, self.base[client]
         if start == 0:
             # How far x is from the base does not depend on the update: another core finds out while this one receives.
-            moved = self._helper.submit(kernel.squared_distance, self.x, base, 0, n)
+            moved = HELPER.submit(kernel.squared_distance, self.x, base, 0, n)
             self._arriving[client] = Arriving(self.version, moved)
         arriving = self._arriving[client]
         if start < n:
