@@ -58,7 +58,7 @@ class OrderedClock:
     def next(self) -> Arrival | None:
         """See `Wire`. Rank 0."""
         while (arrival := self._pipe.next()) is not None:
-            self._here[arrival.client] = arrival
+            self._here[arrival.client] = arrival._replace(queue=0)  # it does not wait for the server but for its turn
             worker = arrival.client % self._pipe.num_workers
             self._busy[worker] = False
             self._dispatch(worker)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -230,14 +231,12 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
 def _work(here: World, job: Job) -> None:
     """A worker, to its end. Client ranks."""
     assert job.trainer is not None
-    config, buffer, lots = job.config, job.flat.buffer, job.heterogeneity.clients
+    config, buffer = job.config, job.flat.buffer
     host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
     paced = config.clock == "wall"
 
     def lost_s(order: Order, round_s: float) -> float:
-        if not paced:
-            return 0.0
-        return float(lots["delay_s"][order.client]) + round_s * job.heterogeneity.lost_rounds(order.client, order.round)
+        return job.heterogeneity.pause_s(order, round_s) if paced else 0.0
 
     work(ClientWire(here.comm, host, here.backoff(config.wait)), job.trainer, job.lots.__getitem__, lost_s, job.flat, host)
 
@@ -310,7 +309,7 @@ def _serve(here: World, job: Job) -> int:
         except OSError as error:
             progress.say(f"the record could not be saved whole in {run_dir}: {error}")
             status = 1
-        result = _result(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
+        result = _result(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here)
         try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
             part = run_dir / "result.json.part"
@@ -339,7 +338,7 @@ def _heed_signals(server: Server, keeper: resume.Keeper) -> None:
 
 
 def _result(
-    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, workers: int
+    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, here: World
 ) -> dict[str, object]:
     """The figures of a finished run, from its record where it has them."""
     gamma = record.read(run_dir).updates["gamma"]
@@ -356,8 +355,12 @@ def _result(
         "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
         "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.compute_s / (workers * outcome.wall_s), 6),
+        "workers_busy": round(server.compute_s / ((here.size - 1) * outcome.wall_s), 6),
         "server_bytes": server_bytes,
+        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "params": server.model.layout.num_params,
+        "hosts": len(set(here.hosts)),
+        "cores": round(here.cores, 3),
         "refused": server.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,

@@ -95,6 +95,8 @@ class Arrival(NamedTuple):
     wait_s: float
     weights: Tensor
     """float32 (size,), in a receive buffer of the wire, until `release`."""
+    queue: int = 0
+    """Other updates that had come, their headers at least, and were not taken yet when this one was."""
 
 
 class Wire(Protocol):
@@ -231,18 +233,9 @@ class ServerWire:
             pass  # it is: the worker has answered the reply
         self._header_requests[worker].Start()
         self._taken[header.client] = slot
-        return Arrival(
-            header.client,
-            header.round,
-            header.version,
-            header.epochs,
-            header.samples,
-            header.steps,
-            header.train_loss,
-            header.compute_s,
-            header.wait_s,
-            self._buffers[slot],
-        )
+        queue = len(self._announced) + len(self._incoming) + len(self._arrived)
+        figures = (header.epochs, header.samples, header.steps, header.train_loss, header.compute_s, header.wait_s)
+        return Arrival(header.client, header.round, header.version, *figures, self._buffers[slot], queue)
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`. Rank 0."""
