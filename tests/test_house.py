@@ -13,8 +13,8 @@ SOURCE = ROOT / "src" / "asyncfeded"
 
 LEVELS = {
     "cli": 4, "__main__": 4,
-    "run": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "bench": 3,
-    "server": 2, "client": 2,
+    "run": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "scaling": 3, "bench": 3,
+    "server": 2, "client": 2, "jobs": 2,
     "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
     "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "world": 0, "wire": 0, "transfer": 0,
 }  # fmt: skip
@@ -25,6 +25,8 @@ SIDEWAYS = {
     ("resume", "progress"),
     ("record", "checkpoint"),
     ("plots", "study"),
+    ("plots", "scaling"),
+    ("scaling", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),
     ("wire", "world"),
