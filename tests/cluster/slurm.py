@@ -1,7 +1,7 @@
 """A real Slurm on this machine: a controller and four nodes, as ordinary processes in a folder of their own.
 
 No systemd, no cgroups, no munge, no root: Slurm's own daemons, asked to believe that this machine is four. Node n1 has no
-GPU, n2 to n4 have two each, which are empty files: Slurm deals them out, and torch finds none.
+GPU, n2 to n4 have two each, which are /dev/null and /dev/zero: Slurm deals them out, and torch finds none.
 """
 
 import getpass
@@ -123,8 +123,8 @@ class Slurm:
         return int(self.run("sbatch", "--parsable", *arguments, cwd=cwd, env=env).split(";")[0])
 
     def job(self, number):
-        """All that Slurm knows of a job, as {name: value}."""
-        words = self.run("scontrol", "show", "-o", "job", number).split()
+        """All that Slurm knows of a job, as {name: value}; of a heterogeneous one, of its first component."""
+        words = self.run("scontrol", "show", "-o", "job", number).splitlines()[0].split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def until(self, number, what, seconds=120):
@@ -152,16 +152,14 @@ class Slurm:
         return path.read_text() if path.exists() else ""
 
     def _configure(self, port):
-        gpus = [self.folder / f"gpu{index}" for index in range(2)]
-        for path in gpus:
-            path.touch()
         nodes = f"{port + 3}-{port + NODES + 1}"
         config = CONFIG.format(
             host=socket.gethostname().split(".")[0], port=port + 1, user=getpass.getuser(), folder=self.folder,
             nodes=NODES, cpus=CPUS, cpu_node=port + 2, gpu_nodes=nodes,
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(config)
-        (self.folder / "gres.conf").write_text(f"NodeName=n[2-{NODES}] Name=gpu File={self.folder}/gpu[0-1]\n")
+        gpus = [f"NodeName=n[2-{NODES}] Name=gpu File={path}\n" for path in ("/dev/null", "/dev/zero")]
+        (self.folder / "gres.conf").write_text("".join(gpus))
         # Named, it is not looked for: where no cgroups are mounted, slurmd would not start.
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (self.folder / "state").mkdir()

@@ -1,5 +1,8 @@
 """Runs on a real Slurm: every way to start one, and the scripts of slurm/."""
 
+import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -7,7 +10,9 @@ import numpy as np
 import pytest
 
 from asyncfeded import record
+from asyncfeded.checkpoint import newest
 
+SCRIPTS = Path(__file__).parents[2] / "slurm"
 ASYNCFEDED = Path(sys.executable).with_name("asyncfeded")
 
 TOML = """
@@ -24,11 +29,36 @@ epochs_max = 2
 """
 
 
+NAMED = """#!/bin/sh
+echo "task $SLURM_PROCID on $SLURMD_NODENAME with GPUs ${CUDA_VISIBLE_DEVICES:-none}"
+exec ASYNCFEDED "$@"
+"""
+"""The program, which first tells where it is."""
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with run.toml."""
+    """A folder with run.toml, and the program in bin."""
     (tmp_path / "run.toml").write_text(TOML)
+    program = tmp_path / "bin" / "asyncfeded"
+    program.parent.mkdir()
+    program.write_text(NAMED.replace("ASYNCFEDED", shlex.quote(str(ASYNCFEDED))))
+    program.chmod(0o755)
     return tmp_path
+
+
+def submit(slurm, mpi, folder, name, resources, *arguments):
+    """A script of slurm/, with `--mpi` changed as its head says, and less of everything."""
+    text = (SCRIPTS / name).read_text()
+    assert "--mpi=pmix " in text
+    (folder / name).write_text(text.replace("--mpi=pmix ", f"--mpi={pmi(mpi)} "))
+    env = mpi.env | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return slurm.submit(folder, *resources, name, *arguments, env=env)
+
+
+def places(said):
+    """By task, the node that it was on, and its GPUs."""
+    return {int(task): (node, gpus) for task, node, gpus in re.findall(r"task (\d+) on (\S+) with GPUs (\S+)", said)}
 
 
 def is_whole(run_dir, updates, clients):
@@ -72,3 +102,94 @@ def test_srun_that_does_not_speak_with_the_mpi_is_recognised(slurm, own_mpi, fol
     assert (done.state, done.status) == ("FAILED", 2), str(done)
     assert done.said.count("asyncfeded: srun started 3 ranks, but mpi4py uses ") == 1, str(done)
     assert "under srun, with an --mpi=... that the library supports (srun --mpi=list)" in done.said
+
+
+def test_an_array_is_a_run_for_every_index(slurm, own_mpi, folder):
+    line = f"srun --mpi={pmi(own_mpi)} {ASYNCFEDED} train run.toml seed=$SLURM_ARRAY_TASK_ID run_dir=$SLURM_ARRAY_TASK_ID"
+    array = slurm.submit(folder, "--array=3-4", "-n2", f"--wrap={line}", env=own_mpi.env)
+    for seed in (3, 4):
+        done = slurm.ended(f"{array}_{seed}")
+        assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+        assert is_whole(folder / str(seed), 12, 1)
+        assert f"seed = {seed}\n" in record.read(folder / str(seed)).attributes["config"]
+
+
+# --- the scripts
+
+
+def test_train_has_a_gpu_for_every_client(slurm, own_mpi, folder):
+    less = ("--ntasks=5", "--gpus-per-node=2", "--cpus-per-task=1", "--partition=gpu")
+    done = slurm.ended(submit(slurm, own_mpi, folder, "train.sbatch", less, "run.toml", "run_dir=run"))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    (first, _), (second, _) = places(done.said)[0], places(done.said)[4]
+    assert first != second
+    assert places(done.said) == {task: (first if task < 3 else second, "0,1") for task in range(5)}, str(done)
+    assert is_whole(folder / "run", 12, 4)
+
+
+def test_hetero_has_its_server_on_a_cpu_node(slurm, mpi, folder):
+    less = ("--cpus-per-task=1", ":", "--ntasks=2", "--gpus-per-node=2", "--cpus-per-task=1")
+    done = slurm.ended(submit(slurm, mpi, folder, "hetero.sbatch", less, "run.toml", "run_dir=run"))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    where = places(done.said)
+    assert where[0] == ("n1", "none"), str(done)
+    assert {where[1][0], where[2][0]} < {"n2", "n3", "n4"}, str(done)
+    assert where[1][0] != where[2][0]
+    assert where[1][1] == where[2][1] == "0,1"
+    assert is_whole(folder / "run", 12, 2)
+
+
+# --- a run that is longer than a job
+
+
+def past_the_limit(slurm, job):
+    """The job's time limit is less than two minutes away."""
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    slurm.until(job, lambda: slurm.job(job)["JobState"] == "PENDING")
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+
+def requeued(slurm, job):
+    """As when a node fails, or a job of higher priority comes."""
+    slurm.run("scontrol", "requeue", job)
+
+
+@pytest.fixture
+def long(folder):
+    """A run that takes 15 s and more: a round is at least 0.2 s."""
+    (folder / "run.toml").write_text(TOML.replace("updates = 12", "updates = 150"))
+    return folder
+
+
+def start_long(slurm, mpi, folder):
+    """resume.sbatch, once some updates are recorded."""
+    less = ("--ntasks=3", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
+    arguments = ("run", "run.toml", "heterogeneity.delay_s=[0.2]")
+    job = submit(slurm, mpi, folder, "resume.sbatch", less, *arguments)
+    rows = folder / "run" / "record.h5.updates"
+    slurm.until(job, lambda: rows.exists() and rows.stat().st_size >= 5 * record.UPDATE.itemsize)
+    return job
+
+
+@pytest.mark.parametrize("cut", [past_the_limit, requeued])
+def test_resume_goes_on_until_the_run_is_finished(slurm, own_mpi, long, cut):
+    job = start_long(slurm, own_mpi, long)
+    cut(slurm, job)
+    done = slurm.ended(job)
+    assert (done.state, done.status, done.restarts) == ("COMPLETED", 0, 1), str(done)
+    assert done.said.count("stopped: interrupted by a signal") == done.said.count("goes on from checkpoint-") == 1, str(done)
+    assert is_whole(long / "run", 150, 2)
+
+
+def test_a_cancelled_job_leaves_a_good_checkpoint(slurm, own_mpi, long):
+    job = start_long(slurm, own_mpi, long)
+    slurm.run("scancel", job)
+    done = slurm.ended(job)
+    assert (done.state, done.restarts) == ("CANCELLED", 0), str(done)
+    slurm.until(job, lambda: not record.is_going_on(long / "run"))
+    kept = newest(long / "run")
+    assert not kept.damaged
+    rows = record.read(long / "run").updates
+    assert kept.snapshot.updates == len(rows) > 0
+    assert is_whole(long / "run", len(rows), 2)
+    assert len(rows) < 150
