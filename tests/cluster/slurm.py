@@ -146,6 +146,10 @@ class Slurm:
         job = self.job(number)
         return Ended(job["JobState"], int(job["ExitCode"].split(":")[0]), int(job["Restarts"]), self.said(number))
 
+    def until_free(self):
+        """Wait until no job has a process left: one that is cancelled has KillWait to end."""
+        self._wait(self._idle)
+
     def said(self, number):
         """What a job has written."""
         path = Path(self.job(number)["StdOut"])
