@@ -33,7 +33,7 @@ from asyncfeded.heterogeneity import Heterogeneity, draw
 from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
-from asyncfeded.server import Outcome, Server
+from asyncfeded.server import INTERRUPTED, Outcome, Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
 from asyncfeded.wire import ClientWire, Order, ServerWire
@@ -41,6 +41,8 @@ from asyncfeded.world import World
 
 REFUSED = 2
 """Exit status when a run cannot start for a reason that a user can mend."""
+RESUMABLE = os.EX_TEMPFAIL
+"""Exit status, 75, of a run that SIGINT or SIGTERM has ended: `asyncfeded resume` goes on with it."""
 
 
 def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
@@ -52,7 +54,7 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
         resumed: folder of the run to go on with; None: it is a new one.
 
     Returns:
-        The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved.
+        The exit status: 0; RESUMABLE; REFUSED after telling why on standard error; 1 if the model could not be saved.
     """
     here: World | None = None
     # The wish for a checkpoint, which launchers pass on to all ranks: the server's alone, once it trains.
@@ -303,7 +305,7 @@ def _serve(here: World, job: Job) -> int:
         outcome = server.run()
         keeper.finish()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
-        status = 0
+        status = RESUMABLE if outcome.reason == INTERRUPTED else 0
         try:
             book.close()
         except OSError as error:

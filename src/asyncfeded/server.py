@@ -23,6 +23,8 @@ from asyncfeded.wire import HEADER, Arrival, Order, Wire
 
 REFUSALS = 10
 """Refused updates in a row, per client, after which the run is given up: nothing that could still be merged comes."""
+INTERRUPTED = "interrupted by a signal"
+"""Why a run stopped that may go on later."""
 
 
 class Outcome(NamedTuple):
@@ -164,7 +166,7 @@ class Server:
         """The limit that is reached, as a sentence; empty if none is."""
         limits = self.limits
         if self.interrupted:
-            return "interrupted by a signal"
+            return INTERRUPTED
         if limits.updates and self.updates >= limits.updates:
             return f"{self.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
