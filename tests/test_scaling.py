@@ -164,12 +164,14 @@ def done(path, tmp_path, finish):
 
 def test_speed_up_is_of_samples_and_efficiency_of_clients(done):
     """Samples per second: 8, 16 and 16; weak 16."""
-    _, _, rows = done
-    found = {(row.run.scaling, row.run.clients): one for row, one in zip(rows, table.compare(rows), strict=True)}
+    grid, _, rows = done
+    found = {(row.run.scaling, row.run.clients): one for row, one in zip(rows, table.compare(grid, rows), strict=True)}
     assert found["strong", 1] == pytest.approx((1.0, 1.0))
     assert found["strong", 2] == pytest.approx((2.0, 1.0))
     assert found["strong", 4] == pytest.approx((2.0, 0.5))
     assert found["weak", 2] == pytest.approx((2.0, 1.0))
+    without = [row for row in rows if row.run.clients > 1]
+    assert np.isnan(table.compare(grid, without)).all()
 
 
 def test_tables_have_every_run_and_medians(done, tmp_path):
@@ -400,7 +402,7 @@ def test_figures_are_drawn_from_what_is_there(done, tmp_path, paced):
     grid = grid if paced else grid.model_copy(update={"round_s": 0.0})
     rows = [row._replace(gamma=np.full(3, np.nan)) if row.run.clients == 4 else row for row in rows]
     predictions = prediction.predict(grid, rows, print)
-    pictures = plot_scaling(grid, rows, table.compare(rows), predictions, tmp_path)
+    pictures = plot_scaling(grid, rows, table.compare(grid, rows), predictions, tmp_path)
     assert [path.name for path in pictures] == ["speedup.png", "server.png", "staleness.png", "prediction.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 

@@ -40,9 +40,12 @@ class Study:
 
     def submit(self, options: str) -> None:
         """Submit what is not done as Slurm arrays, with these options for sbatch. Raises ValueError if that is refused."""
-        for sentence in slurm.submit(self.runs, self._file, self._out, self._overrides, options):
+        said = slurm.submit(self.runs, self._file, self._out, self._overrides, options)
+        for sentence in said:
             self._say(sentence)
-        self._say("when they are done, type the same with --gather in the place of --slurm")
+        self._say(
+            f"{'when they are done' if said else 'all runs are done'}: --gather in the place of --slurm makes the tables"
+        )
 
     def execute(self, only: int | None) -> list[str]:
         """Do the runs that are not done, one at a time. Returns the names of those that failed.
@@ -88,4 +91,4 @@ class Study:
             text += "\n" + prediction.to_markdown(predictions)
         (self._out / "table.md").write_text(text, encoding="utf-8")
         print(text)  # noqa: T201
-        return Report(rows, table.compare(rows), predictions)
+        return Report(rows, table.compare(self.grid, rows), predictions)

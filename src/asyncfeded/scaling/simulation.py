@@ -31,7 +31,7 @@ PARAMS = 10_000
 """Of the simulated model."""
 STEP = 0.1
 """Part of the way to its point that a client goes in a round."""
-WARM_ROUNDS, ROUNDS = 4, 6
+WARM_ROUNDS, ROUNDS = 3, 4
 """Rounds of each client, in the mean, that are left out, and those that are measured."""
 LEAST = 2000
 """Updates measured, where so many rounds of few clients are fewer."""

@@ -107,14 +107,12 @@ def measure(run: Run, run_dir: Path, target: float) -> Row:
     )
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
+def compare(grid: Grid, rows: Sequence[Row]) -> list[Comparison]:
     """For each row, what it is against those of the fewest clients of its line."""
-    made = []
+    made, fewest = [], grid.clients[0]
     for row in rows:
-        line = [other for other in rows if other.run.line == row.run.line]
-        fewest = min(other.run.clients for other in line)
-        first = float(np.median([other.samples_per_s for other in line if other.run.clients == fewest]))
-        speedup = row.samples_per_s / first
+        first = [one.samples_per_s for one in rows if (one.run.line, one.run.clients) == (row.run.line, fewest)]
+        speedup = row.samples_per_s / float(np.median(first)) if first else np.nan
         made.append(Comparison(speedup, speedup * fewest / row.run.clients))
     return made
 
@@ -122,7 +120,7 @@ def compare(rows: Sequence[Row]) -> list[Comparison]:
 def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
     """All rows, one line a run; a target that was not reached is empty."""
     lines = []
-    for row, against in zip(rows, compare(rows), strict=True):
+    for row, against in zip(rows, compare(grid, rows), strict=True):
         run, numbers = row.run, row._asdict()
         where = {"scaling": run.scaling, "model": run.model, "params": row.params, "rule": run.rule}
         where |= {"ranks_per_node": run.ranks_per_node, "nodes": run.nodes, "clients": run.clients, "seed": run.seed}
@@ -145,7 +143,7 @@ def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
 def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
     """A table for each line of the figures, medians over the seeds."""
     lines = [grid.caption.strip(), ""] if grid.caption else []
-    comparisons = compare(rows)
+    comparisons = compare(grid, rows)
     for line in dict.fromkeys(row.run.line for row in rows):
         mine = [(row, against) for row, against in zip(rows, comparisons, strict=True) if row.run.line == line]
         lines += [f"### {title(line, mine[0][0].params)}", ""]
