@@ -77,6 +77,7 @@ def plot_scaling(
             _quartiles(gamma, [row for row, _ in here], "gamma")
             _quartiles(tau, [row for row, _ in here], "tau")
             gamma.set_title(f"{kind} scaling")
+            gamma.set_yscale("symlog", linthresh=1)
         _label(axes, ["staleness gamma", "staleness tau, versions"])
         made.append(save(figure, folder / "staleness.png", "Staleness of the updates: median; bands: quartiles"))
         if predictions:
@@ -117,7 +118,7 @@ def _prediction(plt: Any, predictions: Sequence[Prediction], rows: Sequence[Row]
             axis.set_xscale("log")
         rate.set_yscale("log")
         place = {"xycoords": ("data", "axes fraction"), "color": COLORS[5]}
-        rate.annotate(f" N* = {one.saturation:.3g}", (one.saturation, 0.02), **place)
+        rate.annotate(f" N* = {one.saturation:,.0f}", (one.saturation, 0.02), **place)
         wait.set_ylim(0, 1)
         tau.set_yscale("symlog", linthresh=1)
         tau.set_xlabel("clients")
@@ -209,8 +210,8 @@ def _label(axes: Any, labels: Sequence[str]) -> None:  # noqa: ANN401 matplotlib
     """What all columns have in common, when they are drawn."""
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label)
-        if row[0].get_yscale() == "linear":
-            row[0].set_ylim(bottom=0)
+        if row[0].get_yscale() != "log":
+            row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])
     for axis in axes[-1]:
         axis.set_xlabel("clients")
     axes[0][0].legend(frameon=False, fontsize=8)

@@ -66,7 +66,7 @@ def predict(grid: Grid, rows: Sequence[Row], say: Callable[[str], None]) -> list
             simulated = simulate(times, basis[0].run.config, clients)
             points.append(Point(clients, measured, clients in grid.fitted, mean_values(times, clients), simulated))
         made.append(Prediction(line, mine[0].params, times, saturation(times), points))
-        say(f"{name}: the server is saturated from {made[-1].saturation:.3g} clients on")
+        say(f"{name}: the server is saturated from {made[-1].saturation:,.0f} clients on")
     return made
 
 
@@ -101,7 +101,7 @@ def to_markdown(predictions: Sequence[Prediction]) -> str:
         lines += [f"### Predicted: {title(one.line, one.params)}", ""]
         lines.append(
             f"From the runs of {fitted} clients: S = {1e3 * times.service_s:.3g} ms, L = {1e3 * times.latency_s:.3g} ms, "
-            f"Z = {1e3 * times.think_s.mean():.4g} ms{divided}; **N\\* = {one.saturation:.3g}**. "
+            f"Z = {1e3 * times.think_s.mean():.4g} ms{divided}; **N\\* = {one.saturation:,.0f}**."
         )
         for name, values in (
             ("mean value analysis", [point.error(point.analysis.updates_per_s) for point in tests]),
