@@ -31,7 +31,7 @@ def train(
 ) -> None:
     """Train. Under mpiexec or srun, rank 0 is the server and every other rank a client; --ranks starts mpiexec itself."""
     if ranks:
-        _start(ranks, ["train", str(file), *(overrides or [])])
+        _start(ranks, ["train", str(file), *(overrides or [])], lasting=True)
     with _launcher().guard():
         from asyncfeded import run
 
@@ -48,7 +48,7 @@ def resume(
     """Go on with a run from its newest good checkpoint, in its folder. Under mpiexec or srun as `train`."""
     launched = _launcher().launched_by()
     if ranks or not launched or launched[1] == 1:
-        _start(ranks or len(_record(run_dir)[2]["hosts"]), ["resume", str(run_dir), *(overrides or [])])
+        _start(ranks or len(_record(run_dir)[2]["hosts"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with _launcher().guard():
         from asyncfeded import run
 
@@ -76,7 +76,7 @@ def replay(
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
     overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
-    _start(ranks or len(about["hosts"]), arguments)
+    _start(ranks or len(about["hosts"]), arguments, lasting=True)
 
 
 @app.command()
@@ -238,8 +238,8 @@ def main() -> None:
     app()
 
 
-def _start(ranks: int, arguments: list[str]) -> None:
-    """Become mpiexec; returns only if that is refused."""
+def _start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
+    """Become mpiexec; returns only if that is refused. `lasting`: see `launcher.command`."""
     launcher = _launcher()
     launched = launcher.launched_by()
     if launched and launched[1] > 1:
@@ -249,7 +249,7 @@ def _start(ranks: int, arguments: list[str]) -> None:
     if ranks < 2:
         _fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")
     try:
-        command, env = launcher.command(ranks, arguments)
+        command, env = launcher.command(ranks, arguments, lasting)
     except ValueError as error:
         _fail(str(error))
     sys.stdout.flush()

@@ -134,6 +134,30 @@ class Checkpoint(Settings):
     """How many checkpoints stay, the last ones."""
 
 
+class Faults(Settings):
+    """What happens when a client dies, falls silent, or sends what cannot be merged.
+
+    A death that MPI reports (Open MPI 5 with ULFM, which --ranks switches on) is known at once. Elsewhere a client is given
+    up that is silent for longer than the median of its last rounds plus `patience` times their spread; comes it back after
+    that, its update is refused and it starts anew.
+    """
+
+    on_death: Literal["continue", "reassign", "abort"] = "continue"
+    """When a rank dies: continue (without its clients), reassign (its clients move to the other ranks; on the virtual clock
+    the result stays the same to the bit) or abort (end the run, with a checkpoint)."""
+    patience: float = Field(100.0, ge=0)
+    """How long a client may be silent, in multiples of the spread of its rounds (at least a tenth of their median). 0: for
+    ever."""
+    patience_s: float = Field(10.0, gt=0)
+    """No client is given up before it was silent for so many seconds."""
+    max_refusals: int = Field(10, ge=1)
+    """Refused updates in a row after which a client is asked no more."""
+    max_gamma: float = Field(0.0, ge=0)
+    """Updates of greater staleness gamma are refused. 0: none."""
+    max_change: float = Field(0.0, ge=0)
+    """Updates with a longer step ||Delta|| are refused. 0: none."""
+
+
 class Config(Settings):
     """One run."""
 
@@ -166,6 +190,7 @@ class Config(Settings):
     heterogeneity: Heterogeneity = Heterogeneity()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
 
     @field_validator("task", "rule")
     @classmethod

@@ -5,23 +5,21 @@ a user did wrong is found while preparing and told once, by rank 0. After that n
 the whole job (launcher.guard).
 """
 
-import hashlib
 import json
-import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from asyncfeded import kernel, launcher, record, resume, rules, tasks, world
+from asyncfeded import kernel, launcher, record, result, resume, rules, shield, tasks, world
 from asyncfeded.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.client import Lot, Trainer, work
 from asyncfeded.clock import Due, OrderedClock, Replay, Resumed
@@ -29,13 +27,16 @@ from asyncfeded.config import Config, load
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
 from asyncfeded.heterogeneity import Heterogeneity, draw
+from asyncfeded.messages import Order
+from asyncfeded.patience import Patience
 from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
-from asyncfeded.server import Outcome, Server
+from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from asyncfeded.wire import ClientWire, Order, ServerWire
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire, ServerLostError
 from asyncfeded.world import World
 
 REFUSED = 2
@@ -51,15 +52,17 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
         resumed: folder of the run to go on with; None: it is a new one.
 
     Returns:
-        The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved.
+        The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved, or no
+        client was left before a limit was reached.
     """
     here: World | None = None
+    apart = False
     # The wish for a checkpoint, which launchers pass on to all ranks: the server's alone, once it trains.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with launcher.guard():
         try:
             here = world.join()
-            status = _train(here, path, overrides, resumed)
+            status, apart = _train(here, path, overrides, resumed)
         except world.RefusedError as error:
             launched = launcher.launched_by()
             rank = here.rank if here else launched[2] if launched else 0
@@ -67,7 +70,7 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             # Where there is no barrier to leave by, a status of another rank could end rank 0 before it has told.
             status = REFUSED if here or rank == 0 else 0
-        world.leave()
+        world.leave(status, apart)
     return status
 
 
@@ -81,9 +84,8 @@ class Job:
     flat: FlatModel
     heterogeneity: Heterogeneity
     trainer: Trainer | None
-    """On the workers, as `lots`."""
-    lots: dict[int, Lot]
-    """Of the clients that live on this worker."""
+    """On the workers, as `lot`, that of a client."""
+    lot: Callable[[int], Lot] | None
     model: GlobalModel | None
     """On rank 0, as `state`, `due`, `evaluator` and `run_dir`."""
     state: State
@@ -97,31 +99,43 @@ class Job:
     """Where a run goes on; rank 0."""
 
 
-def _train(here: World, path: Path, overrides: list[str], resumed: Path | None) -> int:
+def _train(here: World, path: Path, overrides: list[str], resumed: Path | None) -> tuple[int, bool]:
+    """Prepare, agree and play this rank's part. Returns the exit status, and whether ranks are lost."""
     job: Job | None = None
     undo = ExitStack()  # what takes back the run's folder
     try:
         job = _prepare(here, path, overrides, resumed, undo)
         layout = job.flat.layout
         said = world.statement(
-            config=job.config.digest(), layout=layout.digest(), num_params=layout.num_params, size=layout.size
+            config=job.config.digest(),
+            layout=layout.digest(),
+            num_params=layout.num_params,
+            size=layout.size,
+            run_dir=str(job.run_dir),
         )
     except (ValueError, OSError) as error:
         said = world.statement(problem=str(error) or repr(error))
     try:
-        world.agree(here, said)
+        run_dir = world.agree(here, said)
     except world.RefusedError:
         with suppress(OSError):
             undo.close()
         raise
     assert job is not None
     if here.rank == 0:
+        shield.note(f"the server is dead; go on with: asyncfeded resume {run_dir}")
         return _serve(here, job)
+    shield.note("")
     # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _work(here, job)
-    return 0
+    try:
+        return 0, _work(here, job)
+    except ServerLostError as error:
+        if here.rank == 1:
+            text = f"the server is dead ({error}); go on with: asyncfeded resume {run_dir}"
+            print(f"asyncfeded: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        return 1, True
 
 
 def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None, undo: ExitStack) -> Job:
@@ -160,15 +174,19 @@ def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None
         else:
             book = _open_run(config, here.hosts, heterogeneity.clients, undo)
         run_dir = Path(config.run_dir)
-        return Job(config, task, rule, flat, heterogeneity, None, {}, model, state, due, evaluator, run_dir, book, point)
+        return Job(config, task, rule, flat, heterogeneity, None, None, model, state, due, evaluator, run_dir, book, point)
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
-    lots = {}
-    for me in range(here.rank - 1, num_clients, workers):
-        inputs, targets = task.client_data(me, num_clients, config.seed)
-        slowdown = float(heterogeneity.clients["slowdown"][me]) if config.clock == "wall" else 1.0
-        batch_size = int(heterogeneity.clients["batch_size"][me])
-        lots[me] = Lot(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
-    return Job(config, task, rule, flat, heterogeneity, trainer, lots, None, {}, heterogeneity.due, None, Path(), None, None)
+
+    @cache
+    def lot(client: int) -> Lot:
+        inputs, targets = task.client_data(client, num_clients, config.seed)
+        slowdown = float(heterogeneity.clients["slowdown"][client]) if config.clock == "wall" else 1.0
+        batch_size = int(heterogeneity.clients["batch_size"][client])
+        return Lot(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
+
+    for client in range(here.rank - 1, num_clients, workers):
+        lot(client)  # now, so that faults of the data are told; of other clients when they move here
+    return Job(config, task, rule, flat, heterogeneity, trainer, lot, None, {}, heterogeneity.due, None, Path(), None, None)
 
 
 def _device(wanted: str, here: World) -> torch.device:
@@ -227,9 +245,10 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
     return book
 
 
-def _work(here: World, job: Job) -> None:
-    """A worker, to its end. Client ranks."""
+def _work(here: World, job: Job) -> bool:
+    """A worker, to its end. Client ranks. Returns whether ranks are lost."""
     assert job.trainer is not None
+    assert job.lot is not None
     config, buffer, lots = job.config, job.flat.buffer, job.heterogeneity.clients
     host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
     paced = config.clock == "wall"
@@ -239,11 +258,13 @@ def _work(here: World, job: Job) -> None:
             return 0.0
         return float(lots["delay_s"][order.client]) + round_s * job.heterogeneity.lost_rounds(order.client, order.round)
 
-    work(ClientWire(here.comm, host, here.backoff(config.wait)), job.trainer, job.lots.__getitem__, lost_s, job.flat, host)
+    wire = ClientWire(here.comm, host, here.backoff(config.wait))
+    work(wire, job.trainer, job.lot, lost_s, job.flat, host)
+    return wire.apart
 
 
-def _serve(here: World, job: Job) -> int:
-    """The server, from the first model sent to the result printed. Rank 0. Returns the exit status."""
+def _serve(here: World, job: Job) -> tuple[int, bool]:
+    """The server, from the first model sent to the result printed. Rank 0. Returns as `_train`."""
     assert job.evaluator is not None
     assert job.model is not None
     config, layout, run_dir, model = job.config, job.flat.layout, job.run_dir, job.model
@@ -257,7 +278,17 @@ def _serve(here: World, job: Job) -> int:
     with book, Progress(run_dir / "log.txt") as progress:
         # On an ordered clock updates wait for their turn, and the model moves before they are measured.
         measure = None if ordered else model.measure
-        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), config.clients, measure, start_s)
+        pipe = ServerWire(
+            here.comm,
+            here.size - 1,
+            layout.size,
+            here.backoff(config.wait),
+            config.clients,
+            measure,
+            start_s,
+            Patience(config.faults.patience, config.faults.patience_s),
+            config.faults.on_death == "reassign",
+        )
         beside_bytes = model.num_bytes + job.evaluator.num_bytes + sum(array.nbytes for array in job.state.values())
         server_bytes = beside_bytes + pipe.buffer_bytes
         progress.say(
@@ -293,10 +324,12 @@ def _serve(here: World, job: Job) -> int:
             evaluator=job.evaluator,
             record=book,
             limits=config.limits,
+            faults=config.faults,
             epochs=job.heterogeneity.clients["epochs"],
             evaluation=config.evaluation,
             in_idle_moments=not ordered,
             tick=tick,
+            say=progress.say,
         )
         if point:
             resume.restore(server, point.snapshot)
@@ -304,23 +337,25 @@ def _serve(here: World, job: Job) -> int:
         outcome = server.run()
         keeper.finish()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
-        status = 0
+        status = int(outcome.failed)
+        if outcome.failed:
+            progress.say(f"go on with: asyncfeded resume {run_dir}")
         try:
             book.close()
         except OSError as error:
             progress.say(f"the record could not be saved whole in {run_dir}: {error}")
             status = 1
-        result = _result(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
+        figures = result.figures(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
         try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
             part = run_dir / "result.json.part"
-            part.write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(figures, allow_nan=False) + "\n", encoding="utf-8")
             part.replace(run_dir / "result.json")
         except OSError as error:
             progress.say(f"the trained model could not be saved in {run_dir}: {error}")
             status = 1
-    _show(result, run_dir)
-    return status
+    result.show(figures, run_dir)
+    return status, bool(pipe.lost)
 
 
 def _heed_signals(server: Server, keeper: resume.Keeper) -> None:
@@ -336,53 +371,3 @@ def _heed_signals(server: Server, keeper: resume.Keeper) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     signal.signal(signal.SIGUSR1, keep)
-
-
-def _result(
-    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, workers: int
-) -> dict[str, object]:
-    """The figures of a finished run, from its record where it has them."""
-    gamma = record.read(run_dir).updates["gamma"]
-    gamma = gamma[np.isfinite(gamma)]
-    loss = outcome.score.loss
-    return {
-        "run_dir": str(run_dir),
-        "updates": server.updates,
-        "seconds": round(outcome.seconds, 3),
-        "wall_s": round(outcome.wall_s, 3),
-        "updates_per_s": round(server.updates / outcome.seconds, 3),
-        "accuracy": round(outcome.score.accuracy, 6),
-        "loss": round(loss, 6) if math.isfinite(loss) else None,
-        "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
-        "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
-        "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.compute_s / (workers * outcome.wall_s), 6),
-        "server_bytes": server_bytes,
-        "refused": server.refused,
-        "discarded": outcome.discarded,
-        "stopped": outcome.reason,
-        "model_sha256": hashlib.sha256(server.model.x.numpy().data).hexdigest(),
-    }
-
-
-def _show(result: dict[str, object], run_dir: Path) -> None:
-    """The result for people, and as one line of JSON, the last of standard output."""
-    console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
-    updates = record.read(run_dir).updates
-    updates = updates[updates["accepted"]]
-    by_client = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("client", "updates", "share", "K", "gamma", "eta", "compute s", "wait s"):
-        by_client.add_column(column, justify="right")
-    for who in np.unique(updates["client"]):
-        rows = updates[updates["client"] == who]
-        medians = [f"{np.median(rows[field]):.3g}" for field in ("gamma", "eta", "compute_s", "wait_s")]
-        by_client.add_row(
-            str(who), str(len(rows)), f"{len(rows) / len(updates):.1%}", f"{np.median(rows['epochs']):g}", *medians
-        )
-    console.print(by_client)
-    console.print("(K, gamma, eta and seconds: medians over the client's updates)\n")
-    figures = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in result.items():
-        figures.add_row(key, str(value))
-    console.print(figures)
-    print(json.dumps(result), flush=True)  # noqa: T201

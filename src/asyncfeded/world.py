@@ -5,6 +5,7 @@ Everything here happens before training; the messages of training are in wire.py
 
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ STATEMENT = np.dtype(
         ("config", np.uint8, 32),
         ("dtype", "S16"),
         ("host", "S64"),
+        ("run_dir", "S1024"),
         ("problem", "S2048"),
     ]
 )
@@ -132,7 +134,13 @@ def join() -> World:
 
 
 def statement(
-    *, config: bytes = bytes(32), layout: bytes = bytes(32), num_params: int = 0, size: int = 0, problem: str = ""
+    *,
+    config: bytes = bytes(32),
+    layout: bytes = bytes(32),
+    num_params: int = 0,
+    size: int = 0,
+    run_dir: str = "",
+    problem: str = "",
 ) -> np.ndarray:
     """A rank's word before training: a STATEMENT array of one element."""
     said = np.zeros(1, STATEMENT)
@@ -140,12 +148,12 @@ def statement(
     said["num_params"], said["size"], said["dtype"] = num_params, size, b"float32"
     said["config"], said["layout"] = np.frombuffer(config, np.uint8), np.frombuffer(layout, np.uint8)
     said["host"] = socket.gethostname().encode()[:64]
-    said["problem"] = problem.encode()[:2048]
+    said["run_dir"], said["problem"] = run_dir.encode()[:1024], problem.encode()[:2048]
     return said
 
 
-def agree(world: World, said: np.ndarray) -> None:
-    """Exchange statements and compare. Collective; nobody trains before all agree.
+def agree(world: World, said: np.ndarray) -> str:
+    """Exchange statements and compare. Collective; nobody trains before all agree. Returns the server's `run_dir`.
 
     Args:
         world: all ranks.
@@ -158,6 +166,7 @@ def agree(world: World, said: np.ndarray) -> None:
     Backoff(spin=False).wait(world.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
     if disagreement := compare(heard):
         raise RefusedError(disagreement)
+    return str(heard["run_dir"][0].decode())
 
 
 def compare(heard: np.ndarray) -> str:
@@ -189,8 +198,17 @@ def compare(heard: np.ndarray) -> str:
     return ""
 
 
-def leave() -> None:
-    """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not."""
+def leave(status: int = 0, apart: bool = False) -> None:
+    """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not.
+
+    Args:
+        status: of this process.
+        apart: a rank is lost, and MPI_Finalize could wait for it for ever: the process ends here.
+    """
+    if apart:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         Backoff(spin=False).wait(MPI.COMM_WORLD.Ibarrier())
         MPI.Finalize()

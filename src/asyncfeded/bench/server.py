@@ -15,14 +15,16 @@ import torch
 from asyncfeded import kernel, rules, world
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
-from asyncfeded.config import Evaluation, Limits
+from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator, Score
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
+from asyncfeded.messages import HEADER
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
-from asyncfeded.wire import HEADER, ClientWire, ServerWire
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire
 from asyncfeded.world import World
 
 ECHO_BYTES = 4e8
@@ -188,10 +190,12 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) 
         evaluator=cast("Evaluator", NoEvaluator()),
         record=book,
         limits=Limits(),
+        faults=Faults(),
         epochs=epochs,
         evaluation=Evaluation(),
         in_idle_moments=True,
         tick=move,
+        say=print,
     )
 
 
