@@ -175,6 +175,49 @@ def test_the_trial_of_gpu_memory_is_a_job_of_its_own_whose_crash_is_survived(mpi
     ]
 
 
+LARGE = """
+from types import SimpleNamespace
+from asyncfeded import world
+from asyncfeded.doctor import links
+from asyncfeded.launcher import MPI
+
+class Refusing:
+    def __init__(self, comm, who):
+        self.comm, self.who = comm, who
+    def __getattr__(self, name):
+        return getattr(self.comm, name)
+    def Isend(self, message, to, tag):
+        if self.who == "sender" and message.nbytes == links.LARGE:
+            raise MPI.Exception(MPI.ERR_COUNT)
+        return self.comm.Isend(message, to, tag)
+    def Irecv(self, message, source, tag):
+        if self.who == "receiver" and message.nbytes == links.LARGE:
+            raise MemoryError
+        return self.comm.Irecv(message, source, tag)
+
+links.LARGE = 1 << 23
+links._marks = lambda: [0, 1, 2, 3]
+here = world.join()
+for who in ("sender", "nobody", "receiver", "nobody"):
+    there = SimpleNamespace(comm=Refusing(here.comm, who))
+    if here.rank:
+        links.answer(there)
+    else:
+        print(links.send_large(there, 1))
+        links.ask(there, 1, links.LEAVE)
+world.leave()
+"""
+
+
+def test_a_large_message_that_one_side_refuses_is_taken_back(mpi, tmp_path):
+    """The next one arrives: nothing is left of it."""
+    done = run(mpi.command((2, [sys.executable, "-c", LARGE])), tmp_path, mpi.env)
+    assert done.status == 0, str(done)
+    refused, fine, no_memory, again = done.stdout.splitlines()
+    assert "count" in refused.lower()
+    assert (fine, no_memory, again) == ("", "no memory", "")
+
+
 # --- links and clocks
 
 
