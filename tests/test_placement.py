@@ -113,6 +113,20 @@ def quota(tmp_path):
     return find
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/job/step\n", {"job/step/memory.max": "max\n", "job/step/memory.current": "5\n"}, np.inf),
+        ("0::/job\n", {"job/memory.max": "1000\n", "job/memory.current": "300\n", "memory.max": "800\n"}, 700),
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "9000\n", "memory/a/memory.usage_in_bytes": "8000\n"}, 1000),
+        ("4:cpu:/a\n", {"memory/a/memory.limit_in_bytes": "9000\n", "memory/a/memory.usage_in_bytes": "8000\n"}, np.inf),
+    ],
+)
+def test_the_memory_that_control_groups_leave(tmp_path, quota, own, files, left):
+    quota(own, files)
+    assert placement.memory(tmp_path, tmp_path / "own") == left
+
+
 def test_the_least_quota_above_a_process_counts(quota):
     """Version 2: none of its own, 1.5 cores for its job, 4 for the pod."""
     files = {"pod/job/step/cpu.max": "max 100000\n", "pod/job/cpu.max": "150000 100000\n", "pod/cpu.max": "400000 100000\n"}

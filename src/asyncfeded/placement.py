@@ -5,7 +5,7 @@ Knows no MPI: what ranks tell each other about it is for world.py.
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,22 +70,33 @@ def run_near(address: str, system: Path = Path("/sys")) -> None:
             os.sched_setaffinity(0, mine)
 
 
+def control_groups(controller: str, system: Path, own: Path) -> Iterator[Path]:
+    """The folders of this process's control groups, from its own up to the root; some may not be there."""
+    for line in own.read_text().splitlines() if own.exists() else []:
+        controllers, group = line.split(":", 2)[1:]
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = system / controllers  # of version 1; in version 2 there are none, and one tree
+        folder = top / group.lstrip("/")
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(top))
+
+
 def quota(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[float, int]:
     """Cores that control groups let this process use at a time, and the number of the group that says so; (inf, 0): all."""
     least = (math.inf, 0)
-    with suppress(OSError):
-        for line in own.read_text().splitlines():
-            controllers, group = line.split(":", 2)[1:]
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = system / controllers  # of version 1; in version 2 there are none, and one tree
-            folder = top / group.lstrip("/")
-            for place in (folder, *folder.parents):
-                with suppress(OSError, ValueError):
-                    least = min(least, (_limit(place), place.stat().st_ino))
-                if place == top:
-                    break
+    for group in control_groups("cpu", system, own):
+        with suppress(OSError, ValueError):
+            least = min(least, (_cores_of(group), group.stat().st_ino))
     return least
+
+
+def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Bytes that control groups still let this process have; inf: all."""
+    left = math.inf
+    for group in control_groups("memory", system, own):
+        with suppress(OSError, ValueError):
+            left = min(left, _bytes_left(group))
+    return left
 
 
 def share_cores(masks: np.ndarray, quotas: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -151,10 +162,17 @@ def _cores(text: str) -> set[int]:
     return {core for part in ends for core in range(part[0], part[-1] + 1)}
 
 
-def _limit(group: Path) -> float:
-    """Cores of one control group, of version 2 or 1. Raises OSError or ValueError if it sets none."""
+def _cores_of(group: Path) -> float:
+    """Cores of one control group, of version 2 or 1. Raises OSError or ValueError if it does not tell."""
     if (group / "cpu.max").exists():
         quota, period = (group / "cpu.max").read_text().split()
     else:
         quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
     return math.inf if quota == "max" or int(quota) < 0 else int(quota) / int(period)
+
+
+def _bytes_left(group: Path) -> float:
+    """Of the memory of one control group, of version 2 or 1. Raises OSError or ValueError if it does not tell."""
+    names = ("max", "current") if (group / "memory.max").exists() else ("limit_in_bytes", "usage_in_bytes")
+    limit, used = ((group / f"memory.{name}").read_text().strip() for name in names)
+    return math.inf if limit == "max" else int(limit) - int(used)

@@ -23,7 +23,7 @@ SHOWN = 32
 """Links that the table shows; of more, the slowest."""
 SOFTWARE = ("python", "asyncfeded", "torch", "numpy", "mpi4py", "mpi")
 FACTS = np.dtype([*((name, "S40") for name in SOFTWARE), ("memory", np.int64), ("gpu_buffers", "S200")])
-"""What a rank tells of itself; memory: bytes available on its host."""
+"""What a rank tells of itself; memory: bytes that it could have."""
 LEVELS = {MPI.THREAD_SINGLE: "SINGLE", MPI.THREAD_FUNNELED: "FUNNELED", MPI.THREAD_SERIALIZED: "SERIALIZED"}
 LAUNCHED = ("PMI", "PRTE_", "OMPI_COMM_WORLD_", "HYD", "SLURM_")
 """Beginnings of what launchers leave in the environment."""
@@ -197,9 +197,10 @@ def _facts(here: World, gpu_buffers: str) -> np.ndarray:
 
 
 def _memory(info: Path = Path("/proc/meminfo")) -> int:
-    """Bytes available on this host; 0 where the system does not tell."""
+    """Bytes that this host and the control groups of this rank have left; 0 where the system does not tell."""
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    return int(min(free, placement.memory()))
 
 
 def _offers_ulfm(here: World) -> bool:
