@@ -10,11 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
 from asyncfeded.launcher import launched_by
 from asyncfeded.messages import Arrival, Lost, Refused
+from asyncfeded.placement import PLACE
+
+
+def places(*hosts, threads=1):
+    """The map of a job: the server on the first host, a worker on each of the others."""
+    roles = ["server", *["worker"] * (len(hosts) - 1)]
+    return np.array([(host, role, "cpu", 1.0, threads) for host, role in zip(hosts, roles, strict=True)], PLACE)
 
 
 class Sent(NamedTuple):

@@ -29,7 +29,7 @@ from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from conftest import run_asyncfeded
+from conftest import places, run_asyncfeded
 
 CLIENTS, UPDATES = 3, 36
 """Clients; updates of a whole run."""
@@ -117,10 +117,10 @@ class Life:
         self.point = resume.find(folder, self.config, flat.layout, state) if resumed else None
         if at := self.point and self.point.snapshot:
             clock = OrderedClock(pipe, Resumed(resume.kept_due(at), due), at.time_s)
-            self.record = resume.reopen(self.config, ["here"], lots, self.point)
+            self.record = resume.reopen(self.config, places("here"), lots, self.point)
         else:
             clock = OrderedClock(pipe, due)
-            self.record = Record(folder / "record.h5", toml, ["here"], lots, 1)
+            self.record = Record(folder / "record.h5", toml, places("here"), lots)
         settings = self.config.checkpoint
         self.writer = Writer(folder / FOLDER, settings.keep, self.point and self.point.path, self.record.sync)
         self.keeper = resume.Keeper(
@@ -441,7 +441,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, left
     before, newest = sorted((left / FOLDER).iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])
     life = Life(left, ASYNCFEDED, resumed=True)
-    said = resume.sentences(life.point)
+    said = resume.sentences(life.point, 0)
     assert life.point.path == before
     assert said[0].startswith(f"not used: {newest}: has ")
     assert said[1].startswith(f"goes on from {before.name}: ")

@@ -100,7 +100,7 @@ def test_the_record_is_of_all_clients_in_order(finished, ranks):
 
 
 def test_the_record_names_the_host_of_every_rank(finished, ranks):
-    assert list(record.read(finished[1]).attributes["hosts"]) == [HOST] * ranks
+    assert record.read(finished[1]).attributes["placement"]["host"].tolist() == [HOST.encode()] * ranks
 
 
 def test_the_record_ends_with_the_score_of_the_final_model(finished):
@@ -463,7 +463,7 @@ def test_a_rank_whose_environment_is_broken_ends_the_job(mpi, folder):
     bad = ["env", f"PYTHONPATH={folder / 'bad'}", *PYTHON_M, "train", "run.toml"]
     done = run(mpi.command((1, [*PYTHON_M, "train", "run.toml"]), (1, bad)), folder, mpi.env, timeout=60)
     assert done.status != 0, str(done)
-    assert f"asyncfeded: rank 1 (worker) on {HOST}: uncaught error, ending the job\nTraceback" in done.stderr, str(done)
+    assert f"asyncfeded: rank 1 on {HOST}: uncaught error, ending the job\nTraceback" in done.stderr, str(done)
     assert "no torch on this host" in done.stderr
 
 

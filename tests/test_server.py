@@ -24,7 +24,7 @@ from asyncfeded.rules.decision import Decision, Reply
 from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from conftest import FakeWire
+from conftest import FakeWire, places
 
 
 class Toy:
@@ -81,7 +81,7 @@ class Bench:
         model = GlobalModel(flat.buffer, flat.layout, 2)
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1)
-        self.record = record.Record(folder / "record.h5", "", ["here"], np.zeros(2, CLIENT), 1)
+        self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, CLIENT))
         self.ticks, self.said = 0, []
         self.server = server.Server(
             wire=self.wire,

@@ -48,7 +48,7 @@ def resume(
     """Go on with a run from its newest good checkpoint, in its folder. Under mpiexec or srun as `train`."""
     launched = _launcher().launched_by()
     if ranks or not launched or launched[1] == 1:
-        _start(ranks or len(_record(run_dir)[2]["hosts"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
+        _start(ranks or len(_record(run_dir)[2]["placement"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with _launcher().guard():
         from asyncfeded import run
 
@@ -68,6 +68,7 @@ def replay(
     if not accepted:
         _fail(f"{run_dir}: no update was merged, there is nothing to replay")
     overrides = [
+        "server=0",
         "clock=replay",
         f"replay={run_dir}",
         f"threads={about['threads']}",
@@ -76,7 +77,7 @@ def replay(
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
     overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
-    _start(ranks or len(about["hosts"]), arguments, lasting=True)
+    _start(ranks or len(about["placement"]), arguments, lasting=True)
 
 
 @app.command()
@@ -181,14 +182,23 @@ def bench_wait(
 
 @app.command()
 def info(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Tell about this checkpoint of a run instead.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="Tell about this run's folder, or this checkpoint, instead.")] = None,
 ) -> None:
-    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or what a checkpoint holds."""
-    if checkpoint:
+    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or about a run or a checkpoint."""
+    if path and path.is_dir():
+        from asyncfeded import placement
+
+        updates, evaluations, about = _record(path)
+        places = about.pop("placement")
+        about["config"] = path / "config.toml"
+        _print({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
+        print("", *placement.table(places), sep="\n")  # noqa: T201
+        return
+    if path:
         from asyncfeded.checkpoint import describe
 
         try:
-            _print(describe(checkpoint))
+            _print(describe(path))
         except ValueError as error:
             _fail(str(error))
         return
@@ -212,6 +222,21 @@ def info(
         "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
     }
     _print(rows)
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run to be.")] = Path("runs"),
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks.")] = 0,
+) -> None:
+    """Tell what stands in a run's way: MPI, launcher, network, clocks, GPUs, file system. Start it as you would the run."""
+    if ranks:
+        _start(ranks, ["doctor", str(run_dir)])
+    with _launcher().guard():
+        from asyncfeded import doctor as room
+
+        status = room.examine(run_dir)
+    raise typer.Exit(status)
 
 
 @app.command()

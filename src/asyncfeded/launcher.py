@@ -120,27 +120,26 @@ def detects_deaths(comm: MPI.Intracomm) -> bool:
 
 
 @contextmanager
-def guard() -> Iterator[None]:
-    """An error that nobody caught in here ends the whole job, told with rank and host before the traceback.
+def guard(role: str = "") -> Iterator[None]:
+    """An error that nobody caught in here ends the whole job, told with rank, role and host before the traceback.
 
     Also where MPI is not initialised yet: the other ranks of the job would wait in MPI_Init for ever.
     """
     try:
         yield
     except BaseException as error:
-        _end_job(error)
+        _end_job(error, role)
         raise
 
 
-def _end_job(error: BaseException) -> None:
+def _end_job(error: BaseException, role: str) -> None:
     launched = launched_by()
     if MPI.Is_initialized():
         rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     else:
         size, rank = launched[1:] if launched else (1, 0)
     if not isinstance(error, KeyboardInterrupt):
-        role = "server" if rank == 0 else "worker"
-        text = f"asyncfeded: rank {rank} ({role}) on {socket.gethostname()}: uncaught error, ending the job"
+        text = f"asyncfeded: rank {rank}{role and f' ({role})'} on {socket.gethostname()}: uncaught error, ending the job"
         print(f"{text}\n{traceback.format_exc()}", file=sys.stderr, flush=True)  # noqa: T201
     elif rank == 0:
         print("asyncfeded: interrupted", file=sys.stderr, flush=True)  # noqa: T201

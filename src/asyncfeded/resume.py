@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # the same module under its older name
 
-MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device")
+MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server")
 """Keys and sections of the config that a run may go on with others of; on the wall clock `threads` too."""
 
 
@@ -84,12 +84,12 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
     return Point(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), found.damaged)
 
 
-def reopen(config: Config, hosts: list[str], clients: np.ndarray, point: Point) -> record.Record:
+def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Point) -> record.Record:
     """The run's folder as it was at a checkpoint, with the config to go on with. Rank 0.
 
     Args:
         config: resolved.
-        hosts: of each rank.
+        places: placement.PLACE (ranks,).
         clients: heterogeneity.CLIENT (clients,).
         point: where the run goes on.
     """
@@ -97,16 +97,16 @@ def reopen(config: Config, hosts: list[str], clients: np.ndarray, point: Point) 
     part = path.with_name("config.toml.part")
     part.write_text(toml, encoding="utf-8")
     part.replace(path)
-    return record.Record(path.with_name("record.h5"), toml, hosts, clients, torch.get_num_threads(), point.record)
+    return record.Record(path.with_name("record.h5"), toml, places, clients, point.record)
 
 
-def sentences(point: Point) -> list[str]:
-    """For a person: where the run goes on, and what is not as it was."""
-    at, threads = point.snapshot, point.record.attributes["threads"]
+def sentences(point: Point, threads: int) -> list[str]:
+    """For a person: where the run goes on, and what is not as it was, with so many threads now."""
+    at, before = point.snapshot, point.record.attributes["threads"]
     said = [f"not used: {text}" for text in point.damaged]
     said.append(f"goes on from {point.path.name}: {at.time_s:.1f} s, {at.updates} updates, version {at.version}")
-    if threads != torch.get_num_threads():
-        said.append(f"{torch.get_num_threads()} thread(s), {threads} before: a replay will not be the same to the bit")
+    if threads != before:
+        said.append(f"{threads} thread(s), {before} before: a replay will not be the same to the bit")
     return said
 
 

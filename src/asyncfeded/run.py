@@ -1,15 +1,13 @@
 """One run: who is server, who is client, what is checked before the first message, and an orderly end.
 
-The phases, on every rank: join the job; prepare (read the config, load the data, build the model); agree; train; leave. What
-a user did wrong is found while preparing and told once, by rank 0. After that no rank leaves alone: an uncaught error ends
-the whole job (launcher.guard).
+The phases, on every rank: join the job; read the config, and agree; take a place (who is the server, which GPU, which
+cores); load the data and build the model, and agree; train; leave. What a user did wrong is found before training and told
+once, by rank 0. After that no rank leaves alone: an uncaught error ends the whole job (launcher.guard).
 """
 
 import json
-import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -19,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asyncfeded import kernel, launcher, record, result, resume, rules, shield, tasks, world
+from asyncfeded import kernel, launcher, placement, record, result, resume, rules, shield, world
 from asyncfeded.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.client import Lot, Trainer, work
 from asyncfeded.clock import Due, OrderedClock, Replay, Resumed
-from asyncfeded.config import Config, load
+from asyncfeded.config import Config
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
 from asyncfeded.heterogeneity import Heterogeneity, draw
 from asyncfeded.messages import Order
 from asyncfeded.patience import Patience
+from asyncfeded.plan import Plan, agree, read, settle
 from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
@@ -44,7 +43,7 @@ REFUSED = 2
 
 
 def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
-    """Run a training. Collective: rank 0 is the server, the others are workers.
+    """Run a training. Collective: one rank is the server, rank 0 unless the config says another, the others are workers.
 
     Args:
         path: the run's TOML file.
@@ -79,15 +78,16 @@ class Job:
     """What a rank has prepared: a model, and the data for its role."""
 
     config: Config
-    task: tasks.Task
-    rule: rules.Rule
+    places: np.ndarray
+    """placement.PLACE (ranks,), by rank in MPI_COMM_WORLD."""
     flat: FlatModel
     heterogeneity: Heterogeneity
     trainer: Trainer | None
     """On the workers, as `lot`, that of a client."""
     lot: Callable[[int], Lot] | None
     model: GlobalModel | None
-    """On rank 0, as `state`, `due`, `evaluator` and `run_dir`."""
+    """On the server, as `rule`, `state`, `due`, `evaluator` and `run_dir`."""
+    rule: rules.Rule
     state: State
     due: Due
     """When an update is due, unless on the wall clock."""
@@ -96,70 +96,52 @@ class Job:
     record: record.Record | None
     """Of a new run."""
     point: resume.Point | None
-    """Where a run goes on; rank 0."""
+    """Where a run goes on; on the server."""
 
 
 def _train(here: World, path: Path, overrides: list[str], resumed: Path | None) -> tuple[int, bool]:
     """Prepare, agree and play this rank's part. Returns the exit status, and whether ranks are lost."""
-    job: Job | None = None
+    plan = agree(here, lambda: read(here, path, overrides), lambda plan: world.statement(config=plan.config.digest()))
+    here, places = settle(here, plan)
+    seated = world.seat(here, plan.config.server)  # its rank 0 is the server
     undo = ExitStack()  # what takes back the run's folder
-    try:
-        job = _prepare(here, path, overrides, resumed, undo)
+
+    def told(job: Job) -> np.ndarray:
         layout = job.flat.layout
-        said = world.statement(
-            config=job.config.digest(),
-            layout=layout.digest(),
-            num_params=layout.num_params,
-            size=layout.size,
-            run_dir=str(job.run_dir),
-        )
-    except (ValueError, OSError) as error:
-        said = world.statement(problem=str(error) or repr(error))
+        return world.statement(layout=layout.digest(), num_params=layout.num_params, size=layout.size)
+
     try:
-        run_dir = world.agree(here, said)
+        job = agree(here, lambda: _prepare(seated, plan, places, resumed, undo), told)
     except world.RefusedError:
         with suppress(OSError):
             undo.close()
         raise
-    assert job is not None
-    if here.rank == 0:
-        shield.note(f"the server is dead; go on with: asyncfeded resume {run_dir}")
-        return _serve(here, job)
-    shield.note("")
-    # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    try:
-        return 0, _work(here, job)
-    except ServerLostError as error:
-        if here.rank == 1:
-            text = f"the server is dead ({error}); go on with: asyncfeded resume {run_dir}"
-            print(f"asyncfeded: {text}", file=sys.stderr, flush=True)  # noqa: T201
-        return 1, True
+    resumable = f"the server is dead; go on with: asyncfeded resume {world.hear(seated, str(job.run_dir))}"
+    with launcher.guard("worker" if seated.rank else "server"):
+        if seated.rank == 0:
+            shield.note(resumable)
+            return _serve(seated, job)
+        shield.note("")
+        # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            return 0, _work(seated, job)
+        except ServerLostError as error:
+            if seated.rank == 1:
+                print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
+            return 1, True
 
 
-def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None, undo: ExitStack) -> Job:
-    """All that can be checked without a message.
+def _prepare(here: World, plan: Plan, places: np.ndarray, resumed: Path | None, undo: ExitStack) -> Job:
+    """All else that can be checked without a message.
 
     Raises:
         ValueError, OSError: something is wrong that a user can mend.
     """
-    config = load(path, overrides)
-    task, rule = tasks.load(config.task), rules.load(config.rule)
-    workers = here.size - 1
-    num_clients = config.clients or workers
-    if config.clock == "wall" and num_clients != workers:
-        raise ValueError(
-            f"clients = {num_clients}, but {here.size} ranks make 1 server and {workers} clients; start it with "
-            f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
-        )
-    if config.threads or config.clock == "virtual":
-        torch.set_num_threads(config.threads or 1)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(here.threads)
-    config = _resolved(config, task, rule, num_clients)
+    config, task, rule, device = plan
+    num_clients, workers = config.clients, here.size - 1
     heterogeneity = draw(config, task.sizes(num_clients, config.seed))
-    device = _device(config.device, here)
     seed_torch(config.seed, Stream.MODEL)
     flat = FlatModel(task.model(), device)
     if here.rank == 0:
@@ -172,9 +154,9 @@ def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None
             point = resume.find(resumed, config, flat.layout, state)
             due = Resumed(resume.kept_due(point.snapshot), due)
         else:
-            book = _open_run(config, here.hosts, heterogeneity.clients, undo)
+            book = _open_run(config, places, heterogeneity.clients, undo)
         run_dir = Path(config.run_dir)
-        return Job(config, task, rule, flat, heterogeneity, None, None, model, state, due, evaluator, run_dir, book, point)
+        return Job(config, places, flat, heterogeneity, None, None, model, rule, state, due, evaluator, run_dir, book, point)
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
 
     @cache
@@ -186,37 +168,16 @@ def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None
 
     for client in range(here.rank - 1, num_clients, workers):
         lot(client)  # now, so that faults of the data are told; of other clients when they move here
-    return Job(config, task, rule, flat, heterogeneity, trainer, lot, None, {}, heterogeneity.due, None, Path(), None, None)
+    due, run_dir = heterogeneity.due, Path()
+    return Job(config, places, flat, heterogeneity, trainer, lot, None, rule, {}, due, None, run_dir, None, None)
 
 
-def _device(wanted: str, here: World) -> torch.device:
-    """The device of this rank: a host's GPUs are dealt to its ranks in turn."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not count):
-        return torch.device("cpu")
-    index = int(wanted.partition(":")[2] or here.local_rank % max(count, 1))
-    if index >= count:
-        raise ValueError(
-            f"device = {wanted!r}: this host has {count} GPUs that torch can use; set device=cpu or device=auto"
-        )
-    torch.cuda.set_device(index)  # pinned memory, too, is then made in the context of this GPU
-    return torch.device("cuda", index)
-
-
-def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
-    """The config with every default filled in, those of task and rule too, and the run's folder named."""
-    run_dir = config.run_dir or str(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{task.name}-{rule.name}")
-    sections = {"task": task, "rule": rule}
-    filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
-    return config.model_copy(update=filled | {"clients": num_clients, "run_dir": run_dir})
-
-
-def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitStack) -> record.Record:
+def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, undo: ExitStack) -> record.Record:
     """The run's folder with its config and an empty record. Rank 0.
 
     Args:
         config: resolved.
-        hosts: of each rank.
+        places: placement.PLACE (ranks,).
         clients: their lots.
         undo: gets what takes back all that was made here.
 
@@ -237,7 +198,7 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
         for name in ("config.toml", "record.h5", "record.h5.updates", "record.h5.evaluations"):
             undo.callback((run_dir / name).unlink, missing_ok=True)
         (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        book = record.Record(run_dir / "record.h5", config.to_toml(), hosts, clients, torch.get_num_threads())
+        book = record.Record(run_dir / "record.h5", config.to_toml(), places, clients)
         undo.callback(book.close)
     except OSError as error:
         why = error.strerror or str(error)
@@ -271,7 +232,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
     ordered, point = config.clock != "wall", job.point
     start_s = point.snapshot.time_s if point else 0.0
     if point:
-        book = resume.reopen(config, here.hosts, job.heterogeneity.clients, point)
+        book = resume.reopen(config, job.places, job.heterogeneity.clients, point)
     else:
         assert job.record is not None
         book = job.record
@@ -293,14 +254,14 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         server_bytes = beside_bytes + pipe.buffer_bytes
         progress.say(
             f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {here.size - 1} ranks of "
-            f"{len(set(here.hosts))} host(s), {torch.get_num_threads()} thread(s) each, {launcher.vendor()}; results in "
-            f"{run_dir}"
+            f"{len(set(here.hosts))} host(s), {launcher.vendor()}; results in {run_dir}"
         )
+        progress.say("\n".join(placement.table(job.places)))
         progress.say(
             f"server holds {server_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
             f"{server_bytes / 1e6:.1f} MB; kernel: {kernel.describe()}"
         )
-        for text in resume.sentences(point) if point else ():
+        for text in resume.sentences(point, book.threads) if point else ():
             progress.say(text)
         clock = OrderedClock(pipe, job.due, start_s) if ordered else None
         toml = config.to_toml()

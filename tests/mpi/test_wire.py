@@ -810,4 +810,41 @@ def test_the_ranks_of_a_host_share_its_cores(here):
     assert sum(cores) <= len(os.sched_getaffinity(0)) + 1e-9
     assert here.threads == max(1, int(here.cores))
     assert here.crowded == (min(cores) < 1 - 1e-9)
-    assert here.comm.allgather(here.local_rank) == list(range(here.size))
+    assert here.neighbours == list(range(here.size))
+
+
+@together
+def test_cores_are_shared_anew_when_ranks_have_bound_themselves(here):
+    """All but rank 0 leave the first core."""
+    may = sorted(os.sched_getaffinity(0))
+    if len(may) < 2:
+        return
+    try:
+        if here.rank:
+            os.sched_setaffinity(0, may[1:])
+        cores = here.comm.allgather(world.share_cores(here).cores)
+    finally:
+        os.sched_setaffinity(0, may)
+    others = (len(may) - 1) / here.size
+    assert cores == pytest.approx([1 + others] + [others] * (here.size - 1))
+
+
+@together
+def test_any_rank_may_sit_first(here):
+    server = here.size - 1
+    seated = world.seat(here, server)
+    assert seated.comm.allgather(here.rank) == [server, *range(server)]
+    assert seated.rank == (here.rank + 1) % here.size
+    assert seated.neighbours == list(range(here.size))
+    seated.comm.Free()
+    assert world.seat(here, 0) is here
+
+
+@together
+def test_every_rank_has_the_map_of_all(here):
+    found = world.places(here, "server" if here.rank == 1 else "worker", f"cuda:{here.rank}", 7)
+    assert found["role"].tolist() == [b"server" if rank == 1 else b"worker" for rank in range(here.size)]
+    assert found["device"].tolist() == [f"cuda:{rank}".encode() for rank in range(here.size)]
+    assert found["host"].tolist() == [socket.gethostname().encode()] * here.size
+    assert set(found["threads"].tolist()) == {7}
+    assert found["cores"].tolist() == here.comm.allgather(here.cores)

@@ -20,6 +20,7 @@ from asyncfeded.evaluation import Evaluator, Score
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.messages import HEADER
+from asyncfeded.placement import PLACE
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
@@ -80,7 +81,7 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
             together(here)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
             wire = ServerWire(here.comm, clients, params, here.backoff(wait), clients, model.measure)
-            with Record(Path(folder) / f"{number}.h5", "", here.hosts, np.zeros(clients, CLIENT), here.threads) as book:
+            with Record(Path(folder) / f"{number}.h5", "", np.zeros(here.size, PLACE), np.zeros(clients, CLIENT)) as book:
                 server = _server(wire, model, book, seconds)
                 outcome = server.run()
             peak = max(peak, _status_bytes("VmHWM"))
