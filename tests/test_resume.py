@@ -566,7 +566,7 @@ def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi,
         job.until(lambda: len(names(jobs / "run")) == 1)
         os.kill(job.process.pid, signal.SIGTERM)
         status, said = job.end()
-    assert status == 0, said
+    assert status == 75, said
     first = json.loads((jobs / "run" / "result.json").read_text())
     assert first["stopped"] == "interrupted by a signal"
     assert names(jobs / "run")[-1:] == names_of(first["updates"])

@@ -29,7 +29,10 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.")] = None,
     ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")] = 0,
 ) -> None:
-    """Train. Under mpiexec or srun, rank 0 is the server and every other rank a client; --ranks starts mpiexec itself."""
+    """Train. Under mpiexec or srun, rank 0 is the server and every other rank a client; --ranks starts mpiexec itself.
+
+    Exit status 75: SIGINT or SIGTERM has ended the run, and `asyncfeded resume` goes on with it.
+    """
     if ranks:
         _start(ranks, ["train", str(file), *(overrides or [])], lasting=True)
     with _launcher().guard():

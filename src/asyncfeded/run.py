@@ -31,7 +31,7 @@ from asyncfeded.plan import Plan, agree, read, settle
 from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
-from asyncfeded.server import Server
+from asyncfeded.server import INTERRUPTED, Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
 from asyncfeded.wire import ServerWire
@@ -40,6 +40,8 @@ from asyncfeded.world import World
 
 REFUSED = 2
 """Exit status when a run cannot start for a reason that a user can mend."""
+RESUMABLE = os.EX_TEMPFAIL
+"""Exit status, 75, of a run that SIGINT or SIGTERM has ended: `asyncfeded resume` goes on with it."""
 
 
 def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
@@ -51,8 +53,8 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
         resumed: folder of the run to go on with; None: it is a new one.
 
     Returns:
-        The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved, or no
-        client was left before a limit was reached.
+        The exit status: 0; RESUMABLE; REFUSED after telling why on standard error; 1 if the model could not be saved, or
+        no client was left before a limit was reached.
     """
     here: World | None = None
     apart = False
@@ -298,7 +300,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         outcome = server.run()
         keeper.finish()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
-        status = int(outcome.failed)
+        status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
         if outcome.failed:
             progress.say(f"go on with: asyncfeded resume {run_dir}")
         try:

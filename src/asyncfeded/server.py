@@ -21,6 +21,9 @@ from asyncfeded.rules import Rule, Waits
 from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
 
+INTERRUPTED = "interrupted by a signal"
+"""Why a run stopped that may go on later."""
+
 
 class Outcome(NamedTuple):
     """How a run ended."""
@@ -182,7 +185,7 @@ class Server:
         if self.failed:
             return self.failed
         if self.interrupted:
-            return "interrupted by a signal"
+            return INTERRUPTED
         if limits.updates and self.updates >= limits.updates:
             return f"{self.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
