@@ -58,9 +58,7 @@ class Hosts:
         return self
 
     def __exit__(self, *error):
-        for pid in self._inside():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.end()
         for holder in self._holders.values():
             end(holder)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -81,28 +79,11 @@ class Hosts:
         """Cut the wire of a host."""
         self._ip("switch", f"link set port{self.names.index(name) + 1} down")
 
-    def _hold(self, name):
-        # Its parent's end, in whatever way, is its own.
-        command = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            "--net",
-            "--uts",
-            "--mount",
-            "sh",
-            "-c",
-            "echo; exec sleep inf",
-        ]
-        holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        self._holders[name] = holder
-        (self.folder / f"{name}.pid").write_text(str(holder.pid))
-        assert holder.stdout.read(1) == b"\n", f"{name}: no namespaces"
-        holder.stdout.close()
-
-    def _ip(self, name, words):
-        self.on(name, f"ip {words}")
+    def end(self):
+        """End all that runs on the hosts."""
+        for pid in self._inside():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _inside(self):
         """Processes on the hosts, but for those that hold them."""
@@ -112,3 +93,16 @@ class Hosts:
             with suppress(OSError):
                 if path.readlink() in networks and int(path.parts[2]) not in holders:
                     yield int(path.parts[2])
+
+    def _hold(self, name):
+        # Its parent's end, in whatever way, is its own.
+        hold = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--mount"]
+        command = [*hold, "sh", "-c", "echo; exec sleep inf"]
+        holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._holders[name] = holder
+        (self.folder / f"{name}.pid").write_text(str(holder.pid))
+        assert holder.stdout.read(1) == b"\n", f"{name}: no namespaces"
+        holder.stdout.close()
+
+    def _ip(self, name, words):
+        self.on(name, f"ip {words}")

@@ -104,7 +104,7 @@ class Slurm:
             self._wait(lambda: not self.run("squeue", "-h"), 15)
         for daemon in reversed(self._daemons):
             end(daemon)
-        for pid in self._left():
+        for pid in self.left():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._lock.close()
@@ -155,6 +155,14 @@ class Slurm:
         path = Path(self.job(number)["StdOut"])
         return path.read_text() if path.exists() else ""
 
+    def left(self):
+        """Processes that carry the name of this Slurm in their environment."""
+        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if int(path.parent.name) != os.getpid() and mark in path.read_bytes().split(b"\0"):
+                    yield int(path.parent.name)
+
     def _configure(self, port):
         nodes = f"{port + 3}-{port + NODES + 1}"
         config = CONFIG.format(
@@ -188,14 +196,6 @@ class Slurm:
 
     def _logs(self):
         return "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
-
-    def _left(self):
-        """Processes that carry the name of this Slurm in their environment."""
-        mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):
-                if int(path.parent.name) != os.getpid() and mark in path.read_bytes().split(b"\0"):
-                    yield int(path.parent.name)
 
 
 def free_ports(count):

@@ -11,6 +11,7 @@ import pytest
 from asyncfeded import record
 from asyncfeded.checkpoint import newest
 from cluster.conftest import TOML, is_whole
+from cluster.slurm import Slurm
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 ASYNCFEDED = Path(sys.executable).with_name("asyncfeded")
@@ -45,6 +46,16 @@ def submit(slurm, mpi, folder, name, resources, *arguments):
 def places(said):
     """By task, the node that it was on, and its GPUs."""
     return {int(task): (node, gpus) for task, node, gpus in re.findall(r"task (\d+) on (\S+) with GPUs (\S+)", said)}
+
+
+def test_a_second_slurm_runs_beside_the_first_and_leaves_nothing(slurm, tmp_path):
+    with Slurm() as other:
+        assert other.run("srun", "--nodes=4", "printenv", "SLURM_CONF").splitlines() == [other.env["SLURM_CONF"]] * 4
+        endless = other.submit(tmp_path, "--nodes=4", "--wrap=srun sleep inf")
+        other.until(endless, lambda: other.job(endless)["JobState"] == "RUNNING")
+    assert not other.folder.exists()
+    assert list(other.left()) == []
+    assert slurm.run("srun", "--nodes=4", "printenv", "SLURM_CONF").splitlines() == [slurm.env["SLURM_CONF"]] * 4
 
 
 # --- every way to start one

@@ -15,14 +15,17 @@ import torch
 from asyncfeded import kernel, rules, world
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
-from asyncfeded.config import Evaluation, Limits
+from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator, NoEvaluator
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
+from asyncfeded.messages import HEADER
+from asyncfeded.placement import PLACE
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
-from asyncfeded.wire import HEADER, ClientWire, ServerWire
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire
 from asyncfeded.world import World
 
 ECHO_BYTES = 4e8
@@ -78,7 +81,7 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
             together(here)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
             wire = ServerWire(here.comm, clients, params, here.backoff(wait), clients, model.measure)
-            with Record(Path(folder) / f"{number}.h5", "", here.hosts, np.zeros(clients, CLIENT), here.threads) as book:
+            with Record(Path(folder) / f"{number}.h5", "", np.zeros(here.size, PLACE), np.zeros(clients, CLIENT)) as book:
                 server = _server(wire, model, book, seconds)
                 outcome = server.run()
             peak = max(peak, _status_bytes("VmHWM"))
@@ -188,10 +191,12 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) 
         evaluator=cast("Evaluator", NoEvaluator()),
         record=book,
         limits=Limits(),
+        faults=Faults(),
         epochs=epochs,
         evaluation=Evaluation(),
         in_idle_moments=True,
         tick=move,
+        say=print,
     )
 
 

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from asyncfeded import rules
-from asyncfeded.config import Config, Evaluation, Limits
+from asyncfeded.config import Config, Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator, NoEvaluator
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import draw
+from asyncfeded.messages import Arrival, Order
 from asyncfeded.record import UPDATE, Record
 from asyncfeded.scaling.queueing import Times
 from asyncfeded.seeds import Stream, numpy_rng, seed_torch
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.study import quartiles
-from asyncfeded.wire import Arrival, Order
 
 PARAMS = 10_000
 """Of the simulated model."""
@@ -38,7 +38,7 @@ LEAST = 2000
 
 
 class QueueWire:
-    """A `wire.Wire` on which time is declared: the server serves one update after the other, who came first first.
+    """A `messages.Wire` on which time is declared: the server serves one update after the other, who came first first.
 
     Args:
         times: what an update takes.
@@ -148,10 +148,12 @@ def simulate(times: Times, config: Config, clients: int, exponential: bool = Fal
         evaluator=cast("Evaluator", NoEvaluator()),
         record=cast("Record", book),
         limits=Limits(updates=warm + max(ROUNDS * clients, LEAST)),
+        faults=Faults(),
         epochs=epochs,
         evaluation=Evaluation(every_s=1e12),
         in_idle_moments=True,
         tick=lambda server: None,
+        say=lambda text: None,
     )
     server.run()
     updates = np.array(book.updates, UPDATE)
