@@ -121,6 +121,7 @@ def _execute(job: Job, folder: Path, wait: str) -> str:
     with log.open("w") as out:
         status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
     if status or not is_done(folder, job.name):
+        (run_dir / "result.json").unlink(missing_ok=True)  # of a run that was interrupted, or has lost its clients
         return f"failed with status {status}, see {log}"
     file.unlink()
     log.unlink()

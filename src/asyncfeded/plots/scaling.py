@@ -42,7 +42,7 @@ def plot_scaling(
     kinds = [kind for kind in grid.scaling if any(row.run.scaling == kind for row in rows)]
     repeats = f"median and range of {len(grid.seeds)} runs" if len(grid.seeds) > 1 else "one run each"
     pairs = list(zip(rows, comparisons, strict=True))
-    title = f"{_conditions(grid, rows)}; {repeats}"
+    title = f"{_conditions(grid, rows)}\n{repeats}"
     with plt.rc_context(STYLE):
         figure, axes = _panels(plt, kinds, 2)
         for (speedup, efficiency), kind in zip(axes.T, kinds, strict=True):
@@ -187,7 +187,7 @@ def _conditions(grid: Grid, rows: Sequence[Row]) -> str:
     if grid.round_s:
         return f"Clients are paced, {grid.round_s:g} s for a round of the fewest, and sleep most of it"
     if cores := _cores(grid, rows):
-        return f"Clients share {cores:.0f} cores with the server: beyond {cores:.0f} clients the cores are the limit"
+        return f"Clients and server share {cores:.0f} cores, which limit the speed-up"
     return "Every rank has cores of its own"
 
 

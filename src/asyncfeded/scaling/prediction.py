@@ -97,7 +97,7 @@ def to_markdown(predictions: Sequence[Prediction]) -> str:
         times = one.times
         fitted = ", ".join(str(point.clients) for point in one.points if point.fitted)
         tests = [point for point in one.points if point.measured and not point.fitted]
-        divided = f" with {times.divided} client(s), divided by more" if times.divided else ""
+        divided = f" with the fewest clients ({times.divided}), divided by more" if times.divided else ""
         lines += [f"### Predicted: {title(one.line, one.params)}", ""]
         lines.append(
             f"From the runs of {fitted} clients: S = {1e3 * times.service_s:.3g} ms, L = {1e3 * times.latency_s:.3g} ms, "
