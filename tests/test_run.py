@@ -433,9 +433,18 @@ def test_a_replay_of_nothing_is_refused(tmp_path):
 
 def test_an_interrupt_stops_a_run_as_a_limit_does(own_mpi, folder):
     """A launcher passes the signal on to all ranks; here, to the server alone, which stops the others."""
-    script = "import os, signal, threading; threading.Timer(12, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
     (folder / "late.py").write_text(
-        "import os\nif os.environ['PMI_RANK'] == '0':\n    " + script + "from asyncfeded.cli import main\nmain()\n"
+        "import os, signal, threading, time\n"
+        "from pathlib import Path\n"
+        "def interrupt():\n"
+        "    rows = Path('run/record.h5.updates')\n"
+        "    while not (rows.exists() and rows.stat().st_size):\n"
+        "        time.sleep(0.05)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "if os.environ['PMI_RANK'] == '0':\n"
+        "    threading.Thread(target=interrupt, daemon=True).start()\n"
+        "from asyncfeded.cli import main\n"
+        "main()\n"
     )
     if own_mpi.vendor.startswith("Open MPI"):
         pytest.skip("looks for the rank in the environment that MPICH's mpiexec makes")
