@@ -24,6 +24,8 @@ SIDEWAYS = {
     ("run", "resume"),
     ("resume", "progress"),
     ("record", "checkpoint"),
+    ("bench", "resume"),
+    ("bench", "progress"),
     ("plots", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),

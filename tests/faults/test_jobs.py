@@ -1,0 +1,105 @@
+"""The whole job, its launcher, its server or a client is killed, ended, or stopped for a while."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from asyncfeded import checkpoint, record
+from conftest import run, run_asyncfeded
+from faults.conftest import names, updates_of
+
+PUNISH = Path(__file__).parents[2] / "launch" / "punish.py"
+PUNISH_S = float(os.environ.get("ASYNCFEDED_TEST_PUNISH_S", "15"))
+
+
+def test_a_run_killed_at_random_instants_ends_as_the_undisturbed_one_to_the_bit(own_mpi, tmp_path):
+    command = [sys.executable, PUNISH, PUNISH_S, "--folder", "punished", "limits.updates=80", "task.hidden=32"]
+    done = run(command, tmp_path, own_mpi.env, timeout=240 + 2 * PUNISH_S)
+    assert done.status == 0, str(done)
+    assert done.result["kills"] > 0, str(done)
+    assert done.result["runs"] == done.result["runs_equal"] > 0, str(done)
+    assert done.result["updates_of_a_run"] == 80
+    assert [path.name for path in sorted((tmp_path / "punished").iterdir())] == ["whole", "whole.out"]
+
+
+def test_a_punished_run_that_ends_otherwise_is_told(own_mpi, tmp_path):
+    """On the wall clock no two runs are equal."""
+    command = [sys.executable, PUNISH, 0.1, "--folder", "punished", "clock=wall", "clients=0", "limits.updates=20"]
+    done = run(command, tmp_path, own_mpi.env, timeout=240)
+    assert done.status == 1, str(done)
+    assert "punished/0: not the end of the undisturbed run, status 0; see punished/0.out" in done.stderr
+    assert (done.result["runs"], done.result["runs_equal"]) == (1, 0)
+
+
+def goes_on(mpi, folder):
+    """Whether the run in the folder `run` goes on for ten updates, with a record without gap or duplicate."""
+    before = checkpoint.newest(folder / "run").snapshot
+    done = run_asyncfeded("resume", "run", f"limits.updates={before.updates + 10}", cwd=folder, env=mpi.env)
+    assert done.status == 0, str(done)
+    updates = record.read(folder / "run").updates
+    assert updates["version"].tolist() == list(range(1, before.updates + 11))
+    for client in range(2):
+        rounds = updates["round"][updates["client"] == client]
+        assert rounds.tolist() == list(range(len(rounds)))
+
+
+def test_a_killed_server_ends_the_job_and_the_run_goes_on(mpi, jobs, start):
+    job = start()
+    os.kill(job.ranks()[0], signal.SIGKILL)
+    status, said = job.end()
+    assert status != 0, said
+    assert not (jobs / "run" / "result.json").exists()
+    goes_on(mpi, jobs)
+
+
+def test_sigterm_to_the_launcher_leaves_a_run_that_goes_on(mpi, jobs, start):
+    """MPICH's passes it on and waits; Open MPI's gives the ranks half a second, which may be too short for a checkpoint."""
+    job = start()
+    os.kill(job.process.pid, signal.SIGTERM)
+    status, said = job.end()
+    if not mpi.vendor.startswith("Open MPI"):
+        assert status == 0, said
+        result = json.loads((jobs / "run" / "result.json").read_text())
+        assert result["stopped"] == "interrupted by a signal"
+        assert names(jobs / "run")[-1] == f"checkpoint-{result['updates']:010d}.h5"
+    assert checkpoint.newest(jobs / "run").damaged == ()
+    goes_on(mpi, jobs)
+
+
+def test_a_client_that_is_stopped_holds_up_nobody_and_comes_back(mpi, jobs, start):
+    job, run_dir = start(), jobs / "run"
+    client = job.ranks()[2]
+    os.kill(client, signal.SIGSTOP)
+    time.sleep(0.2)
+    others = updates_of(run_dir, 0)
+    job.until(lambda: updates_of(run_dir, 0) > others + 5)
+    its = updates_of(run_dir, 1)
+    os.kill(client, signal.SIGCONT)
+    job.until(lambda: updates_of(run_dir, 1) > its + 5)
+    ends_well(job, run_dir)
+
+
+def test_a_server_that_is_stopped_goes_on(mpi, jobs, start):
+    job, run_dir = start(), jobs / "run"
+    server = job.ranks()[0]
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(1)
+    rows = len(record.read(run_dir).updates)
+    time.sleep(1)
+    assert len(record.read(run_dir).updates) == rows
+    os.kill(server, signal.SIGCONT)
+    job.until(lambda: min(updates_of(run_dir, client) for client in range(2)) > rows // 2 + 5)
+    ends_well(job, run_dir)
+
+
+def ends_well(job, run_dir):
+    """Whether SIGTERM, to the server alone, stops all ranks in order."""
+    os.kill(job.ranks()[0], signal.SIGTERM)
+    status, said = job.end()
+    assert status == 0, said
+    result, updates = json.loads((run_dir / "result.json").read_text()), record.read(run_dir).updates
+    assert (result["stopped"], result["refused"]) == ("interrupted by a signal", 0)
+    assert updates["version"].tolist() == list(range(1, result["updates"] + 1))
