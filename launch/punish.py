@@ -20,7 +20,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from asyncfeded import record
+from asyncfeded import checkpoint, record
 
 PR_SET_CHILD_SUBREAPER = 36
 MEASURED = ("compute_s", "wait_s", "service_s")
@@ -139,15 +139,16 @@ def main() -> int:
 
     kills: Counter[str] = Counter()
     lives: Counter[str] = Counter()
-    runs, equal = 0, 0
+    runs, equal, damaged = 0, 0, 0
     deadline = time.monotonic() + given.seconds
     while time.monotonic() < deadline:
         run_dir, status, undisturbed = folder / f"{runs}", None, False
         while status is None and not undisturbed:
             if any(run_dir.glob("checkpoints/checkpoint-*.h5")):
                 lives["resumed"] += 1
+                damaged += len(checkpoint.newest(run_dir).damaged)
                 command = ["resume", str(run_dir), "--ranks", str(rng.choice(RANKS))]
-            else:  # killed before its first checkpoint
+            else:  # killed before its first checkpoint, or new
                 shutil.rmtree(run_dir, ignore_errors=True)
                 lives["begun"] += 1
                 command = train(run_dir)
@@ -170,13 +171,14 @@ def main() -> int:
         "kills_while": dict(sorted(kills.items())),
         "begun": lives["begun"],
         "resumed": lives["resumed"],
+        "checkpoints_damaged": damaged,
         "runs": runs,
         "runs_equal": equal,
         "updates_of_a_run": expected[1],
         "model_sha256": expected[0],
     }
     print(json.dumps(figures))
-    return int(equal < runs)
+    return int(equal < runs or damaged > 0)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def start(mpi, jobs):
 
 def updates_of(run_dir, client):
     """Rows of a client in the record so far."""
-    rows = run_dir / "record.h5.updates"
-    return int((record.read(run_dir).updates["client"] == client).sum()) if rows.exists() else 0
+    exists = (run_dir / "record.h5").exists()
+    return int((record.read(run_dir).updates["client"] == client).sum()) if exists else 0
 
 
 def names(run_dir):
