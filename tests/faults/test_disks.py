@@ -1,13 +1,25 @@
 """Disks that are full, read-only, slow or damaged under a real run."""
 
+from pathlib import Path
+
+import pytest
+
 from asyncfeded import checkpoint, record
 from conftest import Job, run, run_asyncfeded
-from faults.conftest import VIRTUAL, broken, names
+from faults.conftest import TOML, VIRTUAL, broken, names
+
+
+@pytest.fixture(scope="module")
+def whole(own_mpi, tmp_path_factory):
+    """Result of the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "run.toml").write_text(TOML)
+    return own_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={folder / 'run'}", cwd=folder).result
 
 
 def same_rows(one, other):
     """Two records, but for what the wall clock measured."""
-    (updates, evaluations, _), (others, other_evaluations, _) = record.read(one), record.read(other)
+    (updates, evaluations, _), (others, other_evaluations, _) = record.read(one), record.read(Path(other))
     told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
     return all((updates[name].tobytes() == others[name].tobytes()) for name in told) and (
         evaluations.tobytes() == other_evaluations.tobytes()
@@ -18,9 +30,8 @@ def resumed(mpi, folder, run_dir, *overrides):
     return run_asyncfeded("resume", run_dir, *overrides, cwd=folder, env=mpi.env)
 
 
-def test_a_full_disk_does_not_end_the_run_and_the_last_good_checkpoint_stays_good(own_mpi, jobs, disk):
+def test_a_full_disk_does_not_end_the_run_and_the_last_good_checkpoint_stays_good(own_mpi, jobs, disk, whole):
     """A disk of 600 kB holds the record and one checkpoint, and not the second beside it."""
-    expected = own_mpi.train(3, "run.toml", *VIRTUAL, "run_dir=whole", cwd=jobs).result
     run_dir = disk("size=600k") / "run"
     done = own_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=jobs)
     assert "No space left on device; the last good one: checkpoint-00000000" in done.stderr, str(done)
@@ -30,8 +41,8 @@ def test_a_full_disk_does_not_end_the_run_and_the_last_good_checkpoint_stays_goo
     disk("size=64m")
     done = resumed(own_mpi, jobs, run_dir)
     assert done.status == 0, str(done)
-    assert done.result["model_sha256"] == expected["model_sha256"]
-    assert same_rows(run_dir, jobs / "whole")
+    assert done.result["model_sha256"] == whole["model_sha256"]
+    assert same_rows(run_dir, whole["run_dir"])
 
 
 def test_a_folder_for_checkpoints_that_cannot_be_written_does_not_end_the_run(own_mpi, jobs, disk):
@@ -102,8 +113,7 @@ def test_the_server_does_not_stop_for_a_slow_disk(own_mpi, jobs):
     assert checkpoint.newest(jobs / "run").snapshot.updates == 100
 
 
-def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(own_mpi, jobs):
-    expected = own_mpi.train(3, "run.toml", *VIRTUAL, "run_dir=whole", cwd=jobs).result
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(own_mpi, jobs, whole):
     with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, *VIRTUAL, "run_dir=run") as job:
         job.until(lambda: len(names(jobs / "run")) == 2)
         job.kill()
@@ -113,8 +123,8 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(o
     assert done.status == 0, str(done)
     assert f"not used: run/checkpoints/{newest.name}: is damaged: " in done.stderr
     assert f"goes on from {before.name}: " in done.stderr
-    assert done.result["model_sha256"] == expected["model_sha256"]
-    assert same_rows(jobs / "run", jobs / "whole")
+    assert done.result["model_sha256"] == whole["model_sha256"]
+    assert same_rows(jobs / "run", whole["run_dir"])
     for name in names(jobs / "run"):
         flip(jobs / "run" / "checkpoints" / name)
     done = resumed(own_mpi, jobs, "run", "limits.updates=50")

@@ -22,8 +22,8 @@ Trainer.round = round_
 """
 
 
-def test_a_client_that_sends_nan_is_refused_and_the_other_trains_on(mpi, jobs):
-    done = run(broken(mpi, jobs, NAN, "limits.updates=20"), jobs, mpi.env)
+def test_a_client_that_sends_nan_is_refused_and_the_other_trains_on(own_mpi, jobs):
+    done = run(broken(own_mpi, jobs, NAN, "limits.updates=20"), jobs, own_mpi.env)
     assert done.status == 0, str(done)
     updates = record.read(jobs / "run").updates
     bad = updates["client"] == 1
