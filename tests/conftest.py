@@ -151,8 +151,8 @@ class Job:
         found = {}
         for pid in descendants(self.process.pid):
             with suppress(OSError):
-                program, environment = Path(f"/proc/{pid}/cmdline"), Path(f"/proc/{pid}/environ")
-                if b"python" in program.read_bytes().split(b"\0")[0]:
+                words, environment = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"), Path(f"/proc/{pid}/environ")
+                if b"python" in words[0] and b"asyncfeded.shield" not in words:
                     variables = dict(item.split(b"=", 1) for item in environment.read_bytes().split(b"\0") if b"=" in item)
                     rank = variables.get(b"PMI_RANK") or variables.get(b"OMPI_COMM_WORLD_RANK")
                     if rank:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from asyncfeded import record
-from conftest import Job
+from asyncfeded import checkpoint, record
+from conftest import Job, run_asyncfeded
 
 TOML = """
 clients = 2
@@ -59,6 +59,22 @@ def updates_of(run_dir, client):
 def names(run_dir):
     """Of the checkpoints."""
     return sorted(path.name for path in (run_dir / "checkpoints").glob("checkpoint-*.h5"))
+
+
+def goes_on(mpi, folder, lost=0):
+    """Whether the run in the folder `run` goes on for ten updates, with a record without gap or duplicate.
+
+    Of each client, `lost` rounds may be missing: the one in which it died.
+    """
+    before = checkpoint.newest(folder / "run").snapshot
+    done = run_asyncfeded("resume", "run", f"limits.updates={before.updates + 10}", cwd=folder, env=mpi.env)
+    assert done.status == 0, str(done)
+    updates = record.read(folder / "run").updates
+    assert updates["version"].tolist() == list(range(1, before.updates + 11))
+    for client in range(len(before.clients)):
+        rounds = updates["round"][updates["client"] == client].tolist()
+        assert rounds == sorted(set(rounds))
+        assert rounds[-1] + 1 - len(rounds) <= lost
 
 
 def broken(mpi, folder, code, *overrides):
