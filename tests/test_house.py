@@ -26,6 +26,8 @@ SIDEWAYS = {
     ("run", "plan"),
     ("resume", "progress"),
     ("record", "checkpoint"),
+    ("bench", "resume"),
+    ("bench", "progress"),
     ("plots", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),

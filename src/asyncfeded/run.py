@@ -6,6 +6,7 @@ once, by rank 0. After that no rank leaves alone: an uncaught error ends the who
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
