@@ -23,6 +23,7 @@ from asyncfeded.evaluation import Evaluator, Score
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.messages import HEADER
+from asyncfeded.placement import PLACE
 from asyncfeded.progress import Progress
 from asyncfeded.record import Record
 from asyncfeded.server import Server
