@@ -55,7 +55,8 @@ def test_a_loss_that_is_not_finite_is_null(run_dir):
 
 
 def test_the_last_line_is_the_figures_as_json(run_dir, capsys):
-    result.show(figures(run_dir), run_dir)
+    shown = figures(run_dir)
+    result.show(shown, run_dir)
     said = capsys.readouterr().out.splitlines()
-    assert json.loads(said[-1]) == figures(run_dir)
+    assert json.loads(said[-1]) == shown
     assert said[1].split()[:3] == ["0", "2", "66.7%"]  # of the updates that were merged
