@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -145,6 +148,70 @@ def run(command, cwd, env=None, timeout=120):
 def run_asyncfeded(*arguments, cwd, env=None, timeout=120):
     """`asyncfeded ARGUMENTS`, as a user types it."""
     return run([Path(sys.executable).with_name("asyncfeded"), *arguments], cwd, env, timeout)
+
+
+class Job:
+    """`asyncfeded ARGUMENTS`, started and not waited for."""
+
+    def __init__(self, folder, env, *arguments):
+        self.out = (folder / "out.txt").open("w+")
+        program = Path(sys.executable).with_name("asyncfeded")
+        self.process = subprocess.Popen(
+            [program, *map(str, arguments)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out
+        )
+
+    def ranks(self):
+        """Process of each rank that has started, by rank."""
+        found = {}
+        for pid in descendants(self.process.pid):
+            with suppress(OSError):
+                words, environment = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"), Path(f"/proc/{pid}/environ")
+                if b"python" in words[0] and b"asyncfeded.shield" not in words:
+                    variables = dict(item.split(b"=", 1) for item in environment.read_bytes().split(b"\0") if b"=" in item)
+                    rank = variables.get(b"PMI_RANK") or variables.get(b"OMPI_COMM_WORLD_RANK")
+                    if rank:
+                        found.setdefault(int(rank), pid)  # before a process that it has forked
+        return found
+
+    def until(self, what, seconds=100):
+        """Wait until something is so; the job must not end before."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.01)
+
+    def kill(self):
+        """SIGKILL to all of its processes, in any order."""
+        pids = [self.process.pid, *descendants(self.process.pid)]
+        for pid in random.sample(pids, len(pids)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process.poll() is None:
+            self.kill()
+        self.out.close()
+
+    def said(self):
+        self.out.seek(0)
+        return self.out.read()
+
+    def end(self):
+        """The exit status, and all that it said."""
+        return self.process.wait(100), self.said()
+
+
+def descendants(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
 
 
 class Mpi(NamedTuple):

@@ -23,6 +23,10 @@ SERVER = [
     "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s", "bytes_touched_per_update",
     "server_peak_bytes", "server_models",
 ]  # fmt: skip
+CHECKPOINTING = [
+    "turnaround_s_p50_checkpointing", "turnaround_s_p99_checkpointing", "p99_checkpointing_over_p99", "checkpoints",
+    "checkpoint_bytes",
+]  # fmt: skip
 
 
 # the kernel
@@ -130,6 +134,21 @@ def test_the_server_is_measured(mpi, tmp_path, params, clients):
     assert figures["bytes_touched_per_update"] == 36 * params
     if params == 25_000_000:  # a base for the client, the global model, a receive buffer; beside them little
         assert 2.9 < figures["server_models"] < 3.9
+
+
+def test_the_server_is_measured_while_checkpoints_are_written(mpi, tmp_path):
+    """In which are the model and three bases."""
+    arguments = ["bench", "server", "--params", 10_000, "--clients", 3, "--seconds", 0.3, "--checkpoints"]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    figures = done.result
+    assert list(figures) == [*SERVER, *CHECKPOINTING]
+    assert 0 < figures["turnaround_s_p50_checkpointing"] <= figures["turnaround_s_p99_checkpointing"] < 60
+    ratio = figures["turnaround_s_p99_checkpointing"] / figures["turnaround_s_p99"]
+    assert figures["p99_checkpointing_over_p99"] == pytest.approx(ratio, rel=1e-2)
+    assert figures["checkpoints"] > 6  # each of the 6 windows ends with one
+    assert 0 < figures["checkpoint_bytes"] - 4 * 4 * 10_000 < 1000
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("option", "value"), [("--params", 0), ("--seconds", "inf"), ("--wait", "nap")])

@@ -27,6 +27,8 @@ SIDEWAYS = {
     ("run", "plan"),
     ("resume", "progress"),
     ("record", "checkpoint"),
+    ("bench", "resume"),
+    ("bench", "progress"),
     ("plots", "study"),
     ("plots", "scaling"),
     ("scaling", "study"),

@@ -6,11 +6,7 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +25,7 @@ from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from conftest import places, run_asyncfeded
+from conftest import Job, places, run_asyncfeded
 
 CLIENTS, UPDATES = 3, 36
 """Clients; updates of a whole run."""
@@ -476,57 +472,6 @@ epochs_max = 2
 """
 
 
-class Job:
-    """`asyncfeded ARGUMENTS`, started and not waited for."""
-
-    def __init__(self, folder, env, *arguments):
-        self.out = (folder / "out.txt").open("w+")
-        program = Path(sys.executable).with_name("asyncfeded")
-        self.process = subprocess.Popen(
-            [program, *map(str, arguments)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out
-        )
-
-    def until(self, what, seconds=100):
-        """Wait until something is so; the job must not end before."""
-        deadline = time.monotonic() + seconds
-        while not what():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.01)
-
-    def kill(self):
-        """SIGKILL to all of its processes, in any order."""
-        pids = [self.process.pid, *descendants(self.process.pid)]
-        for pid in random.sample(pids, len(pids)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self.process.poll() is None:
-            self.kill()
-        self.out.close()
-
-    def said(self):
-        self.out.seek(0)
-        return self.out.read()
-
-    def end(self):
-        """The exit status, and all that it said."""
-        return self.process.wait(100), self.said()
-
-
-def descendants(pid):
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
 @pytest.fixture
 def jobs(tmp_path):
     (tmp_path / "run.toml").write_text(TOML)
@@ -583,20 +528,6 @@ def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi,
         assert rounds.tolist() == list(range(len(rounds)))
     again = run_asyncfeded("replay", "run", cwd=jobs, env=own_mpi.env)
     assert again.result["model_sha256"] == done.result["model_sha256"], str(again)
-
-
-def test_a_full_disk_does_not_end_the_training(own_mpi, jobs):
-    """A disk of 1 MB holds the record and one checkpoint, and not the second beside it."""
-    (jobs / "small").mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", jobs / "small"]).returncode:
-        pytest.skip("needs to mount a small disk")
-    try:
-        done = own_mpi.train(3, "run.toml", "limits.updates=20", "run_dir=small/run", cwd=jobs)
-    finally:
-        subprocess.run(["umount", jobs / "small"], check=True)
-    assert "No space left on device; the last good one: checkpoint-00000000" in done.stderr, str(done)
-    assert done.result["updates"] == 20
-    assert done.status in (0, 1), str(done)  # 1: there was no room for the trained model
 
 
 def test_resume_is_refused_where_there_is_no_run(own_mpi, tmp_path):

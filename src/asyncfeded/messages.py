@@ -117,7 +117,7 @@ class Arrival(NamedTuple):
     weights: Tensor
     """float32 (size,), in a receive buffer of the wire, until `release`."""
     queue: int = 0
-    """Other messages that had come, their headers at least, and were not taken yet when this one was."""
+    """Other updates that had come, their headers at least, and were not taken yet when this one was."""
 
 
 class Refused(NamedTuple):

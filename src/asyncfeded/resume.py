@@ -81,6 +81,14 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
             f"{run_dir}: record.h5 is not of the run of {where.name}: its update {len(updates)} made version "
             f"{updates['version'][-1]} at {updates['time_s'][-1]:g} s, expected {snapshot.version} by {snapshot.time_s:g} s"
         )
+    part = run_dir / "config.toml.part"
+    try:
+        part.write_text(config.to_toml(), encoding="utf-8")
+        part.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{run_dir}: cannot be written: {error.strerror}; copy it to a disk with room, and resume it there"
+        ) from None
     return Point(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), found.damaged)
 
 

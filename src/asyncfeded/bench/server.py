@@ -6,21 +6,25 @@ none is fresh and no distance known from before.
 
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 
-from asyncfeded import kernel, rules, world
+from asyncfeded import kernel, resume, rules, world
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
-from asyncfeded.config import Evaluation, Faults, Limits
+from asyncfeded.checkpoint import FOLDER, Writer
+from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator, NoEvaluator
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.messages import HEADER
 from asyncfeded.placement import PLACE
+from asyncfeded.progress import Progress
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
@@ -39,16 +43,18 @@ EVERY = 4096
 """Of so many elements of its model a client changes one."""
 
 
-def measure(params: int, seconds: float, wait: str) -> int:
+def measure(params: int, seconds: float, wait: str, checkpoints: bool) -> int:
     """Measure the server, and print the figures. Collective: rank 0 is the server, every other rank a client.
 
     Each round has three parts: echoes of a header and a model between server and first client, by plain MPI calls; the
-    server at work for all clients; the memory triad on the server's threads.
+    server at work for all clients; the memory triad on the server's threads. With checkpoints it has a fourth, before the
+    triad: the server at work while they are written, one after the other.
 
     Args:
         params: elements of the model.
         seconds: of the server's work in each round.
         wait: auto, spin or yield, as the config's `wait`.
+        checkpoints: whether to measure it beside them, too.
 
     Returns:
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
@@ -60,43 +66,43 @@ def measure(params: int, seconds: float, wait: str) -> int:
             raise world.RefusedError(f"--params {params}: expected the elements of a model, at least 1")
         torch.set_num_threads(here.threads)
         if here.rank == 0:
-            _serve(here, params, seconds, wait)
+            _serve(here, params, seconds, wait, checkpoints)
         else:
-            _answer(here, params, wait)
+            _answer(here, params, wait, checkpoints)
 
     return in_job(with_ranks)
 
 
-def _serve(here: World, params: int, seconds: float, wait: str) -> None:
+def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: bool) -> None:
     """The server's part of all rounds, and the report. Rank 0."""
     before = _status_bytes("VmRSS")
     clients = here.size - 1
     layout = Layout((Entry("w", (params,), 0),), params, params)
     model = GlobalModel(torch.ones(params), layout, clients)
-    echo_s, updates, busy_s, wall_s, triad_s, peak = [], [], [], [], [], 0
-    with tempfile.TemporaryDirectory() as folder:
+    echo_s, triad_s, peak = [], [], 0
+    alone: list[Window] = []
+    beside: list[Window] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        keeping = Keeping(folder)  # for all rounds: the memory of its copies is new in that of warm-up
         for number in range(1 + ROUNDS):
             together(here)
             echo_s.append(_echo(here, model.base[0].numpy()))
             together(here)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-            wire = ServerWire(here.comm, clients, params, here.backoff(wait), clients, model.measure)
-            with Record(Path(folder) / f"{number}.h5", "", np.zeros(here.size, PLACE), np.zeros(clients, CLIENT)) as book:
-                server = _server(wire, model, book, seconds)
-                outcome = server.run()
-            peak = max(peak, _status_bytes("VmHWM"))
-            updates.append(server.updates)
-            busy_s.append((server.busy_s + wire.receiving_s) / max(server.updates, 1))
-            wall_s.append(outcome.wall_s)
-            del wire, server
+            with _record(here, folder / f"{number}.h5") as book:
+                alone.append(_window(here, model, book, seconds, wait, lambda server: None))
+            peak = max(peak, _status_bytes("VmHWM") - keeping.writer.num_bytes)
+            if checkpoints:
+                together(here)
+                with _record(here, folder / f"{number}-beside.h5") as book:
+                    beside.append(_window(here, model, book, seconds, wait, keeping.tick))
+                    keeping.finish()
             triad_s.append(_triad(min(params, TRIAD_SIZE)))
-    counts = np.zeros(here.size, np.int64)
-    here.comm.Gather(np.zeros(1, np.int64), counts)
-    turnaround_s = np.zeros(counts.sum())
-    here.comm.Gatherv(np.zeros(0), [turnaround_s, counts])
-    rate = float(np.median(np.divide(updates, wall_s)[1:]))
-    echo, p50, p99 = float(np.median(echo_s[1:])), *(float(p) for p in np.percentile(turnaround_s, [50, 99]))
-    figures = {
+    rate = float(np.median([window.updates / window.wall_s for window in alone[1:]]))
+    busy_s = float(np.median([window.busy_s / max(window.updates, 1) for window in alone[1:]]))
+    echo, (p50, p99) = float(np.median(echo_s[1:])), _turnaround_s(here)
+    figures: dict[str, object] = {
         "params": params,
         "clients": clients,
         "mpi": mpi(),
@@ -107,7 +113,7 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
         "updates_per_s": rate,
         "echo_s_p50": echo,
         "turnaround_over_echo": p50 / echo,
-        "server_busy_s_per_update": float(np.median(busy_s[1:])),
+        "server_busy_s_per_update": busy_s,
         "payload_gb_per_s": 2 * 4 * params * rate / 1e9,
         "triad_gb_per_s": 12 * min(params, TRIAD_SIZE) / float(np.median(triad_s[1:])) / 1e9,
         "bytes_touched_per_update": TOUCHED * 4 * params,
@@ -121,10 +127,24 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
         ("raw MPI echo, median", f"{1e3 * echo:.4g} ms"),
         ("turnaround over echo", f"{p50 / echo:.3g}"),
         ("updates", f"{rate:.4g} /s, {figures['payload_gb_per_s']:.3g} GB/s of models"),
-        ("server busy for an update", f"{1e6 * float(np.median(busy_s[1:])):.4g} us, {sum(updates[1:])} updates recorded"),
+        ("server busy for an update", f"{1e6 * busy_s:.4g} us, {sum(w.updates for w in alone[1:])} updates recorded"),
         ("triad on the server's thread(s)", f"{figures['triad_gb_per_s']:.3g} GB/s, {here.threads} thread(s)"),
         ("memory of the server's models, peak", f"{(peak - before) / 1e6:.4g} MB, {figures['server_models']:.3g} models"),
     ]
+    if checkpoints:
+        beside_p50, beside_p99 = _turnaround_s(here)
+        figures |= {
+            "turnaround_s_p50_checkpointing": beside_p50,
+            "turnaround_s_p99_checkpointing": beside_p99,
+            "p99_checkpointing_over_p99": beside_p99 / p99,
+            "checkpoints": keeping.written,
+            "checkpoint_bytes": keeping.writer.num_bytes,
+        }
+        rows += [
+            ("turnaround while checkpoints are written, median", f"{1e3 * beside_p50:.4g} ms"),
+            ("99 of 100", f"{1e3 * beside_p99:.4g} ms, {beside_p99 / p99:.3g} times that without"),
+            ("checkpoints", f"{keeping.written}, of {keeping.writer.num_bytes / 1e6:.4g} MB"),
+        ]
     note = (
         f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: the processor time of receiving, measuring, "
         f"merging, replying and recording; memory: what the system counts above that before the models were made"
@@ -132,28 +152,95 @@ def _serve(here: World, params: int, seconds: float, wait: str) -> None:
     report(rows, figures, note)
 
 
-def _answer(here: World, params: int, wait: str) -> None:
+def _turnaround_s(here: World) -> tuple[float, float]:
+    """Median and 99th percentile of what all clients have measured in one kind of window. Rank 0."""
+    counts = np.zeros(here.size, np.int64)
+    here.comm.Gather(np.zeros(1, np.int64), counts)
+    turnaround_s = np.zeros(counts.sum())
+    here.comm.Gatherv(np.zeros(0), [turnaround_s, counts])
+    p50, p99 = np.percentile(turnaround_s, [50, 99]).tolist()
+    return p50, p99
+
+
+def _answer(here: World, params: int, wait: str, checkpoints: bool) -> None:
     """A client's part of all rounds: return a changed model at once. Client ranks."""
     buffer = torch.zeros(params)
-    turnaround_s: list[float] = []
+    kinds: list[list[float]] = [[], []] if checkpoints else [[]]
     for number in range(1 + ROUNDS):
         together(here)
         if here.rank == 1:
             _echo(here, buffer.numpy())
-        together(here)
-        wire = ClientWire(here.comm, buffer, here.backoff(wait))
-        taken_s, order = [], wire.receive()
-        while order is not None:
-            buffer[::EVERY] += 1e-3
-            began = time.perf_counter()
-            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
-            order = wire.receive()
-            taken_s.append(time.perf_counter() - began)
-        wire.finish()
-        if number:
-            turnaround_s += taken_s[:-1]  # the last was answered by the stop
-    here.comm.Gather(np.array([len(turnaround_s)]), None)
-    here.comm.Gatherv(np.array(turnaround_s), None)
+        for turnaround_s in kinds:
+            together(here)
+            wire = ClientWire(here.comm, buffer, here.backoff(wait))
+            taken_s, order = [], wire.receive()
+            while order is not None:
+                buffer[::EVERY] += 1e-3
+                began = time.perf_counter()
+                wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+                order = wire.receive()
+                taken_s.append(time.perf_counter() - began)
+            wire.finish()
+            if number:
+                turnaround_s += taken_s[:-1]  # the last was answered by the stop
+    for turnaround_s in kinds:
+        here.comm.Gather(np.array([len(turnaround_s)]), None)
+        here.comm.Gatherv(np.array(turnaround_s), None)
+
+
+class Window(NamedTuple):
+    """What the server did in one window of work."""
+
+    updates: int
+    busy_s: float
+    wall_s: float
+
+
+def _record(here: World, path: Path) -> Record:
+    """Of one window."""
+    return Record(path, "", np.zeros(here.size, PLACE), np.zeros(here.size - 1, CLIENT))
+
+
+def _window(
+    here: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Callable[[Server], None]
+) -> Window:
+    """Serve all clients for so many seconds. Rank 0."""
+    clients = here.size - 1
+    wire = ServerWire(here.comm, clients, model.layout.size, here.backoff(wait), clients, model.measure)
+    server = _server(wire, model, book, seconds, tick)
+    outcome = server.run()
+    return Window(server.updates, server.busy_s + wire.receiving_s, outcome.wall_s)
+
+
+class Keeping:
+    """Has a checkpoint written as soon as the one before is on the disk. Rank 0.
+
+    Attributes:
+        writer: of all windows.
+        written: checkpoints so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.writer, self.written = Writer(folder / FOLDER, 1), 0
+        take = partial(resume.snapshot, config="", due_s={})
+        self._keeper = resume.Keeper(Checkpoint(), self.writer, take, cast("Progress", self), None)
+
+    def tick(self, server: Server) -> None:
+        """See `Server`."""
+        self._keeper.wanted = True
+        self._keeper.tick(server)
+
+    def finish(self) -> None:
+        """Wait for the last of a window."""
+        self._keeper.finish()
+
+    def log(self, text: str) -> None:
+        """As a `Progress`: one is written."""
+        self.written += 1
+
+    def say(self, text: str) -> None:
+        """As a `Progress`: one could not be written."""
+        raise RuntimeError(text)
 
 
 def _echo(here: World, weights: np.ndarray) -> float:
@@ -169,7 +256,7 @@ def _echo(here: World, weights: np.ndarray) -> float:
     return float(np.median(taken_s))
 
 
-def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) -> Server:
+def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float, tick: Callable[[Server], None]) -> Server:
     """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
     rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
     epochs = np.ones(len(model.base), np.int64)
@@ -182,6 +269,7 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float) 
             x[0] += 1e-6
             model.version += 1
             server.interrupted = server.elapsed_s > seconds and seen > 2 * len(model.base)  # some, however slow
+        tick(server)
 
     return Server(
         wire=wire,

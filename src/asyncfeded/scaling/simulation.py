@@ -38,7 +38,7 @@ LEAST = 2000
 
 
 class QueueWire:
-    """A `messages.Wire` on which time is declared: the server serves one update after the other, who came first first.
+    """A `wire.Wire` on which time is declared: the server serves one update after the other, who came first first.
 
     Args:
         times: what an update takes.
@@ -148,12 +148,12 @@ def simulate(times: Times, config: Config, clients: int, exponential: bool = Fal
         evaluator=cast("Evaluator", NoEvaluator()),
         record=cast("Record", book),
         limits=Limits(updates=warm + max(ROUNDS * clients, LEAST)),
-        faults=Faults(),
         epochs=epochs,
         evaluation=Evaluation(every_s=1e12),
         in_idle_moments=True,
         tick=lambda server: None,
-        say=lambda text: None,
+        faults=Faults(),
+        say=print,
     )
     server.run()
     updates = np.array(book.updates, UPDATE)

@@ -1,0 +1,185 @@
+"""Trains while killing the whole job at random instants and resuming it, and compares the end with the undisturbed run's.
+
+The run is launch/punish.toml. When it has reached its end a next one begins, until the time is over; the last one then goes
+on to its end undisturbed. A life is one start of the program, with a number of ranks drawn for it. Every process of a job
+gets SIGKILL, in any order, the mpiexec too; none of another job does.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from asyncfeded import checkpoint, record
+
+PR_SET_CHILD_SUBREAPER = 36
+MEASURED = ("compute_s", "wait_s", "service_s")
+"""Columns of the record that are of the wall: no two runs have the same."""
+RANKS = (2, 3)
+PATIENCE_S = 900.0
+"""For a job that is not to be killed; one that takes longer hangs."""
+PROGRAM = [str(Path(sys.executable).with_name("asyncfeded"))]
+TOML = Path(__file__).with_name("punish.toml")
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def shared_memory(pids: list[int]) -> set[Path]:
+    """What processes have mapped of /dev/shm: ranks that are killed leave it behind."""
+    found: set[Path] = set()
+    for pid in pids:
+        with suppress(OSError):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            found |= {Path(name) for name in re.findall(r"/dev/shm/(?:mpich_shm_|sm_segment\.)\S+", maps)}
+    return found
+
+
+def kill_all(rng: random.Random) -> None:
+    """SIGKILL to every process that descends from this one, until there is none, and their shared memory removed."""
+    segments: set[Path] = set()
+    while pids := descendants(os.getpid()):
+        segments |= shared_memory(pids)
+        for pid in rng.sample(pids, len(pids)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        time.sleep(0.001)
+    for path in segments:
+        path.unlink(missing_ok=True)
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """`asyncfeded ARGUMENTS`, its output appended to a file."""
+    with log.open("ab") as out:
+        return subprocess.Popen([*PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+def size(path: Path) -> int:
+    """In bytes; of no file 0."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def live(command: list[str], run_dir: Path, seconds: float, trains: bool, rng: random.Random) -> tuple[int | None, str]:
+    """One life, killed so many seconds after it has begun, or (`trains`) has begun to train.
+
+    Returns:
+        Its status, None if it was killed; and what it did last, by what it left.
+    """
+    log, began = run_dir / "log.txt", time.time()
+    log_size = size(log)
+    process = start(command, run_dir.with_suffix(".out"))
+    while trains and process.poll() is None and size(log) == log_size and time.time() < began + PATIENCE_S:
+        time.sleep(0.001)
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        status = None
+    kill_all(rng)
+    if size(log) == log_size:
+        return status, "starting"
+    if b" stopped: " in log.read_bytes()[log_size:]:
+        return status, "ending"
+    writing = any(part.stat().st_mtime >= began for part in run_dir.glob("checkpoints/*.part"))
+    return status, "writing a checkpoint" if writing else "training"
+
+
+def end(run_dir: Path) -> tuple[str, int, list[bytes]]:
+    """What must be the same to the bit: hash of the model, updates, and all of the record, row by row."""
+    result = json.loads((run_dir / "result.json").read_text())
+    updates, evaluations, _ = record.read(run_dir)
+    columns = [updates[name].tobytes() for name in updates.dtype.names or () if name not in MEASURED]
+    return result["model_sha256"], result["updates"], [*columns, evaluations.tobytes()]
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", type=float, help="how long to kill")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the instants and the numbers of ranks")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / time.strftime("punish-%Y-%m-%d-%H%M%S"))
+    parser.add_argument("overrides", nargs="*", help="section.key=value for launch/punish.toml")
+    given = parser.parse_intermixed_args()
+    rng, folder = random.Random(given.seed), given.folder
+    # A process whose parent was killed becomes a child of this one, and so is found.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    folder.mkdir(parents=True)
+    print(f"seed {given.seed}, {folder}", flush=True)
+
+    def train(run_dir: Path) -> list[str]:
+        return ["train", str(TOML), *given.overrides, f"run_dir={run_dir}", "--ranks", str(rng.choice(RANKS))]
+
+    began = time.monotonic()
+    if live(train(folder / "whole"), folder / "whole", PATIENCE_S, False, rng)[0] != 0:
+        print(f"the undisturbed run failed; see {folder / 'whole.out'}", file=sys.stderr)
+        return 1
+    expected = end(folder / "whole")
+    train_s = json.loads((folder / "whole" / "result.json").read_text())["wall_s"]
+    start_s = time.monotonic() - began - train_s
+    print(f"undisturbed: {expected[1]} updates in {train_s} s, sha256 {expected[0]}", flush=True)
+
+    kills: Counter[str] = Counter()
+    lives: Counter[str] = Counter()
+    runs, equal, damaged = 0, 0, 0
+    deadline = time.monotonic() + given.seconds
+    while time.monotonic() < deadline:
+        run_dir, status, undisturbed = folder / f"{runs}", None, False
+        while status is None and not undisturbed:
+            if any(run_dir.glob("checkpoints/checkpoint-*.h5")):
+                lives["resumed"] += 1
+                damaged += len(checkpoint.newest(run_dir).damaged)
+                command = ["resume", str(run_dir), "--ranks", str(rng.choice(RANKS))]
+            else:  # killed before its first checkpoint, or new
+                shutil.rmtree(run_dir, ignore_errors=True)
+                lives["begun"] += 1
+                command = train(run_dir)
+            trains, undisturbed = rng.random() < 0.75, time.monotonic() > deadline
+            seconds = PATIENCE_S if undisturbed else rng.uniform(0, 0.2 * train_s if trains else start_s)
+            status, doing = live(command, run_dir, seconds, trains, rng)
+            if status is None:
+                kills[doing] += 1
+        runs += 1
+        if status == 0 and end(run_dir) == expected:
+            equal += 1
+            shutil.rmtree(run_dir)
+            run_dir.with_suffix(".out").unlink()
+        else:
+            print(f"{run_dir}: not the end of the undisturbed run, status {status}; see {run_dir}.out", file=sys.stderr)
+        print(f"{sum(kills.values())} kills, {lives['resumed']} resumes, {equal} of {runs} runs equal", flush=True)
+    figures = {
+        "seed": given.seed,
+        "kills": sum(kills.values()),
+        "kills_while": dict(sorted(kills.items())),
+        "begun": lives["begun"],
+        "resumed": lives["resumed"],
+        "checkpoints_damaged": damaged,
+        "runs": runs,
+        "runs_equal": equal,
+        "updates_of_a_run": expected[1],
+        "model_sha256": expected[0],
+    }
+    print(json.dumps(figures))
+    return int(equal < runs or damaged > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

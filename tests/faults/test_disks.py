@@ -1,0 +1,139 @@
+"""Disks that are full, read-only, slow or damaged under a real run."""
+
+from pathlib import Path
+
+import pytest
+
+from asyncfeded import checkpoint, record
+from conftest import Job, run, run_asyncfeded
+from faults.conftest import TOML, VIRTUAL, broken, names
+
+
+@pytest.fixture(scope="module")
+def whole(own_mpi, tmp_path_factory):
+    """Result of the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "run.toml").write_text(TOML)
+    return own_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={folder / 'run'}", cwd=folder).result
+
+
+def same_rows(one, other):
+    """Two records, but for what the wall clock measured."""
+    (updates, evaluations, _), (others, other_evaluations, _) = record.read(one), record.read(Path(other))
+    told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+    return all((updates[name].tobytes() == others[name].tobytes()) for name in told) and (
+        evaluations.tobytes() == other_evaluations.tobytes()
+    )
+
+
+def resumed(mpi, folder, run_dir, *overrides):
+    return run_asyncfeded("resume", run_dir, *overrides, cwd=folder, env=mpi.env)
+
+
+def test_a_full_disk_does_not_end_the_run_and_the_last_good_checkpoint_stays_good(own_mpi, jobs, disk, whole):
+    """A disk of 600 kB holds the record and one checkpoint, and not the second beside it."""
+    run_dir = disk("size=600k") / "run"
+    done = own_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=jobs)
+    assert "No space left on device; the last good one: checkpoint-00000000" in done.stderr, str(done)
+    assert done.result["updates"] == 40
+    assert done.status in (0, 1), str(done)  # 1: there was no room for the trained model
+    assert checkpoint.newest(run_dir).damaged == ()
+    disk("size=64m")
+    done = resumed(own_mpi, jobs, run_dir)
+    assert done.status == 0, str(done)
+    assert done.result["model_sha256"] == whole["model_sha256"]
+    assert same_rows(run_dir, whole["run_dir"])
+
+
+def test_a_folder_for_checkpoints_that_cannot_be_written_does_not_end_the_run(own_mpi, jobs, disk):
+    """The record is beside it."""
+    disk("size=1m")
+    disk("ro")
+    (jobs / "run").mkdir()
+    (jobs / "run" / "checkpoints").symlink_to(jobs / "disk")
+    done = own_mpi.train(3, "run.toml", *VIRTUAL, "run_dir=run", cwd=jobs)
+    assert done.status == 0, str(done)
+    assert "Read-only file system; the last good one: none" in done.stderr, str(done)
+    assert done.result["updates"] == 40
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_is_refused(own_mpi, jobs, disk):
+    disk("size=1m")
+    disk("ro")
+    done = own_mpi.train(3, "run.toml", "run_dir=disk/run", cwd=jobs)
+    assert (done.status, done.stdout) == (2, ""), str(done)
+    said = "asyncfeded: run_dir = 'disk/run' cannot be written: Read-only file system; choose another folder\n"
+    assert done.stderr == said
+
+
+def test_a_run_that_cannot_be_written_any_more_is_not_resumed(own_mpi, jobs, disk):
+    disk("size=64m")
+    assert own_mpi.train(3, "run.toml", *VIRTUAL, "run_dir=disk/run", cwd=jobs).status == 0
+    disk("ro")
+    done = resumed(own_mpi, jobs, "disk/run", "limits.updates=50")
+    assert (done.status, done.stdout) == (2, ""), str(done)
+    assert done.stderr == (
+        "asyncfeded: disk/run: cannot be written: Read-only file system; copy it to a disk with room, and resume it there\n"
+    )
+
+
+SLOW = """
+import threading, time
+from asyncfeded.server import Server
+
+real, servers, merged = os.fsync, [], []
+init = Server.__init__
+
+def remember(server, **keys):
+    servers.append(server)
+    init(server, **keys)
+
+def fsync(number):
+    if servers and not servers[0].stopping:
+        assert threading.current_thread() is not threading.main_thread()
+        begin, deadline = servers[0].updates, time.monotonic() + 60
+        while servers[0].updates < begin + 7 and not servers[0].stopping:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        print("slow: merged", servers[0].updates - begin, flush=True)
+    real(number)
+
+if RANK == 0:
+    Server.__init__, os.fsync = remember, fsync
+"""
+
+
+def test_the_server_does_not_stop_for_a_slow_disk(own_mpi, jobs):
+    """Whatever is brought to the disk takes until 7 more updates are merged; nothing of it is by the server's own thread."""
+    command = broken(own_mpi, jobs, SLOW, "limits.updates=100", "checkpoint.every_updates=1")
+    done = run(command, jobs, own_mpi.env)
+    assert done.status == 0, str(done)
+    assert done.stdout.count("slow: merged 7\n") >= 5, str(done)
+    assert done.result["updates"] == 100
+    assert checkpoint.newest(jobs / "run").snapshot.updates == 100
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(own_mpi, jobs, whole):
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, *VIRTUAL, "run_dir=run") as job:
+        job.until(lambda: len(names(jobs / "run")) == 2)
+        job.kill()
+    before, newest = (jobs / "run" / "checkpoints" / name for name in names(jobs / "run"))
+    flip(newest)
+    done = resumed(own_mpi, jobs, "run")
+    assert done.status == 0, str(done)
+    assert f"not used: run/checkpoints/{newest.name}: is damaged: " in done.stderr
+    assert f"goes on from {before.name}: " in done.stderr
+    assert done.result["model_sha256"] == whole["model_sha256"]
+    assert same_rows(jobs / "run", whole["run_dir"])
+    for name in names(jobs / "run"):
+        flip(jobs / "run" / "checkpoints" / name)
+    done = resumed(own_mpi, jobs, "run", "limits.updates=50")
+    assert (done.status, done.stdout) == (2, ""), str(done)
+    assert done.stderr.startswith("asyncfeded: run: none of its checkpoints can be used\n"), str(done)
+
+
+def flip(path):
+    """One bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

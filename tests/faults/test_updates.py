@@ -1,0 +1,34 @@
+"""A client that trains wrongly."""
+
+import numpy as np
+
+from asyncfeded import record
+from conftest import run
+from faults.conftest import broken
+
+NAN = """
+import torch
+from asyncfeded.client import Trainer
+
+real = Trainer.round
+
+def round_(trainer, order, *rest):
+    done = real(trainer, order, *rest)
+    if order.client == 1:
+        trainer._flat.buffer[-1] = torch.nan
+    return done
+
+Trainer.round = round_
+"""
+
+
+def test_a_client_that_sends_nan_is_refused_and_the_other_trains_on(own_mpi, jobs):
+    done = run(broken(own_mpi, jobs, NAN, "limits.updates=20"), jobs, own_mpi.env)
+    assert done.status == 0, str(done)
+    updates = record.read(jobs / "run").updates
+    bad = updates["client"] == 1
+    assert (updates["accepted"] == ~bad).all()
+    assert (done.result["updates"], done.result["refused"]) == (20, bad.sum())
+    assert bad.any()
+    assert np.isfinite(updates["gamma"][~bad]).all()
+    assert done.result["accuracy"] > 0.5
