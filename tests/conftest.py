@@ -13,11 +13,19 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
 from asyncfeded.launcher import launched_by
-from asyncfeded.wire import Arrival
+from asyncfeded.messages import Arrival, Lost, Refused
+from asyncfeded.placement import PLACE
+
+
+def places(*hosts, threads=1):
+    """The map of a job: the server on the first host, a worker on each of the others."""
+    roles = ["server", *["worker"] * (len(hosts) - 1)]
+    return np.array([(host, role, "cpu", 1.0, threads) for host, role in zip(hosts, roles, strict=True)], PLACE)
 
 
 class Sent(NamedTuple):
@@ -34,8 +42,9 @@ class Sent(NamedTuple):
 class FakeWire:
     """A `wire.Wire` without MPI that plays a script, and fails where the server breaks the wire's contract.
 
-    The script has one item for every call of `next`: None where nothing has arrived, or (client, w). Versions and epochs of
-    an arrival are those that the client was sent. `events` tells what was done, in order.
+    The script has one item for every call of `next`: None where nothing has arrived, (client, w), or a `Refused` or `Lost`,
+    whose clients are not out any more. Versions and epochs of an arrival are those that the client was sent. `events` tells
+    what was done, in order.
     """
 
     def __init__(self, script):
@@ -50,6 +59,11 @@ class FakeWire:
         assert item != "end", "the server asks for more updates than the script has"
         if item is None:
             return None
+        if isinstance(item, Refused | Lost):
+            clients = item.clients if isinstance(item, Lost) else (item.client,) if item.answered else ()
+            for client in clients:
+                self._out.pop(client, None)
+            return item
         client, w = item
         sent = self._returned(client)
         self.events.append(f"take {client}")

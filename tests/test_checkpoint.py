@@ -48,7 +48,12 @@ def noise(size, seed):
 def a_snapshot(rows=120, layout=LAYOUT, **changes):
     """A state in which no two numbers are equal."""
     numbers = {name: kind(rows + i) if kind is int else rows + i / 7 for i, (name, kind) in enumerate(NUMBERS.items())}
-    clients = np.array([(2, 40, 39, 117, True, 3.5), (5, 9, 9, 119, False, np.nan), (1, 8, 7, -1, True, np.inf)], CLIENT)
+    who = [
+        (2, 40, 39, 117, True, 3.5, 0, False),
+        (5, 9, 9, 119, False, np.nan, 10, True),
+        (1, 8, 7, -1, True, np.inf, 3, False),
+    ]
+    clients = np.array(who, CLIENT)
     snapshot = Snapshot(
         config=CONFIG,
         provenance=record.provenance() | {"commit": ""},
@@ -261,7 +266,7 @@ def place(path, what):
         "group": b"SNOD",
         "heap": b"HEAP",
         "name": b"0.bias",
-        "attribute": b"refused_in_a_row",
+        "attribute": b"update_rows",
     }
     return offsets[what] if what in offsets else whole.index(marks[what])
 

@@ -10,8 +10,8 @@ from asyncfeded import client
 from asyncfeded.client import Lot, Trainer, work
 from asyncfeded.config import Training
 from asyncfeded.flat import FlatModel
+from asyncfeded.messages import Order
 from asyncfeded.tasks.classification import Data
-from asyncfeded.wire import Order
 
 
 class Squares:

@@ -7,29 +7,36 @@ import pytest
 import torch
 
 from asyncfeded.clock import OrderedClock, Replay
-from asyncfeded.wire import Arrival, Order
+from asyncfeded.messages import Arrival, Order
 
 W = torch.zeros(1)
 
 
 class Workers:
-    """A wire whose workers take one order each and finish in an order drawn by `rng`."""
+    """A wire whose workers take one order each, the one that is due first, and finish in an order drawn by `rng`."""
 
     def __init__(self, num_workers, rng):
         self.num_workers, self.rng = num_workers, rng
         self.training, self.released, self.sent = {}, [], []
+        self.waiting = [[] for _ in range(num_workers)]
 
-    def reply(self, order, weights, ready):
-        worker = order.client % self.num_workers
-        assert worker not in self.training, "a worker trains one client at a time"
-        self.training[worker] = order
-        self.sent.append(order)
+    def reply(self, order, weights, ready, due):
+        self.waiting[order.client % self.num_workers].append((due, order))
+        self.begin()
+
+    def begin(self):
+        for worker, waiting in enumerate(self.waiting):
+            if waiting and worker not in self.training:
+                waiting.sort()
+                self.training[worker] = waiting.pop(0)[1]
+                self.sent.append(self.training[worker])
 
     def next(self):
         if not self.training or self.rng.random() < 0.3:
             return None
         worker = self.rng.choice(sorted(self.training))
         order = self.training.pop(worker)
+        self.begin()
         return Arrival(order.client, order.round, order.version, order.epochs, 1, 1, 0.0, 0.0, 0.0, W)
 
     def release(self, arrival):

@@ -174,7 +174,14 @@ def test_toml_holds_the_defaults_too():
     assert "learning_rate = 0.05" in Config(limits={"updates": 5}).to_toml()
 
 
-OTHER = {"run_dir": "elsewhere", "device": "cpu", "wait": "spin", "limits.updates": 6}
+OTHER = {
+    "run_dir": "elsewhere",
+    "device": "cpu",
+    "evaluation.device": "auto",
+    "wait": "spin",
+    "limits.updates": 6,
+    "faults.on_death": "abort",
+}
 
 
 @pytest.mark.parametrize("key", [key for key in ROWS if key not in ("clock", "replay")])  # these need other keys

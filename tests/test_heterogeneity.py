@@ -5,7 +5,7 @@ import pytest
 
 from asyncfeded.config import Config
 from asyncfeded.heterogeneity import draw
-from asyncfeded.wire import Order
+from asyncfeded.messages import Order
 
 SIZES = np.array([100, 200, 50])
 

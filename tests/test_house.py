@@ -13,15 +13,17 @@ SOURCE = ROOT / "src" / "asyncfeded"
 
 LEVELS = {
     "cli": 4, "__main__": 4,
-    "run": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "bench": 3,
+    "run": 3, "plan": 3, "result": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "bench": 3, "doctor": 3,
     "server": 2, "client": 2,
     "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
-    "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "world": 0, "wire": 0, "transfer": 0,
+    "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "placement": 0, "world": 0, "wire": 0, "transfer": 0,
+    "messages": 0, "worker": 0, "homes": 0, "patience": 0, "shield": 0,
 }  # fmt: skip
 SIDEWAYS = {
     ("__main__", "cli"),
     ("run", "progress"),
     ("run", "resume"),
+    ("run", "plan"),
     ("resume", "progress"),
     ("record", "checkpoint"),
     ("bench", "resume"),
@@ -29,12 +31,23 @@ SIDEWAYS = {
     ("plots", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),
+    ("messages", "world"),
+    ("messages", "transfer"),
+    ("wire", "messages"),
+    ("wire", "homes"),
+    ("wire", "patience"),
+    ("worker", "messages"),
+    ("worker", "launcher"),
+    ("worker", "transfer"),
+    ("worker", "world"),
+    ("run", "result"),
     ("wire", "world"),
     ("wire", "launcher"),
     ("wire", "transfer"),
     ("transfer", "kernel"),
     ("transfer", "launcher"),
     ("world", "launcher"),
+    ("world", "placement"),
 }
 """Imports within a level that have a reason."""
 ONLY_IN = {

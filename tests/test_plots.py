@@ -7,6 +7,7 @@ import pytest
 
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.record import UPDATE, Record
+from conftest import places
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
@@ -34,7 +35,7 @@ def run_dir(tmp_path):
     """Writes the record of a run; gives its folder."""
 
     def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3))):
-        book = Record(tmp_path / "record.h5", "", ["one"], CLIENTS, 1)
+        book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS)
         for update in updates:
             book.updates.append(update)
         for evaluation in evaluations:

@@ -13,6 +13,7 @@ import pytest
 from asyncfeded import record
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.record import EVALUATION, UPDATE, Record, read
+from conftest import places
 
 CLIENTS = np.zeros(1, CLIENT)
 
@@ -24,7 +25,7 @@ def update(number):
 
 @pytest.fixture
 def book(tmp_path):
-    book = Record(tmp_path / "record.h5", "seed = 7\n", ["one", "two"], CLIENTS, 1)
+    book = Record(tmp_path / "record.h5", "seed = 7\n", places("one", "two"), CLIENTS)
     yield book
     book.close()
 
@@ -97,13 +98,15 @@ def test_a_record_goes_on_from_given_rows(tmp_path, book):
         book.updates.append(update(number))
     book.close()
     before = read(tmp_path)
-    again = Record(tmp_path / "record.h5", "seed = 8\n", ["three"], CLIENTS, 1, before._replace(updates=before.updates[:2]))
+    again = Record(
+        tmp_path / "record.h5", "seed = 8\n", places("three"), CLIENTS, before._replace(updates=before.updates[:2])
+    )
     assert (again.updates.count, read(tmp_path).updates.tolist()) == (2, [update(1), update(2)])
     again.updates.append(update(4))
     again.close()
     updates, _, attributes = read(tmp_path)
     assert updates.tolist() == [update(1), update(2), update(4)]
-    assert (attributes["config"], attributes["hosts"]) == ("seed = 8\n", ["three"])
+    assert (attributes["config"], attributes["placement"].tolist()) == ("seed = 8\n", places("three").tolist())
 
 
 def test_a_record_that_is_being_written_is_seen(tmp_path, book):
@@ -119,9 +122,10 @@ FULL = """
 import pathlib, sys
 import numpy as np
 from asyncfeded.heterogeneity import CLIENT
+from asyncfeded.placement import PLACE
 from asyncfeded.record import UPDATE, Record, read
 folder = pathlib.Path(sys.argv[1])
-book, row = Record(folder / "record.h5", "", ["one"], np.zeros(1, CLIENT), 1), (1,) * len(UPDATE)
+book, row = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(1, CLIENT)), (1,) * len(UPDATE)
 book.FLUSH_S = 0.0
 ballast = folder / "ballast"
 try:
@@ -156,39 +160,47 @@ def test_a_record_that_exists_is_never_written_over(tmp_path, book):
     book.updates.append(update(1))
     book.close()
     with pytest.raises(FileExistsError):
-        Record(tmp_path / "record.h5", "", ["one"], CLIENTS, 1)
+        Record(tmp_path / "record.h5", "", places("one"), CLIENTS)
     assert len(read(tmp_path).updates) == 1
 
 
 def test_a_record_says_where_the_run_came_from(tmp_path, book):
     attributes = read(tmp_path).attributes
     assert attributes["config"] == "seed = 7\n"
-    assert list(attributes["hosts"]) == ["one", "two"]
+    assert attributes["placement"].tolist() == places("one", "two").tolist()
     assert attributes["schema"] == record.SCHEMA
     assert {"asyncfeded", "torch", "numpy", "mpi4py", "h5py", "python", "platform", "commit"} <= set(attributes)
     assert attributes["numpy"] == np.__version__
 
 
-def test_a_record_holds_the_hosts_of_a_large_job(tmp_path):
-    hosts = [f"node{i:05d}.cluster" for i in range(10_000)]
-    Record(tmp_path / "record.h5", "", hosts, CLIENTS, 1).close()
-    assert list(read(tmp_path).attributes["hosts"]) == hosts
+def test_a_record_holds_the_map_of_a_large_job(tmp_path):
+    large = places(*(f"node{i:05d}.cluster" for i in range(10_000)))
+    Record(tmp_path / "record.h5", "", large, CLIENTS).close()
+    assert read(tmp_path).attributes["placement"].tolist() == large.tolist()
+
+
+def test_the_threads_of_a_record_are_those_of_its_workers(tmp_path):
+    """The server has 8, the workers 2 and 3."""
+    mixed = places("a", "b", "c")
+    mixed["threads"] = 8, 2, 3
+    Record(tmp_path / "record.h5", "", mixed, CLIENTS).close()
+    assert read(tmp_path).attributes["threads"] == 3
 
 
 def test_a_record_holds_a_long_config(tmp_path):
-    Record(tmp_path / "record.h5", "x" * 200_000, ["one"], CLIENTS, 1).close()
+    Record(tmp_path / "record.h5", "x" * 200_000, places("one"), CLIENTS).close()
     assert read(tmp_path).attributes["config"] == "x" * 200_000
 
 
 def test_a_record_holds_nothing_of_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "hunter2-hunter2")
-    Record(tmp_path / "record.h5", "", ["one"], CLIENTS, 1).close()
+    Record(tmp_path / "record.h5", "", places("one"), CLIENTS).close()
     assert b"hunter2" not in (tmp_path / "record.h5").read_bytes()
 
 
 def test_the_fields_of_an_update_are_frozen():
     """Files of finished runs have them: a change needs a new SCHEMA."""
-    assert record.SCHEMA == 1
+    assert record.SCHEMA == 2
     assert UPDATE.names == (
         "time_s", "client",
         "round", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",

@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from asyncfeded import record, server
-from asyncfeded.config import Evaluation, Limits
+from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
 from asyncfeded.heterogeneity import CLIENT
+from asyncfeded.messages import Lost, Refused
 from asyncfeded.rules.asyncfeded import AsyncFedED
 from asyncfeded.rules.decision import Decision, Reply
+from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from conftest import FakeWire
+from conftest import FakeWire, places
 
 
 class Toy:
@@ -57,7 +59,18 @@ class Bench:
     """A server with all that it needs, two clients, K = 2 at first; `run` trains."""
 
     def __init__(
-        self, folder, script, *, updates=0, seconds=0.0, accuracy=0.0, every_s=1e3, share=1.0, rule=None, statistics=0
+        self,
+        folder,
+        script,
+        *,
+        updates=0,
+        seconds=0.0,
+        accuracy=0.0,
+        every_s=1e3,
+        share=1.0,
+        rule=None,
+        statistics=0,
+        **faults,
     ):
         module = nn.Linear(2, 1, bias=False)
         if statistics:
@@ -68,8 +81,8 @@ class Bench:
         model = GlobalModel(flat.buffer, flat.layout, 2)
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1)
-        self.record = record.Record(folder / "record.h5", "", ["here"], np.zeros(2, CLIENT), 1)
-        self.ticks = 0
+        self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, CLIENT))
+        self.ticks, self.said = 0, []
         self.server = server.Server(
             wire=self.wire,
             rule=rule,
@@ -82,6 +95,8 @@ class Bench:
             evaluation=Evaluation(every_s=every_s, share=share),
             in_idle_moments=True,
             tick=self._tick,
+            faults=Faults(**faults),
+            say=self.said.append,
         )
         self._folder = folder
         step = self.evaluator.step
@@ -269,20 +284,108 @@ def test_a_refused_client_goes_on_from_the_model_of_now_with_its_k(bench, bad):
     assert (done.rows["base_version"][2], done.rows["moved_norm"][2]) == (1, 0.0)
 
 
-def test_the_run_is_given_up_when_all_clients_send_only_nan(bench):
+def test_a_client_that_is_refused_too_often_is_asked_no_more(bench):
+    nan = 3 * [(1, [math.nan, 0.0])]
+    done = bench([*nan, (0, [1.0, 1.0]), (0, [2.0, 2.0])], updates=2, max_refusals=3).run()
+    assert [sent.client for sent in done.wire.replies] == [0, 1, 1, 1, 0]
+    assert (done.server.refused, done.server.dropped.tolist(), done.outcome.failed) == (3, [False, True], False)
+    assert done.said[-1] == "goes on without client 1: 3 refusals in a row (faults.max_refusals)"
+    assert done.server.model.base[1].numel() == 0
+
+
+def test_the_run_ends_when_all_clients_send_only_nan(bench):
     nan = [math.nan, math.nan]
-    b = bench(cycle([(0, nan), (1, nan)]), updates=1)
-    with pytest.raises(
-        RuntimeError, match=r"the last 20 updates, from all clients, .* not finite .*lower training.learning_rate"
-    ):
-        b.run()
-    assert b.server.refused == 2 * server.REFUSALS == 20
+    done = bench(cycle([(0, nan), (1, nan)]), updates=1).run()
+    assert done.server.refused == 2 * Faults().max_refusals == 20
+    assert done.outcome.failed
+    assert done.outcome.reason == "no client is left (10 refusals in a row (faults.max_refusals))"
+    assert "not finite (train loss" in done.said[0]
+    assert "lower training.learning_rate" in done.said[0]
 
 
-def test_a_finite_update_in_between_keeps_the_run_alive(bench):
-    nan = 19 * [(1, [math.nan, 0.0])]
-    done = bench([*nan, (0, [1.0, 1.0]), *nan, (0, [2.0, 2.0])], updates=2).run()
-    assert (done.server.refused, done.server.updates) == (38, 2)
+def test_a_merged_update_in_between_starts_the_count_anew(bench):
+    nan = 9 * [(1, [math.nan, 0.0])]
+    done = bench([*nan, (1, [1.0, 1.0]), *nan, (1, [2.0, 2.0])], updates=2).run()
+    assert (done.server.refused, done.server.updates) == (18, 2)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"max_gamma": 0.4}, "staleness gamma = 0.5, more than faults.max_gamma = 0.4"),
+        ({"max_change": 9.5}, "||Delta|| = 10, more than faults.max_change = 9.5"),
+    ],
+)
+def test_an_update_beyond_a_bound_is_refused_with_the_reason(bench, bounds, reason):
+    """The second update of HAND_WORKED has gamma 0.5 and ||Delta|| = 10."""
+    done = bench([*HAND_WORKED[:2], (1, [3.0, 5.0])], updates=2, **bounds).run()
+    assert done.said == [f"refused, client 1: {reason}"]
+    assert done.rows["accepted"].tolist() == [True, False, True]
+    assert done.wire.replies[3].weights.tolist() == [3.0, 4.0]
+
+
+# What the wire did not take for an update, and clients that are lost
+
+
+def test_a_refused_answer_is_counted_and_its_client_starts_anew(bench):
+    done = bench([(0, [1.5, 2.0]), Refused(1, "it is of another length", True), (1, [3.0, 5.0])], updates=2).run()
+    assert (done.server.refused, done.server.updates, len(done.rows)) == (1, 2, 2)
+    assert (done.wire.replies[3].client, done.wire.replies[3].version) == (1, 1)
+    assert done.said == ["refused, client 1: it is of another length"]
+
+
+def test_what_answers_nothing_is_counted_and_answered_by_nothing(bench):
+    script = [Refused(-1, "a second answer", True), Refused(1, "magic 0x1", False), (0, [1.5, 2.0])]
+    done = bench(script, updates=1).run()
+    assert (done.server.refused, len(done.wire.replies)) == (2, 2)
+    assert done.said == ["refused: a second answer", "refused, client 1: magic 0x1"]
+
+
+def test_the_run_goes_on_without_a_lost_client_and_frees_its_base(bench):
+    done = bench([Lost(1, (1,), "rank 2 was silent"), (0, [1.0, 1.0]), (0, [2.0, 2.0])], updates=2).run()
+    assert done.server.counts.tolist() == [2, 0]
+    assert done.server.model.base[1].numel() == 0
+    assert not done.outcome.failed
+    assert done.said[0] == "rank 2 is given up: rank 2 was silent"
+
+
+def test_a_client_that_comes_back_starts_anew_from_the_model_of_now(bench):
+    script = [Lost(1, (1,), "silent"), (0, [1.5, 2.0]), Refused(1, "late", True), (1, [3.0, 5.0])]
+    done = bench(script, updates=2).run()
+    assert (done.wire.replies[3].client, done.wire.replies[3].weights.tolist()) == (1, [3.0, 4.0])
+    assert done.server.counts.tolist() == [1, 1]
+    assert done.said[-1] == "client 1 is back and starts anew"
+
+
+def test_the_run_ends_when_the_last_client_is_lost(bench):
+    done = bench([Lost(1, (1,), "silent"), Lost(0, (0,), "dead")], updates=2).run()
+    assert done.outcome.failed
+    assert done.outcome.reason == "no client is left (dead)"
+
+
+def test_the_run_ends_with_the_first_loss_if_it_should(bench):
+    done = bench([Lost(0, (0,), "rank 1 has died")], updates=2, on_death="abort").run()
+    assert done.outcome.failed
+    assert done.outcome.reason == "a worker died (rank 1 has died; faults.on_death = abort)"
+
+
+def test_a_worker_whose_clients_have_moved_ends_nothing(bench):
+    done = bench([Lost(0, (), "rank 1 has died"), (0, [1.0, 1.0])], updates=1, on_death="reassign").run()
+    assert not done.outcome.failed
+    assert done.said == ["rank 1 is given up: rank 1 has died; its clients move to other ranks"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_barrier_goes_on_without_a_lost_client(bench, late):
+    """FedAvg: alone, client 0 sets x, the second time also while client 1 is back; when that has arrived, it waits."""
+    script = [(0, [1.0, 2.0]), Lost(1, (1,), "dead")]
+    if late:
+        script += [Refused(1, "late", True), (0, [3.0, 4.0]), (1, [5.0, 8.0])]
+    else:
+        script += [(0, [3.0, 4.0])]
+    done = bench(script, updates=3 if late else 2, rule=FedAvg()).run()
+    assert done.server.model.version == 2
+    assert done.server.model.x.tolist() == [3.0, 4.0]
 
 
 # Limits

@@ -12,7 +12,7 @@ from asyncfeded import study
 from asyncfeded.config import read
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.record import EVALUATION, UPDATE, Record
-from conftest import run_asyncfeded
+from conftest import places, run_asyncfeded
 
 GRID = """
 error_probabilities = [0.0, 0.5]
@@ -127,7 +127,7 @@ def finish(run, out, curve, updates=10):
     """The folder of a run that is done: accuracies at 0, 1, 2, ... s."""
     folder = out / "runs" / run.name
     folder.mkdir(parents=True)
-    with Record(folder / "record.h5", "", ["here"], np.zeros(1, CLIENT), 1) as book:
+    with Record(folder / "record.h5", "", places("here"), np.zeros(1, CLIENT)) as book:
         for i, accuracy in enumerate(curve):
             book.evaluations.append((float(i), i, accuracy, 1.0))
         for i in range(updates):

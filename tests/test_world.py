@@ -165,8 +165,21 @@ def test_after_a_reset_the_next_pause_is_short(slept):
     assert slept == pytest.approx([1e-5, 2e-5, 1e-5])
 
 
+@pytest.mark.parametrize(
+    ("neighbours", "server", "turns"),
+    [
+        ([0, 1, 2, 3], 0, {1: 0, 2: 1, 3: 2, 0: 3}),
+        ([2, 3, 5], 3, {2: 0, 5: 1, 3: 2}),
+        ([4, 6], 0, {4: 0, 6: 1}),
+    ],
+)
+def test_gpus_are_dealt_to_the_clients_of_a_host_and_then_to_the_server(neighbours, server, turns):
+    dealt = {rank: World(None, rank, 8, [], None, neighbours, 1.0, False).turn(server) for rank in neighbours}
+    assert dealt == turns
+
+
 def place(cores, crowded):
-    return World(None, 0, 4, "h0", 0, cores, crowded)
+    return World(None, 0, 4, ["h0"] * 4, None, [0, 1, 2, 3], cores, crowded)
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,12 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.")] = None,
     ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")] = 0,
 ) -> None:
-    """Train. Under mpiexec or srun, rank 0 is the server and every other rank a client; --ranks starts mpiexec itself."""
+    """Train. Under mpiexec or srun, rank 0 is the server and every other rank a client; --ranks starts mpiexec itself.
+
+    Exit status 75: SIGINT or SIGTERM has ended the run, and `asyncfeded resume` goes on with it.
+    """
     if ranks:
-        _start(ranks, ["train", str(file), *(overrides or [])])
+        _start(ranks, ["train", str(file), *(overrides or [])], lasting=True)
     with _launcher().guard():
         from asyncfeded import run
 
@@ -48,7 +51,7 @@ def resume(
     """Go on with a run from its newest good checkpoint, in its folder. Under mpiexec or srun as `train`."""
     launched = _launcher().launched_by()
     if ranks or not launched or launched[1] == 1:
-        _start(ranks or len(_record(run_dir)[2]["hosts"]), ["resume", str(run_dir), *(overrides or [])])
+        _start(ranks or len(_record(run_dir)[2]["placement"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with _launcher().guard():
         from asyncfeded import run
 
@@ -68,6 +71,7 @@ def replay(
     if not accepted:
         _fail(f"{run_dir}: no update was merged, there is nothing to replay")
     overrides = [
+        "server=0",
         "clock=replay",
         f"replay={run_dir}",
         f"threads={about['threads']}",
@@ -76,7 +80,7 @@ def replay(
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
     overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
-    _start(ranks or len(about["hosts"]), arguments)
+    _start(ranks or len(about["placement"]), arguments, lasting=True)
 
 
 @app.command()
@@ -183,14 +187,23 @@ def bench_wait(
 
 @app.command()
 def info(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Tell about this checkpoint of a run instead.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="Tell about this run's folder, or this checkpoint, instead.")] = None,
 ) -> None:
-    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or what a checkpoint holds."""
-    if checkpoint:
+    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or about a run or a checkpoint."""
+    if path and path.is_dir():
+        from asyncfeded import placement
+
+        updates, evaluations, about = _record(path)
+        places = about.pop("placement")
+        about["config"] = path / "config.toml"
+        _print({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
+        print("", *placement.table(places), sep="\n")  # noqa: T201
+        return
+    if path:
         from asyncfeded.checkpoint import describe
 
         try:
-            _print(describe(checkpoint))
+            _print(describe(path))
         except ValueError as error:
             _fail(str(error))
         return
@@ -217,6 +230,21 @@ def info(
 
 
 @app.command()
+def doctor(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run to be.")] = Path("runs"),
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks.")] = 0,
+) -> None:
+    """Tell what stands in a run's way: MPI, launcher, network, clocks, GPUs, file system. Start it as you would the run."""
+    if ranks:
+        _start(ranks, ["doctor", str(run_dir)])
+    with _launcher().guard():
+        from asyncfeded import doctor as room
+
+        status = room.examine(run_dir)
+    raise typer.Exit(status)
+
+
+@app.command()
 def keys() -> None:
     """Print every key of a run's TOML file with its default and its meaning."""
     from asyncfeded import config, rules, tasks
@@ -240,8 +268,8 @@ def main() -> None:
     app()
 
 
-def _start(ranks: int, arguments: list[str]) -> None:
-    """Become mpiexec; returns only if that is refused."""
+def _start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
+    """Become mpiexec; returns only if that is refused. `lasting`: see `launcher.command`."""
     launcher = _launcher()
     launched = launcher.launched_by()
     if launched and launched[1] > 1:
@@ -251,7 +279,7 @@ def _start(ranks: int, arguments: list[str]) -> None:
     if ranks < 2:
         _fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")
     try:
-        command, env = launcher.command(ranks, arguments)
+        command, env = launcher.command(ranks, arguments, lasting)
     except ValueError as error:
         _fail(str(error))
     sys.stdout.flush()

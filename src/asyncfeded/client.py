@@ -9,10 +9,11 @@ from torch import Tensor
 
 from asyncfeded.config import Training
 from asyncfeded.flat import FlatModel
+from asyncfeded.messages import Order
 from asyncfeded.seeds import Stream, seed_torch
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.classification import Data
-from asyncfeded.wire import ClientWire, Order
+from asyncfeded.worker import ClientWire
 
 
 class Lot(NamedTuple):

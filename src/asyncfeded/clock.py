@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from asyncfeded.wire import Arrival, Order, ServerWire
+from asyncfeded.messages import Arrival, Lost, Order, Refused
+from asyncfeded.wire import ServerWire
 
 Due = Callable[[Order, float], float]
 """When the update of an order is due that is given at a time, both in seconds; infinity: never."""
@@ -36,11 +37,7 @@ class OrderedClock:
         self._now = start_s
         self.due_s: dict[int, float] = {}
         self._out: list[tuple[float, int]] = []  # heap of (due, client): orders given and not yet taken
-        self._jobs: list[list[tuple[float, int, Order, Tensor]]] = [
-            [] for _ in range(pipe.num_workers)
-        ]  # heaps: not yet sent
-        self._busy = [False] * pipe.num_workers
-        self._here: dict[int, Arrival] = {}  # by client: trained, and not yet due
+        self._here: dict[int, Arrival | Refused] = {}  # by client: answered, and not yet due
 
     def now(self) -> float:
         """See `Wire`: when the update taken last was due."""
@@ -48,20 +45,23 @@ class OrderedClock:
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """See `Wire`. Rank 0."""
-        ready(weights.numel())
         due = self.due_s[order.client] = self._due(order, self._now)
         heapq.heappush(self._out, (due, order.client))
-        worker = order.client % self._pipe.num_workers
-        heapq.heappush(self._jobs[worker], (due, order.client, order, weights))
-        self._dispatch(worker)
+        if due < float("inf"):
+            self._pipe.reply(order, weights, ready, due)
+        else:
+            ready(weights.numel())
 
-    def next(self) -> Arrival | None:
+    def next(self) -> Arrival | Refused | Lost | None:
         """See `Wire`. Rank 0."""
-        while (arrival := self._pipe.next()) is not None:
-            self._here[arrival.client] = arrival
-            worker = arrival.client % self._pipe.num_workers
-            self._busy[worker] = False
-            self._dispatch(worker)
+        while (event := self._pipe.next()) is not None:
+            if isinstance(event, Lost):
+                self._out = [(due, client) for due, client in self._out if client not in event.clients]
+                heapq.heapify(self._out)
+                return event
+            if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
+                return event
+            self._here[event.client] = event
         if not self._out or self._out[0][1] not in self._here:
             return None
         self._now, client = heapq.heappop(self._out)
@@ -77,21 +77,14 @@ class OrderedClock:
 
     def stop(self) -> int:
         """See `Wire`. Rank 0; afterwards the wire is closed. Updates trained ahead of their turn count as discarded."""
-        waiting = len(self._here)
-        for arrival in self._here.values():
+        waiting = [event for event in self._here.values() if isinstance(event, Arrival)]
+        for arrival in waiting:
             self._pipe.release(arrival)
-        return waiting + self._pipe.stop()
+        return len(waiting) + self._pipe.stop()
 
-    def _dispatch(self, worker: int) -> None:
-        if self._jobs[worker] and not self._busy[worker]:
-            due, _, order, weights = heapq.heappop(self._jobs[worker])
-            if due < float("inf"):
-                self._busy[worker] = True
-                self._pipe.reply(order, weights, _is_ready)
-
-
-def _is_ready(stop: int) -> None:
-    """The weights were made ready when the order was given."""
+    @property
+    def _waited_for(self) -> set[int]:
+        return {client for _, client in self._out}
 
 
 class Resumed:

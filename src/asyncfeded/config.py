@@ -11,10 +11,11 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -40,6 +41,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
     )
+
+
+def _known_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
 
 
 class Limits(Settings):
@@ -108,7 +118,7 @@ class Heterogeneity(Settings):
 
 
 class Evaluation(Settings):
-    """How the global model is tested, on rank 0, in its idle moments."""
+    """How the global model is tested, by the server, in its idle moments."""
 
     every_s: float = Field(2.0, gt=0)
     """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
@@ -117,6 +127,9 @@ class Evaluation(Settings):
     share: float = Field(0.2, gt=0, le=1)
     """Largest part of the server's time that evaluations may take; where ranks share cores it is the clients' time too.
     A large test set is then evaluated less often than `every_s`. Wall clock only."""
+    device: Device = "cpu"
+    """Where it is tested, as the run's `device`: the server's turn at the GPUs of its host comes after those of the clients,
+    so that it shares one if there are not more GPUs than these."""
 
 
 class Checkpoint(Settings):
@@ -134,6 +147,30 @@ class Checkpoint(Settings):
     """How many checkpoints stay, the last ones."""
 
 
+class Faults(Settings):
+    """What happens when a client dies, falls silent, or sends what cannot be merged.
+
+    A death that MPI reports (Open MPI 5 with ULFM, which --ranks switches on) is known at once. Elsewhere a client is given
+    up that is silent for longer than the median of its last rounds plus `patience` times their spread; comes it back after
+    that, its update is refused and it starts anew.
+    """
+
+    on_death: Literal["continue", "reassign", "abort"] = "continue"
+    """When a rank dies: continue (without its clients), reassign (its clients move to the other ranks; on the virtual clock
+    the result stays the same to the bit) or abort (end the run, with a checkpoint)."""
+    patience: float = Field(100.0, ge=0)
+    """How long a client may be silent, in multiples of the spread of its rounds (at least a tenth of their median). 0: for
+    ever."""
+    patience_s: float = Field(10.0, gt=0)
+    """No client is given up before it was silent for so many seconds."""
+    max_refusals: int = Field(10, ge=1)
+    """Refused updates in a row after which a client is asked no more."""
+    max_gamma: float = Field(0.0, ge=0)
+    """Updates of greater staleness gamma are refused. 0: none."""
+    max_change: float = Field(0.0, ge=0)
+    """Updates with a longer step ||Delta|| are refused. 0: none."""
+
+
 class Config(Settings):
     """One run."""
 
@@ -141,9 +178,11 @@ class Config(Settings):
     """The one seed: initial model, split of the data, and every random number of every client and round."""
     run_dir: str = ""
     """Folder for the results of the run, created; must not hold a run already. Empty: runs/<time>-<task>-<rule>."""
-    device: str = "auto"
-    """Where clients train and the model is evaluated: auto (a GPU where there is one), cpu, cuda (GPUs of a host are dealt
-    to its ranks in turn) or cuda:N."""
+    device: Device = "auto"
+    """Where clients train: auto (a GPU where there is one), cpu, cuda (GPUs of a host are dealt to its clients in turn) or
+    cuda:N."""
+    server: int = Field(0, ge=0)
+    """Rank of MPI_COMM_WORLD that is the server."""
     clock: Literal["wall", "virtual", "replay"] = "wall"
     """Order of updates: wall (of arrival), virtual (of arrival at the times that `heterogeneity` declares, on any number of
     ranks and to the bit the same) or replay (as the run in `replay` recorded it)."""
@@ -166,18 +205,12 @@ class Config(Settings):
     heterogeneity: Heterogeneity = Heterogeneity()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
 
     @field_validator("task", "rule")
     @classmethod
     def _named(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         return {"name": {"task": "digits", "rule": "asyncfeded"}[str(info.field_name)]} | value
-
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
-        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> "Config":

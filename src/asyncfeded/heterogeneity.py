@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from asyncfeded.config import Config
+from asyncfeded.messages import Order
 from asyncfeded.seeds import Stream, numpy_rng
-from asyncfeded.wire import Order
 
 CLIENT = np.dtype(
     [

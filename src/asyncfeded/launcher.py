@@ -76,12 +76,13 @@ def find_mpiexec() -> str:
     )
 
 
-def command(ranks: int, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[list[str], dict[str, str]]:
     """What starts this program on `ranks` ranks of this machine or allocation.
 
     Args:
         ranks: number of MPI ranks.
         arguments: arguments of `asyncfeded`.
+        lasting: whether the job goes on when a client dies.
 
     Returns:
         The command line and the environment for it.
@@ -89,44 +90,56 @@ def command(ranks: int, arguments: list[str]) -> tuple[list[str], dict[str, str]
     Raises:
         ValueError: no mpiexec was found.
     """
-    mpiexec, options = find_mpiexec(), []
+    mpiexec, options, program = find_mpiexec(), [], [sys.executable, "-m", "asyncfeded", *arguments]
     env = os.environ | {"PYTHONSAFEPATH": "1"}  # a file in the working folder must not stand in for a module (Python 3.11+)
     if MPI.get_vendor()[0] == "Open MPI":
         options = ["--bind-to", "none"]  # its default binds to one core each when there are two ranks, to sockets above
         if "SLURM_JOB_ID" not in env:  # in an allocation it would put all ranks on the first node
             options.append("--oversubscribe")
+        if lasting and MPI.get_vendor()[1] >= (5,):
+            options += ["--with-ft", "ulfm"]
         if os.geteuid() == 0:
             env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    elif lasting:
+        options, program = ["-disable-auto-cleanup"], [sys.executable, "-m", "asyncfeded.shield", *program]
     if sys.stderr.isatty():
         # Behind mpiexec a rank sees pipes; rich takes these as word that a terminal is at their end.
         size = shutil.get_terminal_size()
         env |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}
         env |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
-    return [mpiexec, *options, "-n", str(ranks), sys.executable, "-m", "asyncfeded", *arguments], env
+    return [mpiexec, *options, "-n", str(ranks), *program], env
+
+
+def detects_deaths(comm: MPI.Intracomm) -> bool:
+    """Whether this MPI can tell of ranks that have died (ULFM)."""
+    try:
+        comm.Get_failed()
+    except (NotImplementedError, MPI.Exception):
+        return False
+    return True
 
 
 @contextmanager
-def guard() -> Iterator[None]:
-    """An error that nobody caught in here ends the whole job, told with rank and host before the traceback.
+def guard(role: str = "") -> Iterator[None]:
+    """An error that nobody caught in here ends the whole job, told with rank, role and host before the traceback.
 
     Also where MPI is not initialised yet: the other ranks of the job would wait in MPI_Init for ever.
     """
     try:
         yield
     except BaseException as error:
-        _end_job(error)
+        _end_job(error, role)
         raise
 
 
-def _end_job(error: BaseException) -> None:
+def _end_job(error: BaseException, role: str) -> None:
     launched = launched_by()
     if MPI.Is_initialized():
         rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     else:
         size, rank = launched[1:] if launched else (1, 0)
     if not isinstance(error, KeyboardInterrupt):
-        role = "server" if rank == 0 else "worker"
-        text = f"asyncfeded: rank {rank} ({role}) on {socket.gethostname()}: uncaught error, ending the job"
+        text = f"asyncfeded: rank {rank}{role and f' ({role})'} on {socket.gethostname()}: uncaught error, ending the job"
         print(f"{text}\n{traceback.format_exc()}", file=sys.stderr, flush=True)  # noqa: T201
     elif rank == 0:
         print("asyncfeded: interrupted", file=sys.stderr, flush=True)  # noqa: T201

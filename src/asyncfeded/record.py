@@ -25,8 +25,8 @@ import numpy as np
 
 from asyncfeded.checkpoint.file import text, write
 
-SCHEMA = 1
-"""Version of the layout of record.h5."""
+SCHEMA = 2
+"""Version of the layout of record.h5; 1 had `hosts` in the place of `placement`."""
 
 UPDATE = np.dtype(
     [
@@ -95,10 +95,9 @@ class Record:
 
     Args:
         path: the file, which must not exist if the run is new.
-        config: the resolved config as TOML, stored with versions, commit and hosts.
-        hosts: host of each rank.
+        config: the resolved config as TOML, stored with versions, commit and places.
+        places: placement.PLACE (ranks,).
         clients: heterogeneity.CLIENT (clients,).
-        threads: of a worker; results are the same to the bit only with the same.
         before: rows of the run so far, if it goes on; those that are on the disk beyond them are dropped.
 
     Raises:
@@ -106,6 +105,7 @@ class Record:
 
     Attributes:
         provenance: see `provenance`.
+        threads: the most of a worker; results are the same to the bit only with the same.
         problem: why rows wait in memory, as a sentence; empty while there is room on the disk.
     """
 
@@ -114,18 +114,15 @@ class Record:
     """Least seconds between two writings of record.h5; 50 times as long as one took when that is more."""
 
     def __init__(
-        self, path: Path, config: str, hosts: list[str], clients: np.ndarray, threads: int, before: "Tables | None" = None
+        self, path: Path, config: str, places: np.ndarray, clients: np.ndarray, before: "Tables | None" = None
     ) -> None:
         if before is None and path.exists():
             raise FileExistsError(f"{path}: File exists")
         self._path, self.provenance, self.problem = path, provenance(), ""
-        self._attributes = {"schema": SCHEMA, "threads": threads} | self.provenance
-        # Datasets: an attribute holds 64 KiB at most, the names of some thousand hosts.
-        self._origin = {
-            "hosts": text([host.encode() for host in hosts]),
-            "config": text(config.encode()),
-            "clients": clients,
-        }
+        self.threads = int(places["threads"][places["role"] == b"worker"].max(initial=0))
+        self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
+        # Datasets: an attribute holds 64 KiB at most, the places of some hundred ranks.
+        self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
         self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
         self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
         with suppress(OSError):  # a file system may have no locks
@@ -205,7 +202,7 @@ class Tables(NamedTuple):
     evaluations: np.ndarray
     """EVALUATION (m,)."""
     attributes: dict[str, object]
-    """Versions, commit, platform, hosts (of each rank) and config (TOML)."""
+    """Versions, commit, platform, placement (PLACE of each rank) and config (TOML)."""
 
 
 def read(run_dir: Path) -> Tables:
@@ -221,7 +218,7 @@ def read(run_dir: Path) -> Tables:
             with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, holds all
                 tables[name] = np.fromfile(_rows_of(path, name), dtype)
         with h5py.File(path, "r", locking=False) as file:
-            origin = {"hosts": list(file["hosts"].asstr()), "config": file["config"].asstr()[()]}
+            origin = {"placement": file["placement"][:], "config": file["config"].asstr()[()]}
             stored = {name: file[name][:] for name in ("updates", "evaluations")}
             return Tables(**stored | tables, attributes=dict(file.attrs) | origin)
     except (OSError, KeyError, TypeError) as error:
@@ -247,7 +244,12 @@ def _rows_of(path: Path, table: str) -> Path:
 
 def provenance() -> dict[str, str]:
     """Versions of the program and what it stands on, commit, Python and platform."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "commit": _commit()}
+    return {"platform": platform.platform(), "commit": _commit()} | versions()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the program and what it stands on."""
+    found = {"python": platform.python_version()}
     for package in ("asyncfeded", "torch", "numpy", "mpi4py", "h5py"):
         try:
             found[package] = version(package)

@@ -19,7 +19,7 @@ from asyncfeded.config import Checkpoint, Config, section
 from asyncfeded.evaluation import Score
 from asyncfeded.flat import Layout
 from asyncfeded.progress import Progress
-from asyncfeded.rules.decision import State
+from asyncfeded.rules.decision import Reply, State
 from asyncfeded.server import Server
 
 if sys.version_info >= (3, 11):
@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # the same module under its older name
 
-MAY_CHANGE = ("limits", "evaluation", "checkpoint", "wait", "device")
+MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server")
 """Keys and sections of the config that a run may go on with others of; on the wall clock `threads` too."""
 
 
@@ -92,12 +92,12 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
     return Point(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), found.damaged)
 
 
-def reopen(config: Config, hosts: list[str], clients: np.ndarray, point: Point) -> record.Record:
+def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Point) -> record.Record:
     """The run's folder as it was at a checkpoint, with the config to go on with. Rank 0.
 
     Args:
         config: resolved.
-        hosts: of each rank.
+        places: placement.PLACE (ranks,).
         clients: heterogeneity.CLIENT (clients,).
         point: where the run goes on.
     """
@@ -105,16 +105,16 @@ def reopen(config: Config, hosts: list[str], clients: np.ndarray, point: Point) 
     part = path.with_name("config.toml.part")
     part.write_text(toml, encoding="utf-8")
     part.replace(path)
-    return record.Record(path.with_name("record.h5"), toml, hosts, clients, torch.get_num_threads(), point.record)
+    return record.Record(path.with_name("record.h5"), toml, places, clients, point.record)
 
 
-def sentences(point: Point) -> list[str]:
-    """For a person: where the run goes on, and what is not as it was."""
-    at, threads = point.snapshot, point.record.attributes["threads"]
+def sentences(point: Point, threads: int) -> list[str]:
+    """For a person: where the run goes on, and what is not as it was, with so many threads now."""
+    at, before = point.snapshot, point.record.attributes["threads"]
     said = [f"not used: {text}" for text in point.damaged]
     said.append(f"goes on from {point.path.name}: {at.time_s:.1f} s, {at.updates} updates, version {at.version}")
-    if threads != torch.get_num_threads():
-        said.append(f"{torch.get_num_threads()} thread(s), {threads} before: a replay will not be the same to the bit")
+    if threads != before:
+        said.append(f"{threads} thread(s), {before} before: a replay will not be the same to the bit")
     return said
 
 
@@ -133,7 +133,8 @@ def restore(server: Server, snapshot: Snapshot) -> None:
         array[...] = at.rule[name]
     server.epochs[:], server.rounds[:], server.counts[:] = clients["epochs"], clients["rounds"], clients["updates"]
     server.out[:] = clients["out"]
-    server.updates, server.refused, server.refused_in_a_row = at.updates, at.refused, at.refused_in_a_row
+    server.refused_in_a_row[:], server.dropped[:] = clients["refused"], clients["dropped"]
+    server.updates, server.refused = at.updates, at.refused
     server.taken_s, server.evaluation_due, server.wall_before_s = at.time_s, at.evaluation_due_s, at.wall_s
     server.busy_s, server.evaluating_s, server.compute_s = at.busy_s, at.evaluating_s, at.compute_s
     if at.score_version >= 0:
@@ -154,7 +155,9 @@ def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapsho
     clients["epochs"], clients["rounds"], clients["updates"] = server.epochs, server.rounds, server.counts
     clients["base_version"], clients["out"] = model.base_version, server.out
     clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(server.out.tolist())]
-    for client, epochs in server.withheld:  # given as soon as the run goes on
+    clients["refused"], clients["dropped"] = server.refused_in_a_row, server.dropped
+    lost = [Reply(client, int(server.epochs[client])) for client in np.flatnonzero(server.lost & ~server.dropped).tolist()]
+    for client, epochs in (*server.withheld, *lost):  # given as soon as the run goes on
         clients["epochs"][client], clients["base_version"][client], clients["out"][client] = epochs, model.version, True
         clients["rounds"][client] += 1
     return Snapshot(
@@ -169,7 +172,6 @@ def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapsho
         version=model.version,
         updates=server.updates,
         refused=server.refused,
-        refused_in_a_row=server.refused_in_a_row,
         update_rows=server.record.updates.count,
         evaluation_rows=server.record.evaluations.count,
         evaluation_due_s=server.evaluation_due,
@@ -222,7 +224,7 @@ class Keeper:
             self._problem = server.record.problem
             self._progress.say(self._problem or "the rows of the record are on the disk again")
         if server.stopping:
-            if self._on or self.wanted or server.interrupted:
+            if self._on or self.wanted or server.interrupted or server.failed:
                 self.finish()
                 self._start(server)
             return

@@ -1,49 +1,52 @@
 """One run: who is server, who is client, what is checked before the first message, and an orderly end.
 
-The phases, on every rank: join the job; prepare (read the config, load the data, build the model); agree; train; leave. What
-a user did wrong is found while preparing and told once, by rank 0. After that no rank leaves alone: an uncaught error ends
-the whole job (launcher.guard).
+The phases, on every rank: join the job; read the config, and agree; take a place (who is the server, which GPU, which
+cores); load the data and build the model, and agree; train; leave. What a user did wrong is found before training and told
+once, by rank 0. After that no rank leaves alone: an uncaught error ends the whole job (launcher.guard).
 """
 
-import hashlib
 import json
-import math
 import os
 import signal
 import sys
-import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from asyncfeded import kernel, launcher, record, resume, rules, tasks, world
+from asyncfeded import kernel, launcher, placement, record, result, resume, rules, shield, world
 from asyncfeded.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.client import Lot, Trainer, work
 from asyncfeded.clock import Due, OrderedClock, Replay, Resumed
-from asyncfeded.config import Config, load
+from asyncfeded.config import Config
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
 from asyncfeded.heterogeneity import Heterogeneity, draw
+from asyncfeded.messages import Order
+from asyncfeded.patience import Patience
+from asyncfeded.plan import Plan, agree, read, settle
 from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
-from asyncfeded.server import Outcome, Server
+from asyncfeded.server import INTERRUPTED, Server
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
-from asyncfeded.wire import ClientWire, Order, ServerWire
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire, ServerLostError
 from asyncfeded.world import World
 
 REFUSED = 2
 """Exit status when a run cannot start for a reason that a user can mend."""
+RESUMABLE = os.EX_TEMPFAIL
+"""Exit status, 75, of a run that SIGINT or SIGTERM has ended: `asyncfeded resume` goes on with it."""
 
 
 def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
-    """Run a training. Collective: rank 0 is the server, the others are workers.
+    """Run a training. Collective: one rank is the server, rank 0 unless the config says another, the others are workers.
 
     Args:
         path: the run's TOML file.
@@ -51,15 +54,17 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
         resumed: folder of the run to go on with; None: it is a new one.
 
     Returns:
-        The exit status: 0; REFUSED after telling why on standard error; 1 if the trained model could not be saved.
+        The exit status: 0; RESUMABLE; REFUSED after telling why on standard error; 1 if the model could not be saved, or
+        no client was left before a limit was reached.
     """
     here: World | None = None
+    apart = False
     # The wish for a checkpoint, which launchers pass on to all ranks: the server's alone, once it trains.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with launcher.guard():
         try:
             here = world.join()
-            status = _train(here, path, overrides, resumed)
+            status, apart = _train(here, path, overrides, resumed)
         except world.RefusedError as error:
             launched = launcher.launched_by()
             rank = here.rank if here else launched[2] if launched else 0
@@ -67,7 +72,7 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             # Where there is no barrier to leave by, a status of another rank could end rank 0 before it has told.
             status = REFUSED if here or rank == 0 else 0
-        world.leave()
+        world.leave(status, apart)
     return status
 
 
@@ -76,16 +81,16 @@ class Job:
     """What a rank has prepared: a model, and the data for its role."""
 
     config: Config
-    task: tasks.Task
-    rule: rules.Rule
+    places: np.ndarray
+    """placement.PLACE (ranks,), by rank in MPI_COMM_WORLD."""
     flat: FlatModel
     heterogeneity: Heterogeneity
     trainer: Trainer | None
-    """On the workers, as `lots`."""
-    lots: dict[int, Lot]
-    """Of the clients that live on this worker."""
+    """On the workers, as `lot`, that of a client."""
+    lot: Callable[[int], Lot] | None
     model: GlobalModel | None
-    """On rank 0, as `state`, `due`, `evaluator` and `run_dir`."""
+    """On the server, as `rule`, `state`, `due`, `evaluator` and `run_dir`."""
+    rule: rules.Rule
     state: State
     due: Due
     """When an update is due, unless on the wall clock."""
@@ -94,58 +99,52 @@ class Job:
     record: record.Record | None
     """Of a new run."""
     point: resume.Point | None
-    """Where a run goes on; rank 0."""
+    """Where a run goes on; on the server."""
 
 
-def _train(here: World, path: Path, overrides: list[str], resumed: Path | None) -> int:
-    job: Job | None = None
+def _train(here: World, path: Path, overrides: list[str], resumed: Path | None) -> tuple[int, bool]:
+    """Prepare, agree and play this rank's part. Returns the exit status, and whether ranks are lost."""
+    plan = agree(here, lambda: read(here, path, overrides), lambda plan: world.statement(config=plan.config.digest()))
+    here, places = settle(here, plan)
+    seated = world.seat(here, plan.config.server)  # its rank 0 is the server
     undo = ExitStack()  # what takes back the run's folder
-    try:
-        job = _prepare(here, path, overrides, resumed, undo)
+
+    def told(job: Job) -> np.ndarray:
         layout = job.flat.layout
-        said = world.statement(
-            config=job.config.digest(), layout=layout.digest(), num_params=layout.num_params, size=layout.size
-        )
-    except (ValueError, OSError) as error:
-        said = world.statement(problem=str(error) or repr(error))
+        return world.statement(layout=layout.digest(), num_params=layout.num_params, size=layout.size)
+
     try:
-        world.agree(here, said)
+        job = agree(here, lambda: _prepare(seated, plan, places, resumed, undo), told)
     except world.RefusedError:
         with suppress(OSError):
             undo.close()
         raise
-    assert job is not None
-    if here.rank == 0:
-        return _serve(here, job)
-    # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    _work(here, job)
-    return 0
+    resumable = f"the server is dead; go on with: asyncfeded resume {world.hear(seated, str(job.run_dir))}"
+    with launcher.guard("worker" if seated.rank else "server"):
+        if seated.rank == 0:
+            shield.note(resumable)
+            return _serve(seated, job)
+        shield.note("")
+        # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            return 0, _work(seated, job)
+        except ServerLostError as error:
+            if seated.rank == 1:
+                print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
+            return 1, True
 
 
-def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None, undo: ExitStack) -> Job:
-    """All that can be checked without a message.
+def _prepare(here: World, plan: Plan, places: np.ndarray, resumed: Path | None, undo: ExitStack) -> Job:
+    """All else that can be checked without a message.
 
     Raises:
         ValueError, OSError: something is wrong that a user can mend.
     """
-    config = load(path, overrides)
-    task, rule = tasks.load(config.task), rules.load(config.rule)
-    workers = here.size - 1
-    num_clients = config.clients or workers
-    if config.clock == "wall" and num_clients != workers:
-        raise ValueError(
-            f"clients = {num_clients}, but {here.size} ranks make 1 server and {workers} clients; start it with "
-            f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
-        )
-    if config.threads or config.clock == "virtual":
-        torch.set_num_threads(config.threads or 1)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(here.threads)
-    config = _resolved(config, task, rule, num_clients)
+    config, task, rule, device = plan
+    num_clients, workers = config.clients, here.size - 1
     heterogeneity = draw(config, task.sizes(num_clients, config.seed))
-    device = _device(config.device, here)
     seed_torch(config.seed, Stream.MODEL)
     flat = FlatModel(task.model(), device)
     if here.rank == 0:
@@ -158,47 +157,30 @@ def _prepare(here: World, path: Path, overrides: list[str], resumed: Path | None
             point = resume.find(resumed, config, flat.layout, state)
             due = Resumed(resume.kept_due(point.snapshot), due)
         else:
-            book = _open_run(config, here.hosts, heterogeneity.clients, undo)
+            book = _open_run(config, places, heterogeneity.clients, undo)
         run_dir = Path(config.run_dir)
-        return Job(config, task, rule, flat, heterogeneity, None, {}, model, state, due, evaluator, run_dir, book, point)
+        return Job(config, places, flat, heterogeneity, None, None, model, rule, state, due, evaluator, run_dir, book, point)
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
-    lots = {}
-    for me in range(here.rank - 1, num_clients, workers):
-        inputs, targets = task.client_data(me, num_clients, config.seed)
-        slowdown = float(heterogeneity.clients["slowdown"][me]) if config.clock == "wall" else 1.0
-        batch_size = int(heterogeneity.clients["batch_size"][me])
-        lots[me] = Lot(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
-    return Job(config, task, rule, flat, heterogeneity, trainer, lots, None, {}, heterogeneity.due, None, Path(), None, None)
+
+    @cache
+    def lot(client: int) -> Lot:
+        inputs, targets = task.client_data(client, num_clients, config.seed)
+        slowdown = float(heterogeneity.clients["slowdown"][client]) if config.clock == "wall" else 1.0
+        batch_size = int(heterogeneity.clients["batch_size"][client])
+        return Lot(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
+
+    for client in range(here.rank - 1, num_clients, workers):
+        lot(client)  # now, so that faults of the data are told; of other clients when they move here
+    due, run_dir = heterogeneity.due, Path()
+    return Job(config, places, flat, heterogeneity, trainer, lot, None, rule, {}, due, None, run_dir, None, None)
 
 
-def _device(wanted: str, here: World) -> torch.device:
-    """The device of this rank: a host's GPUs are dealt to its ranks in turn."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not count):
-        return torch.device("cpu")
-    index = int(wanted.partition(":")[2] or here.local_rank % max(count, 1))
-    if index >= count:
-        raise ValueError(
-            f"device = {wanted!r}: this host has {count} GPUs that torch can use; set device=cpu or device=auto"
-        )
-    torch.cuda.set_device(index)  # pinned memory, too, is then made in the context of this GPU
-    return torch.device("cuda", index)
-
-
-def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
-    """The config with every default filled in, those of task and rule too, and the run's folder named."""
-    run_dir = config.run_dir or str(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{task.name}-{rule.name}")
-    sections = {"task": task, "rule": rule}
-    filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
-    return config.model_copy(update=filled | {"clients": num_clients, "run_dir": run_dir})
-
-
-def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitStack) -> record.Record:
+def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, undo: ExitStack) -> record.Record:
     """The run's folder with its config and an empty record. Rank 0.
 
     Args:
         config: resolved.
-        hosts: of each rank.
+        places: placement.PLACE (ranks,).
         clients: their lots.
         undo: gets what takes back all that was made here.
 
@@ -219,7 +201,7 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
         for name in ("config.toml", "record.h5", "record.h5.updates", "record.h5.evaluations"):
             undo.callback((run_dir / name).unlink, missing_ok=True)
         (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        book = record.Record(run_dir / "record.h5", config.to_toml(), hosts, clients, torch.get_num_threads())
+        book = record.Record(run_dir / "record.h5", config.to_toml(), places, clients)
         undo.callback(book.close)
     except OSError as error:
         why = error.strerror or str(error)
@@ -227,9 +209,10 @@ def _open_run(config: Config, hosts: list[str], clients: np.ndarray, undo: ExitS
     return book
 
 
-def _work(here: World, job: Job) -> None:
-    """A worker, to its end. Client ranks."""
+def _work(here: World, job: Job) -> bool:
+    """A worker, to its end. Client ranks. Returns whether ranks are lost."""
     assert job.trainer is not None
+    assert job.lot is not None
     config, buffer, lots = job.config, job.flat.buffer, job.heterogeneity.clients
     host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
     paced = config.clock == "wall"
@@ -239,37 +222,49 @@ def _work(here: World, job: Job) -> None:
             return 0.0
         return float(lots["delay_s"][order.client]) + round_s * job.heterogeneity.lost_rounds(order.client, order.round)
 
-    work(ClientWire(here.comm, host, here.backoff(config.wait)), job.trainer, job.lots.__getitem__, lost_s, job.flat, host)
+    wire = ClientWire(here.comm, host, here.backoff(config.wait))
+    work(wire, job.trainer, job.lot, lost_s, job.flat, host)
+    return wire.apart
 
 
-def _serve(here: World, job: Job) -> int:
-    """The server, from the first model sent to the result printed. Rank 0. Returns the exit status."""
+def _serve(here: World, job: Job) -> tuple[int, bool]:
+    """The server, from the first model sent to the result printed. Rank 0. Returns as `_train`."""
     assert job.evaluator is not None
     assert job.model is not None
     config, layout, run_dir, model = job.config, job.flat.layout, job.run_dir, job.model
     ordered, point = config.clock != "wall", job.point
     start_s = point.snapshot.time_s if point else 0.0
     if point:
-        book = resume.reopen(config, here.hosts, job.heterogeneity.clients, point)
+        book = resume.reopen(config, job.places, job.heterogeneity.clients, point)
     else:
         assert job.record is not None
         book = job.record
     with book, Progress(run_dir / "log.txt") as progress:
         # On an ordered clock updates wait for their turn, and the model moves before they are measured.
         measure = None if ordered else model.measure
-        pipe = ServerWire(here.comm, here.size - 1, layout.size, here.backoff(config.wait), config.clients, measure, start_s)
+        pipe = ServerWire(
+            here.comm,
+            here.size - 1,
+            layout.size,
+            here.backoff(config.wait),
+            config.clients,
+            measure,
+            start_s,
+            Patience(config.faults.patience, config.faults.patience_s),
+            config.faults.on_death == "reassign",
+        )
         beside_bytes = model.num_bytes + job.evaluator.num_bytes + sum(array.nbytes for array in job.state.values())
         server_bytes = beside_bytes + pipe.buffer_bytes
         progress.say(
             f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {here.size - 1} ranks of "
-            f"{len(set(here.hosts))} host(s), {torch.get_num_threads()} thread(s) each, {launcher.vendor()}; results in "
-            f"{run_dir}"
+            f"{len(set(here.hosts))} host(s), {launcher.vendor()}; results in {run_dir}"
         )
+        progress.say("\n".join(placement.table(job.places)))
         progress.say(
             f"server holds {server_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
             f"{server_bytes / 1e6:.1f} MB; kernel: {kernel.describe()}"
         )
-        for text in resume.sentences(point) if point else ():
+        for text in resume.sentences(point, book.threads) if point else ():
             progress.say(text)
         clock = OrderedClock(pipe, job.due, start_s) if ordered else None
         toml = config.to_toml()
@@ -293,10 +288,12 @@ def _serve(here: World, job: Job) -> int:
             evaluator=job.evaluator,
             record=book,
             limits=config.limits,
+            faults=config.faults,
             epochs=job.heterogeneity.clients["epochs"],
             evaluation=config.evaluation,
             in_idle_moments=not ordered,
             tick=tick,
+            say=progress.say,
         )
         if point:
             resume.restore(server, point.snapshot)
@@ -304,23 +301,25 @@ def _serve(here: World, job: Job) -> int:
         outcome = server.run()
         keeper.finish()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
-        status = 0
+        status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
+        if outcome.failed:
+            progress.say(f"go on with: asyncfeded resume {run_dir}")
         try:
             book.close()
         except OSError as error:
             progress.say(f"the record could not be saved whole in {run_dir}: {error}")
             status = 1
-        result = _result(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
+        figures = result.figures(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
         try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
             part = run_dir / "result.json.part"
-            part.write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(figures, allow_nan=False) + "\n", encoding="utf-8")
             part.replace(run_dir / "result.json")
         except OSError as error:
             progress.say(f"the trained model could not be saved in {run_dir}: {error}")
             status = 1
-    _show(result, run_dir)
-    return status
+    result.show(figures, run_dir)
+    return status, bool(pipe.lost)
 
 
 def _heed_signals(server: Server, keeper: resume.Keeper) -> None:
@@ -336,53 +335,3 @@ def _heed_signals(server: Server, keeper: resume.Keeper) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     signal.signal(signal.SIGUSR1, keep)
-
-
-def _result(
-    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, workers: int
-) -> dict[str, object]:
-    """The figures of a finished run, from its record where it has them."""
-    gamma = record.read(run_dir).updates["gamma"]
-    gamma = gamma[np.isfinite(gamma)]
-    loss = outcome.score.loss
-    return {
-        "run_dir": str(run_dir),
-        "updates": server.updates,
-        "seconds": round(outcome.seconds, 3),
-        "wall_s": round(outcome.wall_s, 3),
-        "updates_per_s": round(server.updates / outcome.seconds, 3),
-        "accuracy": round(outcome.score.accuracy, 6),
-        "loss": round(loss, 6) if math.isfinite(loss) else None,
-        "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
-        "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
-        "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.compute_s / (workers * outcome.wall_s), 6),
-        "server_bytes": server_bytes,
-        "refused": server.refused,
-        "discarded": outcome.discarded,
-        "stopped": outcome.reason,
-        "model_sha256": hashlib.sha256(server.model.x.numpy().data).hexdigest(),
-    }
-
-
-def _show(result: dict[str, object], run_dir: Path) -> None:
-    """The result for people, and as one line of JSON, the last of standard output."""
-    console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
-    updates = record.read(run_dir).updates
-    updates = updates[updates["accepted"]]
-    by_client = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("client", "updates", "share", "K", "gamma", "eta", "compute s", "wait s"):
-        by_client.add_column(column, justify="right")
-    for who in np.unique(updates["client"]):
-        rows = updates[updates["client"] == who]
-        medians = [f"{np.median(rows[field]):.3g}" for field in ("gamma", "eta", "compute_s", "wait_s")]
-        by_client.add_row(
-            str(who), str(len(rows)), f"{len(rows) / len(updates):.1%}", f"{np.median(rows['epochs']):g}", *medians
-        )
-    console.print(by_client)
-    console.print("(K, gamma, eta and seconds: medians over the client's updates)\n")
-    figures = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in result.items():
-        figures.add_row(key, str(value))
-    console.print(figures)
-    print(json.dumps(result), flush=True)  # noqa: T201

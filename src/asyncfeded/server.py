@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.config import Evaluation, Limits
+from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator, Score
+from asyncfeded.messages import HEADER, Arrival, Lost, Order, Refused, Wire
 from asyncfeded.record import Record
-from asyncfeded.rules import Rule
+from asyncfeded.rules import Rule, Waits
 from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
-from asyncfeded.wire import HEADER, Arrival, Order, Wire
 
-REFUSALS = 10
-"""Refused updates in a row, per client, after which the run is given up: nothing that could still be merged comes."""
+INTERRUPTED = "interrupted by a signal"
+"""Why a run stopped that may go on later."""
 
 
 class Outcome(NamedTuple):
@@ -37,6 +37,8 @@ class Outcome(NamedTuple):
     """Of the final model."""
     discarded: int
     """Updates that were under way when the run ended."""
+    failed: bool
+    """Whether it ended for want of clients, before a limit."""
 
 
 class Server:
@@ -50,15 +52,22 @@ class Server:
         evaluator: tests snapshots of it.
         record: takes a row per update and evaluation.
         limits: when to stop.
+        faults: what to do about clients that die or send what cannot be merged.
         epochs: int64 (clients,), K of the first round.
         evaluation: how often to evaluate.
         in_idle_moments: whether evaluations wait for such (wall clock), or take place at their time between two updates
             (virtual clock).
         tick: called between two updates, often, and once more when the run is about to stop (`stopping` is set then): to
             show how it goes, or to keep its state; must be quick.
+        say: takes what a person should know, as a sentence.
 
     Attributes:
         updates: merged; `refused` are not among them.
+        refused: updates, and other messages, that were not merged.
+        refused_in_a_row: int64 (clients,).
+        lost: bool (clients,), whose worker is given up.
+        dropped: bool (clients,), who was refused too often.
+        failed: why no client is left to train, or none may be lost; empty: it goes on.
         counts: int64 (clients,), updates merged by client.
         epochs: int64 (clients,), K that each client was sent last.
         recent: gamma and eta of the last updates.
@@ -85,13 +94,16 @@ class Server:
         evaluator: Evaluator,
         record: Record,
         limits: Limits,
+        faults: Faults,
         epochs: np.ndarray,
         evaluation: Evaluation,
         in_idle_moments: bool,
         tick: Callable[["Server"], None],
+        say: Callable[[str], None],
     ) -> None:
         self._wire, self._rule, self.model, self._evaluator, self.record = wire, rule, model, evaluator, record
         self.limits, self._evaluation, self._tick = limits, evaluation, tick
+        self._faults, self._say = faults, say
         num_clients = len(model.base)
         self.state, self.in_idle_moments = state, in_idle_moments
         self.epochs = epochs.astype(np.int64)
@@ -99,7 +111,10 @@ class Server:
         self.out = np.zeros(num_clients, np.bool_)
         self.withheld: tuple[Reply, ...] = ()
         self.counts = np.zeros(num_clients, np.int64)
-        self.updates, self.refused, self.refused_in_a_row = 0, 0, 0
+        self.updates, self.refused = 0, 0
+        self.refused_in_a_row = np.zeros(num_clients, np.int64)
+        self.lost, self.dropped = np.zeros(num_clients, np.bool_), np.zeros(num_clients, np.bool_)
+        self.failed = ""
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.score: Score | None = None
         self.busy_s, self.evaluating_s, self.compute_s = 0.0, 0.0, 0.0
@@ -132,18 +147,22 @@ class Server:
             for client, epochs in enumerate(self.epochs.tolist()):
                 self._send(Reply(client, epochs))
         while not (reason := self._reached()):
-            arrival = self._wire.next()
-            if arrival is None:
+            event = self._wire.next()
+            if event is None:
                 if not (self.in_idle_moments and self._evaluate()):
                     self._wire.pause()
+            elif isinstance(event, Lost):
+                self._lose(event)
             else:
                 if not self.in_idle_moments:
                     self._evaluate_up_to(self.elapsed_s)
-                if self._reached():  # by the arrival's time, or by an evaluation before it
-                    self._wire.release(arrival)
+                if isinstance(event, Refused):
+                    self._refuse(event)
+                elif self._reached():  # by the arrival's time, or by an evaluation before it
+                    self._wire.release(event)
                     discarded += 1
                 else:
-                    self._take(arrival)
+                    self._take(event)
                     if self.in_idle_moments and self.elapsed_s - self.evaluation_due > self._evaluation.every_s:
                         self._evaluate()  # no idle moment for a whole period
             self.record.flush_if_due()
@@ -158,13 +177,15 @@ class Server:
         if self.score is None or self.score.version != self.model.version:
             self._note(self._evaluator.score(self.model.x, self.model.version), seconds)
         assert self.score is not None
-        return Outcome(reason, seconds, wall_s, self.score, discarded)
+        return Outcome(reason, seconds, wall_s, self.score, discarded, bool(self.failed))
 
     def _reached(self) -> str:
         """The limit that is reached, as a sentence; empty if none is."""
         limits = self.limits
+        if self.failed:
+            return self.failed
         if self.interrupted:
-            return "interrupted by a signal"
+            return INTERRUPTED
         if limits.updates and self.updates >= limits.updates:
             return f"{self.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
@@ -179,21 +200,26 @@ class Server:
         client, model = arrival.client, self.model
         self.compute_s += arrival.compute_s
         self.taken_s, self.out[client] = arrived_s, False
+        if self.lost[client] or self.dropped[client]:
+            self._wire.release(arrival)
+            self._refuse(Refused(client, "its client was given up", answered=True))
+            return
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
         tau = model.version - arrival.base_version
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise RuntimeError(self._diverged())
-        accepted = math.isfinite(change)
-        if accepted:
-            update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)
+        update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)
+        refusal = self._fault(update, arrival.train_loss)
+        if refusal:
+            again = self._note_refusal(client, refusal)
+            decision = Decision(math.nan, 0.0, (Reply(client, int(self.epochs[client])),) if again else ())
+        else:
             decision = self._rule.on_arrival(update, model, self.state)
             self.updates += 1
             self.counts[client] += 1
             self.recent.append((decision.gamma, decision.eta))
-            self.refused_in_a_row = 0
-        else:
-            decision = self._refuse(arrival)
+            self.refused_in_a_row[client] = 0
         replies = decision.replies
         if self._reached():  # clients are told to stop instead
             replies, self.withheld = (), decision.replies
@@ -223,21 +249,71 @@ class Server:
                 arrival.wait_s,
                 service_s,
                 (1 + len(replies)) * self._update_bytes,
-                accepted,
+                not refusal,
             )
         )
         self.busy_s += time.thread_time() - cpu
 
-    def _refuse(self, arrival: Arrival) -> Decision:
-        """An update that is not finite: the global model stays, and the client goes on from it."""
+    def _fault(self, update: Update, train_loss: float) -> str:
+        """Why an update cannot be merged, as a sentence; empty if it can."""
+        limits = self._faults
+        if not math.isfinite(update.change):
+            return f"weights that are not finite (train loss {train_loss:g}): lower training.learning_rate if that is usual"
+        if limits.max_gamma and update.gamma > limits.max_gamma:
+            return f"staleness gamma = {update.gamma:g}, more than faults.max_gamma = {limits.max_gamma:g}"
+        if limits.max_change and update.change > limits.max_change:
+            return f"||Delta|| = {update.change:g}, more than faults.max_change = {limits.max_change:g}"
+        return ""
+
+    def _note_refusal(self, client: int, reason: str) -> bool:
+        """Count a refusal and tell of it. Returns whether the client may go on."""
         self.refused += 1
-        self.refused_in_a_row += 1
-        if self.refused_in_a_row >= REFUSALS * len(self.counts):
-            raise RuntimeError(
-                f"the last {self.refused_in_a_row} updates, from all clients, held weights that are not finite (the last: "
-                f"client {arrival.client}, train loss {arrival.train_loss}): training diverges; lower training.learning_rate"
-            )
-        return Decision(math.nan, 0.0, (Reply(arrival.client, int(self.epochs[arrival.client])),))
+        self.refused_in_a_row[client] += 1
+        row, most = int(self.refused_in_a_row[client]), self._faults.max_refusals
+        self._say(f"refused, client {client}: {reason}")
+        if row >= most:
+            self.dropped[client] = True
+            self._bury((client,), f"{row} refusals in a row (faults.max_refusals)")
+        return row < most
+
+    def _refuse(self, event: Refused) -> None:
+        """A message that the wire did not take for an update."""
+        client = event.client
+        if client < 0:
+            self.refused += 1
+            self._say(f"refused: {event.reason}")
+            return
+        if event.answered:
+            self.out[client] = False
+        again = self._note_refusal(client, event.reason) if not self.dropped[client] else False
+        if self.lost[client] and again:
+            self.lost[client] = False
+            self._say(f"client {client} is back and starts anew")
+        if event.answered and again:
+            self._send(Reply(client, int(self.epochs[client])))
+
+    def _lose(self, event: Lost) -> None:
+        """A worker is given up: go on without its clients, or stop."""
+        moved = "" if event.clients else "; its clients move to other ranks"
+        self._say(f"rank {event.worker + 1} is given up: {event.reason}{moved}")
+        clients = tuple(client for client in event.clients if not (self.lost[client] or self.dropped[client]))
+        self.lost[list(clients)] = True
+        self._bury(clients, event.reason)
+        if self._faults.on_death == "abort":
+            self.failed = f"a worker died ({event.reason}; faults.on_death = abort)"
+
+    def _bury(self, clients: tuple[int, ...], reason: str) -> None:
+        """Go on without these clients."""
+        for client in clients:
+            self.out[client] = False
+            self.model.forget(client)
+            self._say(f"goes on without client {client}: {reason}")
+        if (self.lost | self.dropped).all():
+            self.failed = f"no client is left ({reason})"
+        elif isinstance(self._rule, Waits):
+            for client in clients:
+                for reply in self._rule.on_loss(client, self.model, self.state):
+                    self._send(reply)
 
     def _diverged(self) -> str:
         return (
@@ -250,6 +326,7 @@ class Server:
         self.epochs[client] = epochs
         self.rounds[client] += 1
         self.out[client] = True
+        self.model.hold(client)
         self._give(client, self.model.version, partial(self.model.hand_out, client))
 
     def _give(self, client: int, version: int, ready: Callable[[int], object]) -> None:

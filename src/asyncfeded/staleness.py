@@ -72,7 +72,7 @@ class GlobalModel:
     @property
     def num_bytes(self) -> int:
         """Memory of the global model and the bases."""
-        return 4 * self._x.numel() * (1 + len(self.base))
+        return 4 * (self._x.numel() + sum(base.numel() for base in self.base))
 
     def is_finite(self) -> bool:
         """Whether all of x is finite."""
@@ -88,8 +88,8 @@ class GlobalModel:
             start: first element, 0 or the `stop` before; a multiple of kernel.CHUNK.
             stop: end of the part.
         """
-        if stop - start == w.numel():
-            return  # it is here at once
+        if stop - start == w.numel() or not self.base[client].numel():
+            return  # it is here at once, or nobody will ask
         n, base = self.layout.num_params, self.base[client]
         if start == 0:
             # How far x is from the base does not depend on the update: another core finds out while this one receives.
@@ -184,6 +184,19 @@ class GlobalModel:
             else:
                 self.base_version[client] = self.version
         return self.base[client]
+
+    def forget(self, client: int) -> None:
+        """Give the base of a client back to the system."""
+        if self._merging is not None and self._merging[0] == client:
+            self.settle()
+        self._arriving.pop(client, None)
+        self._copied.pop(client, None)
+        self.base[client], self.base_version[client] = torch.empty(0), -1
+
+    def hold(self, client: int) -> None:
+        """Have a buffer for the base of a client again, if it was forgotten."""
+        if not self.base[client].numel():
+            self.base[client] = torch.zeros(self.layout.size)
 
     def restore(self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor]) -> None:
         """Stand as at a checkpoint.

@@ -5,12 +5,14 @@ Everything here happens before training; the messages of training are in wire.py
 
 import os
 import socket
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
-from asyncfeded import launcher
+from asyncfeded import launcher, placement
 from asyncfeded.launcher import MPI
 
 PROTOCOL = 1
@@ -73,8 +75,10 @@ class World:
     size: int
     hosts: list[str]
     """Of each rank."""
-    local_rank: int
-    """Rank among those of this host."""
+    local: MPI.Intracomm
+    """The ranks of this host."""
+    neighbours: list[int]
+    """The ranks of this host, this one included, rising."""
     cores: float
     """Cores this rank can use; a core that several ranks may run on counts in equal parts."""
     crowded: bool
@@ -85,16 +89,23 @@ class World:
         """Threads this rank may run at a time."""
         return max(1, int(self.cores))
 
+    def turn(self, server: int) -> int:
+        """How many ranks of this host come before this one when its GPUs are dealt: clients by rank, then the server."""
+        return sorted(self.neighbours, key=lambda rank: (rank == server, rank)).index(self.rank)
+
     def backoff(self, wait: str) -> Backoff:
         """How this rank waits, by the config's `wait`."""
         return Backoff(spin=wait == "spin" or (wait == "auto" and not self.crowded))
 
 
-def join() -> World:
+def join(least: int = 2) -> World:
     """Initialise MPI and find this rank's place. Collective.
 
+    Args:
+        least: ranks that are enough.
+
     Raises:
-        RefusedError: the launcher does not belong to the MPI library in use, or there is only one rank.
+        RefusedError: the launcher does not belong to the MPI library in use, or there are not enough ranks.
     """
     launched = launcher.launched_by()
     if launched and launched[0].startswith("Open MPI") and MPI.get_vendor()[0] != "Open MPI":
@@ -102,37 +113,59 @@ def join() -> World:
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_FUNNELED)
     comm = MPI.COMM_WORLD.Dup()
-    if comm.size == 1:
-        if launched and launched[1] > 1:
-            raise RefusedError(_foreign(*launched[:2]))
+    if comm.size == 1 and launched and launched[1] > 1:
+        raise RefusedError(_foreign(*launched[:2]))
+    if comm.size < least:
         raise RefusedError(
             "one rank is not enough: rank 0 is the server and at least one other trains. Type\n"
             "  asyncfeded train FILE.toml --ranks 5\n"
             "or start it with mpiexec or srun: mpiexec -n 5 asyncfeded train FILE.toml"
         )
-    local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-    mine = np.zeros(4096, np.uint8)
-    mine[list(os.sched_getaffinity(0))] = 1
-    masks = np.zeros((local.size, mine.size), np.uint8)
-    local.Allgather(mine, masks)
-    cores = (masks / np.maximum(masks.sum(axis=0), 1)).sum(axis=1)  # of every rank of this host
+    local = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
+    neighbours = np.zeros(local.size, np.int64)
+    local.Allgather(np.array([comm.rank]), neighbours)
     hosts = np.zeros(comm.size, "S64")
     comm.Allgather(np.array([socket.gethostname().encode()], "S64").view(np.uint8), hosts.view(np.uint8))
-    world = World(
-        comm,
-        comm.rank,
-        comm.size,
-        [host.decode() for host in hosts],
-        local.rank,
-        float(cores[local.rank]),
-        bool(cores.min() < 1 - 1e-9),
-    )
-    local.Free()
-    return world
+    names = [host.decode() for host in hosts]
+    return share_cores(World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False))
+
+
+def share_cores(here: World) -> World:
+    """How many cores each rank of a host has now that each knows where it may run. Collective."""
+    mine = np.zeros(1, [("cores", np.uint8, 4096), ("quota", np.float64), ("group", np.int64)])
+    mine["cores"][0, list(os.sched_getaffinity(0))] = 1
+    mine["quota"], mine["group"] = placement.quota()
+    all_of_host = np.zeros(here.local.size, mine.dtype)
+    here.local.Allgather(mine.view(np.uint8), all_of_host.view(np.uint8))
+    cores = placement.share_cores(all_of_host["cores"], all_of_host["quota"], all_of_host["group"])
+    return replace(here, cores=float(cores[here.local.rank]), crowded=bool(cores.min() < 1 - 1e-9))
+
+
+def seat(here: World, server: int) -> World:
+    """The same ranks with `server` first, which makes it the server: rank 0 of the communicator is. Collective."""
+    if server == 0:
+        return here
+    order = [server, *(rank for rank in range(here.size) if rank != server)]
+    comm = cast(MPI.Intracomm, here.comm.Split(0, order.index(here.rank)))
+    neighbours = sorted(order.index(rank) for rank in here.neighbours)
+    return replace(here, comm=comm, rank=comm.rank, hosts=[here.hosts[rank] for rank in order], neighbours=neighbours)
+
+
+def places(here: World, role: str, device: str, threads: int) -> np.ndarray:
+    """Where all ranks run: placement.PLACE (ranks,). Collective. Role, device and threads are this rank's."""
+    mine = np.array([(here.hosts[here.rank].encode(), role, device, here.cores, threads)], placement.PLACE)
+    found = np.zeros(here.size, placement.PLACE)
+    here.comm.Allgather(mine.view(np.uint8), found.view(np.uint8))
+    return found
 
 
 def statement(
-    *, config: bytes = bytes(32), layout: bytes = bytes(32), num_params: int = 0, size: int = 0, problem: str = ""
+    *,
+    config: bytes = bytes(32),
+    layout: bytes = bytes(32),
+    num_params: int = 0,
+    size: int = 0,
+    problem: str = "",
 ) -> np.ndarray:
     """A rank's word before training: a STATEMENT array of one element."""
     said = np.zeros(1, STATEMENT)
@@ -158,6 +191,13 @@ def agree(world: World, said: np.ndarray) -> None:
     Backoff(spin=False).wait(world.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
     if disagreement := compare(heard):
         raise RefusedError(disagreement)
+
+
+def hear(world: World, text: str) -> str:
+    """What rank 0 says, up to 1024 bytes of it, on every rank. Collective."""
+    said = np.array([text.encode()], "S1024")
+    world.comm.Bcast(said.view(np.uint8), 0)
+    return str(said[0].decode(errors="replace"))
 
 
 def compare(heard: np.ndarray) -> str:
@@ -189,8 +229,17 @@ def compare(heard: np.ndarray) -> str:
     return ""
 
 
-def leave() -> None:
-    """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not."""
+def leave(status: int = 0, apart: bool = False) -> None:
+    """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not.
+
+    Args:
+        status: of this process.
+        apart: a rank is lost, and MPI_Finalize could wait for it for ever: the process ends here.
+    """
+    if apart:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         Backoff(spin=False).wait(MPI.COMM_WORLD.Ibarrier())
         MPI.Finalize()

@@ -14,8 +14,11 @@ import torch
 
 from asyncfeded import launcher, world
 from asyncfeded.launcher import MPI
+from asyncfeded.messages import HEADER, HEADER_TAG, LAST, MAGIC, Arrival, Lost, Order, Refused
+from asyncfeded.patience import Patience
 from asyncfeded.transfer import CHUNK, UNDER_WAY, WEIGHTS_TAG, Receiving, Sending
-from asyncfeded.wire import HEADER, HEADER_TAG, MAGIC, ClientWire, Order, ServerWire
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire
 from asyncfeded.world import PROTOCOL, Backoff, RefusedError
 
 RANKS = (launcher.launched_by() or ("", 1, 0))[1]
@@ -82,10 +85,25 @@ def answer(wire, buffer):
     """A client that answers every order at once until it is stopped; the number of updates sent."""
     sent = 0
     while (order := wire.receive()) is not None:
-        wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+        wire.send(order, 1, 1, 0.0, 0.0, 0.0)
         sent += 1
     wire.finish()
     return sent
+
+
+def header(**fields):
+    """The header of an update that answers Order(0, 0, 0, 1), but for these fields."""
+    made = np.zeros(1, HEADER)
+    for name, value in ({"magic": MAGIC, "protocol": PROTOCOL, "epochs": 1, "samples": 1, "steps": 1} | fields).items():
+        made[name] = value
+    return made
+
+
+def send(comm, made, *chunks, number=1):
+    """An update as it should not be: a header, and float32 arrays as the chunks of the client's so-manieth message."""
+    comm.Send([made.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
+    for chunk in chunks:
+        comm.Send([chunk, MPI.FLOAT], SERVER, WEIGHTS_TAG + number)
 
 
 def nothing_left(comm):
@@ -168,7 +186,7 @@ def test_an_update_is_measured_part_by_part_and_a_reply_made_so(here, comm, size
         order = wire.receive()
         received = buffer.clone()
         buffer.fill_(2.0 + order.client)
-        wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+        wire.send(order, 1, 1, 0.0, 0.0, 0.0)
         assert wire.receive() is None
         wire.finish()
         assert torch.equal(received, torch.ones(size))
@@ -182,10 +200,9 @@ def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(here, c
     everyone = comm.Dup()
     if here.rank == SERVER:
         wire, buffers = server(comm, size, pool=comm.size - 1), [torch.zeros(size) for _ in range(comm.size - 1)]
-        everyone.Barrier()
-        turns = np.zeros(comm.size - 1, int)
-        for i in range(1, comm.size - 1):
+        for i in range(comm.size - 1):
             wire.reply(Order(i, 0, 0, 1), buffers[i], int)
+        turns = np.zeros(comm.size - 1, int)
         while turns[1:].min() < 5:
             arrival = take(wire)
             assert arrival.client != 0
@@ -202,20 +219,17 @@ def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(here, c
     else:
         wire, buffer = client(comm, size)
         if here.rank == 1:
+            wire.receive()
             buffer.copy_(torch.arange(3.0).repeat_interleave(CHUNK))
-            header = np.zeros(1, HEADER)
-            header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
-            comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
-            first = comm.Isend([buffer.numpy()[:CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG)
-            everyone.Barrier()
+            send(comm, header())
+            first = comm.Isend([buffer.numpy()[:CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG + 1)
             everyone.Recv(np.zeros(1), SERVER)
             first.Wait()
             for i in (1, 2):
-                comm.Send([buffer.numpy()[i * CHUNK : (i + 1) * CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG)
+                comm.Send([buffer.numpy()[i * CHUNK : (i + 1) * CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG + 1)
             assert wire.receive() is None
             wire.finish()
         else:
-            everyone.Barrier()
             answer(wire, buffer)
     everyone.Free()
 
@@ -255,7 +269,7 @@ def test_who_came_first_is_served_first(here, comm):
         held = take(wire)
         for rank in others:
             wire.reply(Order(rank - 1, 0, 0, 1), buffers[rank - 1], int)
-            while not comm.Iprobe(rank, WEIGHTS_TAG):
+            while not comm.Iprobe(rank, WEIGHTS_TAG + 1):
                 wire.pause()
             assert wire.next() is None  # sees the header, has no buffer
         wire.release(held)
@@ -279,12 +293,13 @@ def test_who_was_announced_first_is_served_first(here, comm):
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
         wire.reply(Order(0, 0, 0, 1), buffers[0], int)
         wire.release(take(wire))  # now the other one of the two buffers is next
-        everyone.Barrier()  # the header of client 0 is sent
+        wire.reply(Order(0, 1, 0, 1), buffers[0], int)
+        everyone.Barrier()  # the second header of client 0 is sent
         assert wire.next() is None
         everyone.Barrier()  # client 0 may send its weights
         everyone.Recv(np.zeros(1), 1)  # and has: they came before this
         wire.reply(Order(1, 0, 0, 1), buffers[1], int)
-        while not comm.Iprobe(2, WEIGHTS_TAG):
+        while not comm.Iprobe(2, WEIGHTS_TAG + 1):
             wire.pause()
         order = [take(wire)]
         order.append(take(wire))
@@ -297,14 +312,13 @@ def test_who_was_announced_first_is_served_first(here, comm):
         wire, buffer = client(comm, 5)
         if here.rank == 1:
             wire.receive()
-            wire.send(Order(0, 0, 0, 1), 0, 0, 0.0, 0.0, 0.0)
-            header = np.zeros(1, HEADER)
-            header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
-            comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
+            wire.send(Order(0, 0, 0, 1), 1, 1, 0.0, 0.0, 0.0)
+            wire.receive()
+            send(comm, header(round=1))
         everyone.Barrier()
         everyone.Barrier()
         if here.rank == 1:
-            comm.Send([buffer.numpy(), MPI.FLOAT], SERVER, WEIGHTS_TAG)
+            comm.Send([buffer.numpy(), MPI.FLOAT], SERVER, WEIGHTS_TAG + 2)
             everyone.Send(np.zeros(1), SERVER)
         answer(wire, buffer)
         everyone.Free()
@@ -388,36 +402,280 @@ def test_one_receive_buffer_serves_all_clients_whose_updates_do_not_stall(here, 
         answer(*client(comm, 1000))
 
 
-@pytest.mark.parametrize(("field", "value"), [("magic", 1), ("protocol", 99), ("client", 1)])
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"client": 1}, "sent an update: it is from client 1, who was not asked"),
+        ({"client": -7}, "sent an update: it is from client -7, who was not asked"),
+        ({"round": 1}, "sent an update: it answers round 1, expected 0"),
+        ({"version": 1}, "sent an update: it started from version 1, which the client does not hold: it was sent 0"),
+        ({"epochs": 2}, "sent an update: it has done 2 epochs, expected 1"),
+        ({"samples": 0}, "sent an update: it has done 1 steps and seen 0 samples"),
+        ({"steps": -1}, "sent an update: it has done -1 steps and seen 1 samples"),
+        ({"wait_s": np.nan}, "sent an update: it took 0.0 s and waited nan s"),
+    ],
+)
 @together
-def test_a_header_that_is_not_of_this_program_ends_the_run(here, comm, field, value):
+def test_an_update_that_answers_no_order_is_refused_with_the_reason(here, comm, fields, reason):
+    """And the next one, which does, is taken."""
     if here.rank == SERVER:
-        wire = server(comm, 5)
-        while not comm.Iprobe(1, WEIGHTS_TAG):  # sent after the header
-            time.sleep(0.001)
-        comm.Recv(np.zeros(1), 1, WEIGHTS_TAG)
-        if field != "client" or comm.size > 2:  # all clients are of the one worker
-            with pytest.raises(RuntimeError, match="worker 0 sent a header that is not of this protocol"):
-                wire.next()
-    elif here.rank == 1:
-        header = np.zeros(1, HEADER)
-        header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
-        header[field] = value
-        comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
-        comm.Send(np.zeros(1), SERVER, WEIGHTS_TAG)
+        measured = []
+        wire, buffer = server(comm, 5, measure=lambda *part: measured.append(part)), torch.zeros(5)
+        wire.reply(Order(0, 0, 0, 1), buffer, int)
+        assert take(wire) == Refused(0, f"rank 1 {reason}", True)
+        assert measured == []
+        wire.reply(Order(0, 1, 0, 1), buffer, int)
+        arrival = take(wire)
+        assert arrival.weights.tolist() == [2.0] * 5
+        wire.release(arrival)
+        wire.stop()
+    else:
+        wire, buffer = client(comm, 5)
+        if wire.receive() is not None:
+            send(comm, header(**fields), np.ones(5, np.float32))
+            wire._said += 1
+            order = wire.receive()
+            buffer.fill_(2.0)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+            wire.receive()
+        wire.finish()
+    assert nothing_left(comm)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"magic": 1}, "magic 0x1, expected 0xa5f3ded0"),
+        ({"protocol": 99}, "protocol 99, expected 1"),
+        ({"flags": 8}, "flags 0x8, expected 0 or 0x2"),
+    ],
+)
+@together
+def test_a_foreign_header_is_refused_and_changes_nothing(here, comm, fields, reason):
+    if here.rank == SERVER:
+        wire, buffer = server(comm, 5), torch.zeros(5)
+        wire.reply(Order(0, 0, 0, 1), buffer, int)
+        assert take(wire) == Refused(0, f"rank 1 sent a header with {reason}", False)
+        wire.release(take(wire))
+        wire.stop()
+    else:
+        wire, _ = client(comm, 5)
+        if (order := wire.receive()) is not None:
+            send(comm, header(**fields))
+            wire._said += 1
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+            wire.receive()
+        wire.finish()
+
+
+@pytest.mark.parametrize(("lengths", "got"), [([3], 3), ([7], "more"), ([0], 0)])
+@together
+def test_an_update_of_another_length_is_refused(here, comm, lengths, got):
+    if here.rank == SERVER:
+        wire, buffer = server(comm, 5), torch.zeros(5)
+        wire.reply(Order(0, 0, 0, 1), buffer, int)
+        reason = f"it is of another length: {got} numbers came where 5 were expected"
+        assert take(wire) == Refused(0, f"rank 1 sent an update: {reason}", True)
+        wire.stop()
+    else:
+        wire, _ = client(comm, 5)
+        if wire.receive() is not None:
+            send(comm, header(), *[np.ones(n, np.float32) for n in lengths])
+            wire.receive()
+        wire.finish()
 
 
 @together
-def test_an_update_of_another_length_ends_the_run(here, comm):
+def test_a_second_answer_is_refused_and_answered_by_nothing(here, comm):
+    """And what is left of a message that was too long is not taken for a part of the next."""
+    one, two = np.ones(5, np.float32), np.full(5, 2, np.float32)
     if here.rank == SERVER:
-        wire = server(comm, 5)
-        with pytest.raises(RuntimeError, match="rank 1 sent 3 numbers, expected 5 of a model of 5"):
-            take(wire)
-    elif here.rank == 1:
-        header = np.zeros(1, HEADER)
-        header[0] = (MAGIC, PROTOCOL, 0, *[0] * 9)
-        comm.Send([header.view(np.uint8), MPI.BYTE], SERVER, HEADER_TAG)
-        comm.Send([np.zeros(3, np.float32), MPI.FLOAT], SERVER, WEIGHTS_TAG)
+        wire, buffer = server(comm, 5), torch.zeros(5)
+        wire.reply(Order(0, 0, 0, 1), buffer, int)
+        wire.release(take(wire))
+        assert take(wire) == Refused(-1, "rank 1 sent an update: it is a second answer, to round 0", True)
+        wire.reply(Order(0, 1, 0, 1), buffer, int)
+        arrival = take(wire)
+        assert arrival.weights.tolist() == [2.0] * 5
+        wire.release(arrival)
+        wire.stop()
+        comm.Recv(np.zeros(5, np.float32), 1, WEIGHTS_TAG + 1)
+    else:
+        wire, _ = client(comm, 5)
+        if wire.receive() is not None:
+            send(comm, header(), one, one)
+            send(comm, header(), one, number=2)
+            wire.receive()
+            send(comm, header(round=1), two, number=3)
+            wire.receive()
+        wire.finish()
+
+
+class Attentive(Patience):
+    """A deadline that does not depend on how busy the machine is: what a test sets."""
+
+    limit = float("inf")
+
+    def deadline_s(self, client, epochs):
+        return self.limit if client == 0 else float("inf")
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
+@pytest.mark.parametrize("reassign", [False, True])
+@pytest.mark.parametrize("size", [5, 2 * CHUNK])
+@together
+def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, comm, size, reassign):
+    """Client 0 falls silent, with a chunk of its update sent if it has two. Its order moves to another worker or nowhere."""
+    everyone = comm.Dup()
+    if here.rank == SERVER:
+        patience = Attentive(1.0, 1.0)
+        wire = ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience, reassign)
+        buffers = [torch.full((size,), float(i)) for i in range(comm.size - 1)]
+        for i, buffer in enumerate(buffers):
+            wire.reply(Order(i, 0, 0, 1), buffer, int)
+        others = [take(wire) for _ in buffers[1:]]
+        assert sorted(arrival.client for arrival in others) == list(range(1, comm.size - 1))
+        for arrival in others:
+            wire.release(arrival)
+        everyone.Recv(np.zeros(1), 1)  # it has received its order
+        patience.limit = 0.2
+        lost = take(wire)
+        assert isinstance(lost, Lost)
+        assert (lost.worker, lost.clients) == (0, () if reassign else (0,))
+        assert lost.reason.startswith("rank 1 was silent for 0.")
+        assert wire.lost == {0}
+        patience.limit = float("inf")
+        if reassign:
+            moved = take(wire)
+            assert (moved.client, moved.weights.tolist()) == (0, [1.0] * size)
+            wire.release(moved)
+        everyone.Send(np.zeros(1), 1)
+        who = -1 if reassign else 0
+        assert take(wire) == Refused(who, "rank 1 sent an update: it came after its rank was given up", True)
+        assert wire.lost == set()
+        wire.reply(Order(0, 1, 0, 1), buffers[0], int)
+        arrival = take(wire)
+        assert (arrival.client, arrival.round) == (0, 1)
+        wire.release(arrival)
+        wire.stop()
+    else:
+        wire, buffer = client(comm, size)
+        if here.rank == 1:
+            wire.receive()
+            weights = np.zeros(size, np.float32)
+            chunks = np.split(weights, range(CHUNK, size, CHUNK))
+            early = [comm.Isend([header(), MPI.BYTE], SERVER, HEADER_TAG)] if len(chunks) > 1 else []
+            early += [comm.Isend([chunk, MPI.FLOAT], SERVER, WEIGHTS_TAG + 1) for chunk in chunks[:-1]]
+            everyone.Send(np.zeros(1), SERVER)
+            everyone.Recv(np.zeros(1), SERVER)
+            if not early:
+                send(comm, header(), number=1)
+            comm.Send([chunks[-1], MPI.FLOAT], SERVER, WEIGHTS_TAG + 1)
+            MPI.Request.Waitall(early)
+            wire._said += 1
+            answer(wire, buffer)
+        else:
+            while (order := wire.receive()) is not None:
+                buffer.fill_(1.0)
+                wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+            wire.finish()
+    everyone.Free()
+
+
+@together
+def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(here, comm):
+    """Client 0 neither answers nor leaves until the server has closed its wire."""
+    everyone = comm.Dup()
+    if here.rank == SERVER:
+        patience = Attentive(1.0, 1.0)
+        wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
+        wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
+        patience.limit = 0.2
+        assert wire.stop() == 0
+        assert wire.lost == {0}
+        everyone.Barrier()
+    else:
+        wire, _ = client(comm, 5)
+        wire.receive()
+        if here.rank == 1:
+            everyone.Barrier()
+            assert wire.receive() is None
+        else:
+            wire.finish()
+            everyone.Barrier()
+    everyone.Free()
+
+
+FUZZ = 10_000 if RANKS == 2 else 2_000
+
+
+@together
+def test_mutated_updates_are_refused_and_none_is_merged(here, comm):
+    """Client 0 sends headers with a field of any value, or any bytes, and bodies of another length; the others train on."""
+    size, rng = 7, np.random.default_rng(0)
+    if here.rank == SERVER:
+        wire, buffers = server(comm, size, pool=comm.size - 1), [torch.zeros(size) for _ in range(comm.size - 1)]
+        rounds = [0] * len(buffers)
+        for i, buffer in enumerate(buffers):
+            wire.reply(Order(i, 0, 0, 1), buffer, int)
+        refused = taken = 0
+        while refused < FUZZ:
+            event = take(wire)
+            if isinstance(event, Refused):
+                refused += 1
+                if event.client == 0 and event.answered:
+                    rounds[0] += 1
+                    wire.reply(Order(0, rounds[0], 0, 1), buffers[0], int)
+            else:
+                assert isinstance(event, Arrival)
+                assert event.client != 0, event
+                taken += 1
+                wire.release(event)
+                rounds[event.client] += 1
+                wire.reply(Order(event.client, rounds[event.client], 0, 1), buffers[event.client], int)
+        wire.stop()
+        assert taken > 0 or comm.size == 2
+        while comm.Iprobe(1, MPI.ANY_TAG, status := MPI.Status()):  # bodies behind headers of which nobody knew what follows
+            comm.Recv(np.zeros(21, np.float32), 1, status.Get_tag())
+    else:
+        wire, buffer = client(comm, size)
+        if here.rank == 1:
+            while (order := wire.receive()) is not None:
+                made, count = mutated(rng, order, size)
+                wire._said += 1
+                send(comm, made, np.ones(count, np.float32), number=wire._said)
+                while made["magic"] != MAGIC or made["protocol"] != PROTOCOL or made["flags"]:  # not answered
+                    made, count = mutated(rng, order, size)
+                    wire._said += 1
+                    send(comm, made, np.ones(count, np.float32), number=wire._said)
+            wire.finish()
+        else:
+            answer(wire, buffer)
+
+
+def mutated(rng, order, size):
+    """A header and a number of elements that together are no answer to an order."""
+    made, count = header(client=order.client, round=order.round, version=order.version), size
+    kind = rng.integers(3)
+    if kind == 0:
+        count = int(rng.choice([*range(size), size + 1, 3 * size]))
+    elif kind == 1:
+        made.view(np.uint8)[:] = rng.integers(0, 256, HEADER.itemsize, np.uint8)
+    else:
+        name = rng.choice(["magic", "protocol", "flags", "client", "epochs", "round", "steps", "version", "samples"])
+        before = int(made[name][0])
+        bits = made[name].view(np.uint8)
+        bits[:] = rng.integers(0, 256, len(bits), np.uint8)
+        if name in ("steps", "samples"):  # of which any from 1 on will do
+            made[name] = -abs(int(made[name][0]))
+        if name == "flags" and made[name] == LAST:
+            made[name] = 0
+        if made[name][0] == before:
+            count = 0
+    return made, count
 
 
 # One model on its way
@@ -552,4 +810,41 @@ def test_the_ranks_of_a_host_share_its_cores(here):
     assert sum(cores) <= len(os.sched_getaffinity(0)) + 1e-9
     assert here.threads == max(1, int(here.cores))
     assert here.crowded == (min(cores) < 1 - 1e-9)
-    assert here.comm.allgather(here.local_rank) == list(range(here.size))
+    assert here.neighbours == list(range(here.size))
+
+
+@together
+def test_cores_are_shared_anew_when_ranks_have_bound_themselves(here):
+    """All but rank 0 leave the first core."""
+    may = sorted(os.sched_getaffinity(0))
+    if len(may) < 2:
+        return
+    try:
+        if here.rank:
+            os.sched_setaffinity(0, may[1:])
+        cores = here.comm.allgather(world.share_cores(here).cores)
+    finally:
+        os.sched_setaffinity(0, may)
+    others = (len(may) - 1) / here.size
+    assert cores == pytest.approx([1 + others] + [others] * (here.size - 1))
+
+
+@together
+def test_any_rank_may_sit_first(here):
+    server = here.size - 1
+    seated = world.seat(here, server)
+    assert seated.comm.allgather(here.rank) == [server, *range(server)]
+    assert seated.rank == (here.rank + 1) % here.size
+    assert seated.neighbours == list(range(here.size))
+    seated.comm.Free()
+    assert world.seat(here, 0) is here
+
+
+@together
+def test_every_rank_has_the_map_of_all(here):
+    found = world.places(here, "server" if here.rank == 1 else "worker", f"cuda:{here.rank}", 7)
+    assert found["role"].tolist() == [b"server" if rank == 1 else b"worker" for rank in range(here.size)]
+    assert found["device"].tolist() == [f"cuda:{rank}".encode() for rank in range(here.size)]
+    assert found["host"].tolist() == [socket.gethostname().encode()] * here.size
+    assert set(found["threads"].tolist()) == {7}
+    assert found["cores"].tolist() == here.comm.allgather(here.cores)

@@ -22,7 +22,7 @@ def in_job(measure: Callable[[World], None]) -> int:
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             status = 2 if here or rank == 0 else 0  # as run.train: no status of another rank may end rank 0 before it told
-        world.leave()
+        world.leave(status)
     return status
 
 

@@ -18,15 +18,17 @@ from asyncfeded import kernel, resume, rules, world
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.checkpoint import FOLDER, Writer
-from asyncfeded.config import Checkpoint, Evaluation, Limits
+from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits
 from asyncfeded.evaluation import Evaluator, Score
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
+from asyncfeded.messages import HEADER
 from asyncfeded.progress import Progress
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
-from asyncfeded.wire import HEADER, ClientWire, ServerWire
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire
 from asyncfeded.world import World
 
 ECHO_BYTES = 4e8
@@ -195,7 +197,7 @@ class Window(NamedTuple):
 
 def _record(here: World, path: Path) -> Record:
     """Of one window."""
-    return Record(path, "", here.hosts, np.zeros(here.size - 1, CLIENT), here.threads)
+    return Record(path, "", np.zeros(here.size, PLACE), np.zeros(here.size - 1, CLIENT))
 
 
 def _window(
@@ -277,10 +279,12 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float, 
         evaluator=cast("Evaluator", NoEvaluator()),
         record=book,
         limits=Limits(),
+        faults=Faults(),
         epochs=epochs,
         evaluation=Evaluation(),
         in_idle_moments=True,
         tick=move,
+        say=print,
     )
 
 

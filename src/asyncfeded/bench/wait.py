@@ -13,7 +13,9 @@ import torch
 
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, together
-from asyncfeded.wire import ClientWire, Order, ServerWire
+from asyncfeded.messages import Arrival, Order
+from asyncfeded.wire import ServerWire
+from asyncfeded.worker import ClientWire
 from asyncfeded.world import Backoff, World
 
 SIZE = 16
@@ -100,8 +102,7 @@ def _idle_as_server(here: World, backoff: Backoff, seconds: float) -> tuple[np.n
         together(here)
         idle, until = _core_share(), time.perf_counter() + seconds
         while time.perf_counter() < until:
-            arrival = wire.next()
-            assert arrival is None
+            assert wire.next() is None
             wire.pause()
         row[0] = idle()
         for client in range(here.size - 1):
@@ -125,6 +126,7 @@ def _take(wire: ServerWire) -> float:
         before = time.perf_counter()
         wire.pause()
     noticed = time.perf_counter()
+    assert isinstance(arrival, Arrival)
     wire.release(arrival)
     return noticed - before
 
@@ -153,14 +155,14 @@ def _idle_as_client(here: World, backoff: Backoff, seconds: float) -> tuple[np.n
             assert order is not None
             row[0] = idle()
             row[1] = _steps_per_s(seconds, wire.stopped)
-            wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
             together(here)
             process.stdin.write(f"{seconds}\n")
             row[2] = float(process.stdout.readline())
         process.stdin.close()
     while (order := wire.receive()) is not None:
         time.sleep(PING_EVERY_S)
-        wire.send(order, 0, 0, 0.0, 0.0, 0.0)
+        wire.send(order, 1, 1, 0.0, 0.0, 0.0)
     wire.finish()
     return figures, []
 

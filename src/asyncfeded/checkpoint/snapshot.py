@@ -34,6 +34,8 @@ CLIENT = np.dtype(
         ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
         ("out", np.bool_),  # it has an order, (client, rounds - 1, base_version, epochs), whose update is not yet taken
         ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out or not yet given, or wall clock
+        ("refused", np.int64),  # in a row
+        ("dropped", np.bool_),  # it was refused too often, and is asked no more
     ]
 )
 
@@ -58,7 +60,6 @@ class Snapshot:
     updates: int
     """Merged."""
     refused: int
-    refused_in_a_row: int
     update_rows: int
     """Rows of the record's `updates` that belong to this state: those behind them came later."""
     evaluation_rows: int

@@ -4,7 +4,7 @@ A rule is a section of the config with two methods, and remembers nothing but it
 nothing and knows no MPI; the updates that reach it are finite.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from asyncfeded.rules.ace import Ace
 from asyncfeded.rules.area import Area
 from asyncfeded.rules.asyncfeded import AsyncFedED
 from asyncfeded.rules.ca2fl import Ca2fl
-from asyncfeded.rules.decision import Decision, State, Update
+from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.rules.delay_adaptive import DelayAdaptive
 from asyncfeded.rules.delayed_nesterov import DelayedNesterov
 from asyncfeded.rules.fadas import Fadas
@@ -45,6 +45,14 @@ class Rule(Protocol):
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """Take one update: write `model` and `state` in place, and say what was done and who gets a reply now."""
+
+
+@runtime_checkable
+class Waits(Rule, Protocol):
+    """A rule whose clients wait for each other: it must know who will not come."""
+
+    def on_loss(self, client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
+        """A client is lost until it arrives again: write `model` and `state` in place, and say who gets a reply now."""
 
 
 RULES: dict[str, type[Settings]] = {

@@ -1,5 +1,7 @@
 """Synchronous averaging: the global model takes one step when the last client has arrived, and all are replied to together.
 
+Clients that are lost are not waited for.
+
 Shared by FedAvg and FedProx, which differ in the clients' local loss only.
 """
 
@@ -17,6 +19,7 @@ def init(model: GlobalModel, epochs: np.ndarray) -> State:
     return {
         "K": epochs.copy(),
         "arrived": np.zeros(clients, np.int64),
+        "lost": np.zeros(clients, np.int64),
         "samples": np.zeros(clients, np.float64),
         "delta": zeros(clients, model.layout.size),
     }
@@ -29,16 +32,31 @@ def on_arrival(update: Update, model: GlobalModel, state: State) -> Decision:
     torch.sub(update.weights[:n], model.base[client][:n], out=delta[client, :n])
     delta[client, n:].copy_(update.weights[n:])
     state["samples"][client] = update.samples / update.epochs
-    state["arrived"][client] = 1
-    if not state["arrived"].all():
-        return Decision(update.gamma, 0.0, ())
-    shares = (state["samples"] / state["samples"].sum()).tolist()
-    total = delta[0]  # its row serves as the sum: no other vector is needed
+    state["arrived"][client], state["lost"][client] = 1, 0
+    version, who = model.version, np.flatnonzero(state["arrived"])
+    replies = _step_if_all_are_here(model, state)
+    share = float(state["samples"][client] / state["samples"][who].sum())
+    return Decision(update.gamma, share if model.version > version else 0.0, replies)
+
+
+def on_loss(client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
+    """The others may have waited for this client alone. Its own update, if it had arrived, counts."""
+    state["lost"][client] = 1
+    return _step_if_all_are_here(model, state) if state["arrived"].any() else ()
+
+
+def _step_if_all_are_here(model: GlobalModel, state: State) -> tuple[Reply, ...]:
+    arrived, lost, delta = state["arrived"], state["lost"], torch.from_numpy(state["delta"])
+    if not (arrived | lost).all():
+        return ()
+    who = np.flatnonzero(arrived).tolist()
+    shares = (state["samples"] / state["samples"][who].sum()).tolist()
+    total = delta[who[0]]  # its row serves as the sum: no other vector is needed
     for part in parts(total.numel()):
-        total[part].mul_(shares[0])
-        for other in range(1, len(shares)):
+        total[part].mul_(shares[who[0]])
+        for other in who[1:]:
             total[part].add_(delta[other, part], alpha=shares[other])
     take_statistics(model, total, 1.0)
     model.step(total, 1.0)
-    state["arrived"].fill(0)
-    return Decision(update.gamma, shares[client], tuple(Reply(i, K) for i, K in enumerate(state["K"].tolist())))
+    arrived.fill(0)
+    return tuple(Reply(client, int(state["K"][client])) for client in who if not lost[client])

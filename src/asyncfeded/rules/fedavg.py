@@ -6,7 +6,7 @@ import numpy as np
 
 from asyncfeded.config import Settings
 from asyncfeded.rules import barrier
-from asyncfeded.rules.decision import Decision, State, Update
+from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
 
 
@@ -22,7 +22,8 @@ class FedAvg(Settings):
     The updates of a round are held and summed in the order of clients: one running sum would need less memory, but float32
     sums depend on their order, and the result of a synchronous round must not depend on who was faster.
     Statistics: sum_i (N_i / N) of the clients', which is no less than the least of them.
-    State: `K`, int64 (clients,), as first given. `arrived`, int64 (clients,), 1 for who waits. `samples`, float64
+    State: `K`, int64 (clients,), as first given. `arrived` and `lost`, int64 (clients,), 1 for who waits and who is not
+    waited for. `samples`, float64
     (clients,), N_i. `delta`, float32 (clients, size), Delta of who waits and, behind the parameters, its statistics.
     """
 
@@ -36,3 +37,7 @@ class FedAvg(Settings):
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         return barrier.on_arrival(update, model, state)
+
+    def on_loss(self, client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
+        """See `Waits`."""
+        return barrier.on_loss(client, model, state)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from asyncfeded.config import Settings
 from asyncfeded.rules import barrier
-from asyncfeded.rules.decision import Decision, State, Update
+from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
 
 
@@ -37,3 +37,7 @@ class FedProx(Settings):
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         return barrier.on_arrival(update, model, state)
+
+    def on_loss(self, client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
+        """See `Waits`."""
+        return barrier.on_loss(client, model, state)

@@ -1,0 +1,238 @@
+"""`asyncfeded doctor`: what stands in the way of a run, under the launcher that is to start it.
+
+Says what it finds as it finds it, so that what comes before a crash or a hang is on the screen. `problem.py` judges.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from asyncfeded import launcher, placement, record, world
+from asyncfeded.doctor import folder, links, problem
+from asyncfeded.doctor.problem import Link, Problem
+from asyncfeded.launcher import MPI
+from asyncfeded.placement import columns, numbers
+from asyncfeded.world import World
+
+SHOWN = 32
+"""Links that the table shows; of more, the slowest."""
+SOFTWARE = ("python", "asyncfeded", "torch", "numpy", "mpi4py", "mpi")
+FACTS = np.dtype([*((name, "S40") for name in SOFTWARE), ("memory", np.int64), ("gpu_buffers", "S200")])
+"""What a rank tells of itself; memory: bytes that it could have."""
+LEVELS = {MPI.THREAD_SINGLE: "SINGLE", MPI.THREAD_FUNNELED: "FUNNELED", MPI.THREAD_SERIALIZED: "SERIALIZED"}
+LAUNCHED = ("PMI", "PRTE_", "OMPI_COMM_WORLD_", "HYD", "SLURM_")
+"""Beginnings of what launchers leave in the environment."""
+TRY_GPU = """
+import sys, torch
+from asyncfeded.launcher import MPI
+MPI.Init()
+there = torch.arange(1 << 20, dtype=torch.float32, device="cuda")
+back = torch.zeros_like(there)
+torch.cuda.synchronize()
+MPI.COMM_SELF.Sendrecv(there, 0, recvbuf=back, source=0)
+torch.cuda.synchronize()
+sys.exit(0 if torch.equal(there, back) else 3)
+"""
+"""Run by a process of its own, since an MPI that is not CUDA-aware ends it with a segmentation fault."""
+
+
+def examine(run_dir: Path) -> int:
+    """Look at everything that a run needs, and print it with one line of JSON at the end. Collective, also for one rank.
+
+    Args:
+        run_dir: folder of a run to be.
+
+    Returns:
+        The exit status: 0, or 1 if something stops a run.
+    """
+    try:
+        here = world.join(least=1)
+    except world.RefusedError as error:  # each rank believes to be alone
+        launched = launcher.launched_by()
+        if launched and launched[2]:
+            return 0  # as run.train: no status of another rank may end rank 0 before it told
+        return _conclude({"mpi": launcher.vendor()}, [Problem(str(error), stops=True)])
+    device = placement.device("cpu" if here.rank == 0 else "auto", here.turn(0))
+    placement.take(device)
+    here = world.share_cores(here)
+    role = "worker" if here.rank else "server"
+    places = world.places(here, role, placement.describe(device), here.threads)
+    facts = _facts(here, _gpu_buffers() if here.rank == _first_gpu(places) else "")
+    status = _report(here, places, facts, run_dir) if here.rank == 0 else links.answer(here)
+    world.leave()
+    return status
+
+
+def _report(here: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) -> int:
+    """Ask, judge and print. Rank 0. Returns the status, which the clients have been told."""
+    problems, figures = _about_mpi(here, facts)
+    _say(*placement.table(places))
+    problems += problem.of_places(places)
+    figures["placement"] = [dict(zip(placement.COLUMNS, _decoded(place), strict=True)) for place in places.tolist()]
+    found = folder.look(run_dir)
+    rows = [("run folder", found.path), ("file system", found.kind or "unknown")]
+    if not found.writing:
+        rows += [("free", f"{found.free_bytes / 1e9:.1f} GB"), ("fsync", f"{found.fsync_s * 1e3:.2f} ms")]
+        rows += [("renames at once", found.renaming or "yes"), ("locks", found.locking or "yes")]
+        rows += [("takes HDF5", found.saving or "yes")]
+    _say(*columns(rows))
+    problems += folder.problems(found)
+    figures["folder"] = found._asdict()
+    try:
+        told, more = _about_links(here, facts)
+        problems, figures = problems + told, figures | more
+        status = _conclude(figures, problems)
+    except links.SilentError as error:
+        rank = error.args[0]
+        what = f"rank {rank} on {here.hosts[rank]} does not answer within {links.DEADLINE_S:.0f} s"
+        remedy = "look at the network between the hosts (firewall, interfaces that MPI chose)"
+        _conclude(figures, [*problems, Problem(f"{what}; {remedy}", stops=True)])
+        time.sleep(0.5)  # as launcher.guard, so that mpiexec reads all of it
+        MPI.COMM_WORLD.Abort(1)
+        os._exit(1)  # Abort may return before the process is ended
+    for rank in range(1, here.size):
+        links.ask(here, rank, links.LEAVE, status)
+    return status
+
+
+def _about_mpi(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
+    """The library, the launcher and the hosts. Rank 0."""
+    launched = launcher.launched_by()
+    level = MPI.Query_thread()
+    hosts = {host: [rank for rank in range(here.size) if here.hosts[rank] == host] for host in here.hosts}
+    per_host = "; ".join(f"{host}: {numbers(ranks)}" for host, ranks in list(hosts.items())[:8])
+    figures: dict[str, object] = {
+        "ranks": here.size,
+        "hosts": len(hosts),
+        "mpi": launcher.vendor(),
+        "mpi_version": ".".join(map(str, MPI.Get_version())),
+        "library": launcher.library(),
+        "thread_level": LEVELS.get(level, "MULTIPLE"),
+        "launcher": launched[0] if launched else "",
+        "failures": problem.failures(_offers_ulfm(here), launcher.vendor(), launched[0] if launched else "", os.environ),
+        "gpu_buffers": "".join(text.decode() for text in facts["gpu_buffers"].tolist()) or "not tried: no client has a GPU",
+    }
+    _say(
+        *columns(
+            [
+                ("MPI", f"{figures['mpi']} (MPI {figures['mpi_version']})"),
+                ("library", str(figures["library"]) or "path unknown"),
+                ("thread level", str(figures["thread_level"])),
+                ("launcher", f"{launched[0]}, {launched[1]} ranks" if launched else "none that is known"),
+                ("ranks", f"{here.size} on {len(hosts)} host(s): {per_host}{'; ...' if len(hosts) > 8 else ''}"),
+                ("failures (ULFM)", str(figures["failures"])),
+                ("GPU buffers", str(figures["gpu_buffers"])),
+            ]
+        )
+    )
+    told = problem.of_thread_level(level, MPI.THREAD_FUNNELED)
+    told += problem.of_versions({name: [v.decode() for v in facts[name].tolist()] for name in SOFTWARE}, here.hosts)
+    if here.size == 1:
+        what = "one rank cannot train, it takes a server and a client; type asyncfeded doctor --ranks 5, or start it with"
+        told.append(Problem(f"{what} mpiexec or srun", stops=True))
+    return told, figures
+
+
+def _about_links(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
+    """Latency, bandwidth, clocks, and a large message. Rank 0."""
+    if here.size == 1:
+        return [], {"links": [], "large_message": "not tried: no other rank"}
+    measured = [links.measure(here, rank) for rank in range(1, here.size)]
+    _say(*_links_table(measured, here.hosts))
+    told = problem.of_links(measured, here.hosts)
+    far = next((rank for rank in range(1, here.size) if here.hosts[rank] != here.hosts[0]), 1)
+    needed = 3 * links.LARGE  # both ends may be on one host, and a library may copy
+    if facts["memory"][[0, far]].min() < needed:
+        large = f"not tried: it takes {needed / 1e9:.1f} GB of memory"
+    else:
+        _say(f"sending {links.LARGE} bytes in one message to rank {far} ...")
+        large = links.send_large(here, far) or "arrives"
+    _say(f"large messages: {large}")
+    if large != "arrives" and not large.startswith("not tried"):
+        what = f"a message of more than 2^31 bytes fails ({large})"
+        told.append(Problem(f"{what}; training sends models of any size in pieces of 1 MiB and is not concerned"))
+    return told, {"links": [link._asdict() for link in measured], "large_message": large}
+
+
+def _links_table(measured: list[Link], hosts: list[str]) -> list[str]:
+    """Of every link, or the slowest, with marks for the slowest of all."""
+    shown = measured
+    if len(measured) > SHOWN:
+        shown = sorted(sorted(measured, key=lambda link: link.bytes_per_s)[:SHOWN])
+    late = max(link.latency_s for link in measured)
+    thin = min(link.bytes_per_s for link in measured)
+    rows = [("server to rank", "host", "latency us", "GB/s", "clock ahead ms", "")]
+    for link in shown:
+        marks = ["slowest"] * (link.latency_s == late) + ["thinnest"] * (link.bytes_per_s == thin)
+        clock = f"{link.skew_s * 1e3:+.3f} +- {link.skew_error_s * 1e3:.3f}"
+        latency, speed = f"{link.latency_s * 1e6:.1f}", f"{link.bytes_per_s / 1e9:.2f}"
+        rows.append((str(link.rank), hosts[link.rank], latency, speed, clock, ", ".join(marks) * (len(measured) > 1)))
+    left = [f"({len(measured) - SHOWN} faster ones are not shown)"] if len(measured) > SHOWN else []
+    return [*columns(rows), *left]
+
+
+def _conclude(figures: dict[str, object], problems: list[Problem]) -> int:
+    """Print the problems and the line of JSON. Rank 0. Returns the exit status."""
+    stops = any(each.stops for each in problems)
+    _say(*[f"{'STOPS A RUN' if each.stops else 'note'}: {each.text}" for each in problems] or ["no problems"])
+    told = [each._asdict() for each in problems]
+    print(json.dumps({"ok": not stops} | figures | {"problems": told}), flush=True)  # noqa: T201
+    return int(stops)
+
+
+def _facts(here: World, gpu_buffers: str) -> np.ndarray:
+    """FACTS (ranks,) of all. Collective; waits without taking a core."""
+    versions = record.versions() | {"mpi": launcher.vendor()}
+    said, heard = np.zeros(1, FACTS), np.zeros(here.size, FACTS)
+    for name in SOFTWARE:
+        said[name] = versions[name].encode()[:40]
+    said["memory"], said["gpu_buffers"] = _memory(), gpu_buffers.encode()[:200]
+    world.Backoff(spin=False).wait(here.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
+    return heard
+
+
+def _memory(info: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that this host and the control groups of this rank have left; 0 where the system does not tell."""
+    lines = info.read_text().splitlines() if info.exists() else []
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    return int(min(free, placement.memory()))
+
+
+def _offers_ulfm(here: World) -> bool:
+    try:
+        here.comm.Get_failed().Free()
+        return not here.comm.Is_revoked()
+    except (MPI.Exception, NotImplementedError):
+        return False
+
+
+def _first_gpu(places: np.ndarray) -> int:
+    """The first rank with a GPU, -1 if there is none."""
+    return next((rank for rank, device in enumerate(places["device"].tolist()) if device.startswith(b"cuda")), -1)
+
+
+def _gpu_buffers(code: str = TRY_GPU) -> str:
+    """Whether MPI takes messages from a GPU's memory, found by a process that sends itself one."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
+    try:
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "no: the trial hung; training does not need them"
+    if done.returncode == 0:
+        return "yes (CUDA-aware); training does not need them"
+    why = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["wrong bytes"])[-1]
+    return f"no: {why[:120]}; training does not need them"
+
+
+def _decoded(place: tuple[object, ...]) -> list[object]:
+    return [value.decode() if isinstance(value, bytes) else value for value in place]
+
+
+def _say(*lines: str) -> None:
+    """A paragraph, at once."""
+    print(*lines, "", sep="\n", flush=True)  # noqa: T201

@@ -1,0 +1,140 @@
+"""The file system that a run would write to: does it rename at once, reach the disk, lock, and have room."""
+
+import fcntl
+import os
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from asyncfeded.checkpoint.file import write
+from asyncfeded.doctor.problem import Problem
+
+SYNCS = 5
+ROOM = 1 << 30
+"""Bytes that should be free."""
+SLOW_S = 0.5
+"""An fsync that takes longer is told."""
+
+
+class Folder(NamedTuple):
+    """What was found of a folder; a problem is a sentence, empty where there is none."""
+
+    path: str
+    """Where it was tried: the folder, or the nearest one above that exists."""
+    kind: str = ""
+    """Of the file system, such as ext4 or nfs4; empty where the system does not tell."""
+    free_bytes: int = 0
+    fsync_s: float = 0.0
+    """Of 4 KiB, median of SYNCS."""
+    writing: str = ""
+    renaming: str = ""
+    locking: str = ""
+    saving: str = ""
+    """HDF5 files, as records and checkpoints are."""
+
+
+def look(run_dir: Path) -> Folder:
+    """Try a folder with a few small files in a folder of their own, which are gone afterwards. Rank 0."""
+    place = run_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    kind = kind_of(place.resolve(), Path("/proc/mounts").read_text()) if Path("/proc/mounts").exists() else ""
+    found = Folder(str(place), kind)
+    try:
+        found = found._replace(free_bytes=shutil.disk_usage(place).free)
+        with tempfile.TemporaryDirectory(prefix=".asyncfeded-doctor-", dir=place) as trial:
+            fsync_s = statistics.median(_fsync_s(Path(trial) / "synced") for _ in range(SYNCS))
+            return found._replace(
+                fsync_s=fsync_s,
+                renaming=_renaming(Path(trial)),
+                locking=_locking(Path(trial) / "locked"),
+                saving=_saving(Path(trial) / "saved.h5"),
+            )
+    except OSError as error:
+        return found._replace(writing=error.strerror or str(error))
+
+
+def problems(found: Folder) -> list[Problem]:
+    """What of it stands in a run's way."""
+    other = "choose another folder (run_dir=...)"
+    if found.writing:
+        return [Problem(f"{found.path} cannot be written: {found.writing}; {other}", stops=True)]
+    told = []
+    if found.renaming:
+        told.append(Problem(f"{found.path} does not rename files at once: {found.renaming}; {other}", stops=True))
+    if found.saving:
+        remedy = f"set HDF5_USE_FILE_LOCKING=FALSE if it is about locks, or {other}"
+        told.append(Problem(f"{found.path} takes no HDF5 files: {found.saving}; {remedy}", stops=True))
+    if found.locking:
+        what = f"{found.path} has no file locks ({found.locking})"
+        told.append(Problem(f"{what}: nothing tells two runs in one folder apart; give every run a folder of its own"))
+    if found.free_bytes < ROOM:
+        what = f"{found.path} has {found.free_bytes / 1e9:.2f} GB free"
+        told.append(Problem(f"{what}: on a full disk no checkpoints are written; make room, or {other}"))
+    if found.fsync_s > SLOW_S:
+        what = f"{found.path} takes {found.fsync_s:.1f} s to bring 4 KiB to the disk"
+        told.append(Problem(f"{what}: let many seconds pass between checkpoints (checkpoint.every_s), or {other}"))
+    if found.kind in ("tmpfs", "ramfs"):
+        what = f"{found.path} lies in memory ({found.kind})"
+        told.append(Problem(f"{what}: the run is lost with the machine, and its files take the job's memory; {other}"))
+    return told
+
+
+def kind_of(path: Path, mounts: str) -> str:
+    """Kind of the file system that a path lies on.
+
+    Args:
+        path: absolute, without links.
+        mounts: the text of /proc/mounts.
+    """
+    kinds = {}  # of what is mounted twice at one place the later counts
+    for line in mounts.splitlines():
+        _, place, kind = line.split()[:3]
+        kinds[Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place))] = kind
+    return next((kinds[place] for place in (path, *path.parents) if place in kinds), "")
+
+
+def _fsync_s(path: Path) -> float:
+    with path.open("wb", buffering=0) as file:
+        file.write(bytes(4096))
+        began = time.perf_counter()
+        os.fsync(file.fileno())
+        return time.perf_counter() - began
+
+
+def _renaming(trial: Path) -> str:
+    old, new = trial / "old", trial / "new"
+    try:
+        old.write_text("old")
+        new.write_text("new")
+        new.replace(old)
+        return "" if old.read_text() == "new" and not new.exists() else "the old file is still there"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _locking(path: Path) -> str:
+    try:
+        with path.open("wb") as first, path.open("rb") as second:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return ""
+            return "a lock keeps nobody out"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _saving(path: Path) -> str:
+    try:
+        write(path, {"rows": np.arange(4)}, {"schema": 0})
+    except OSError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,144 @@
+"""Messages between the server and every client: how soon, how fast, how large, and what time it is there.
+
+Clients wait for the server's questions without taking a core; only the one that is asked is awake.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from asyncfeded.doctor.problem import Link
+from asyncfeded.launcher import MPI
+from asyncfeded.world import Backoff, World
+
+PINGS, PING = 60, 8
+"""Round trips for the latency, after one of warm-up, and their bytes: the client's time comes back."""
+LOADS, LOAD = 4, 4 << 20
+"""Round trips for the bandwidth, after one of warm-up, and their bytes."""
+LARGE = (1 << 31) + 8
+"""Bytes of one message, more than an int can tell. Of float32, as models are: so many elements Open MPI 5.0.11 refuses."""
+DEADLINE_S = 60.0
+LEAVE, ECHO, TAKE = range(3)
+"""What the server asks for, as (what, bytes or status, times)."""
+QUESTION, ANSWER, SENT, MESSAGE = range(4)  # tags
+
+
+class SilentError(Exception):
+    """A client, the argument, did not answer in time; what was asked cannot be taken back, the job can only be aborted."""
+
+
+def ask(here: World, rank: int, what: int, number: int = 0, times: int = 0) -> None:
+    """Tell a client what comes. Rank 0."""
+    here.comm.Send(np.array([what, number, times]), rank, QUESTION)
+
+
+def answer(here: World) -> int:
+    """Do what the server asks, until it says to leave. Client ranks. Returns the status to leave with."""
+    question = np.zeros(3, np.int64)
+    while True:
+        Backoff(spin=False).wait(here.comm.Irecv(question, 0, QUESTION))
+        what, number, times = question.tolist()
+        if what == LEAVE:
+            return int(number)
+        if what == ECHO:
+            message = np.zeros(number, np.uint8)
+            for _ in range(times):
+                request = here.comm.Irecv(message, 0, MESSAGE)
+                while not request.Test():
+                    os.sched_yield()
+                message[:8].view(np.float64)[0] = time.time()
+                here.comm.Send(message, 0, ANSWER)
+        else:
+            _take_large(here)
+
+
+def measure(here: World, rank: int) -> Link:
+    """The link to one client. Rank 0.
+
+    Raises:
+        SilentError: it does not answer.
+    """
+    ask(here, rank, ECHO, PING, 1 + PINGS)
+    rounds = [_round(here, rank, PING) for _ in range(1 + PINGS)][1:]
+    ask(here, rank, ECHO, LOAD, 1 + LOADS)
+    loads = [_round(here, rank, LOAD) for _ in range(1 + LOADS)][1:]
+    best = min(rounds)
+    latency_s = float(np.median([took for took, _ in rounds])) / 2
+    return Link(rank, latency_s, 2 * LOAD / float(np.median([took for took, _ in loads])), best[1], best[0] / 2)
+
+
+def send_large(here: World, rank: int) -> str:
+    """Send LARGE bytes in one message to a client. Rank 0. Returns what went wrong, empty if nothing did.
+
+    Raises:
+        SilentError: the message does not arrive in time.
+    """
+    ask(here, rank, TAKE)
+    said = np.zeros(1, "S200")
+    _wait(here.comm.Irecv(said.view(np.uint8), rank, ANSWER), rank)
+    if problem := str(said[0], errors="replace"):
+        return problem
+    message = np.zeros(LARGE // 4, np.float32)  # untouched but for the marks: it takes next to no memory
+    message[_marks()] = [1, 2, 3, 4]
+    try:
+        request = here.comm.Isend(message, rank, MESSAGE)
+    except (MPI.Exception, ValueError, OverflowError) as error:
+        here.comm.Send(np.array([0]), rank, SENT)
+        return str(error)
+    here.comm.Send(np.array([1]), rank, SENT)
+    _wait(request, rank)
+    _wait(here.comm.Irecv(said.view(np.uint8), rank, ANSWER), rank)
+    return str(said[0], errors="replace")
+
+
+def _take_large(here: World) -> None:
+    """The client's part of `send_large`: says whether it can receive, and then what was wrong. Client ranks."""
+
+    def say(text: str) -> None:
+        here.comm.Send(np.array([text.encode()[:200]], "S200").view(np.uint8), 0, ANSWER)
+
+    try:
+        message = np.zeros(LARGE // 4, np.float32)
+        request = here.comm.Irecv(message, 0, MESSAGE)
+    except (MPI.Exception, ValueError, OverflowError, MemoryError) as error:
+        return say(str(error) or "no memory")
+    say("")
+    sent = np.zeros(1, np.int64)
+    here.comm.Recv(sent, 0, SENT)
+    if not sent[0]:
+        request.Cancel()
+        request.Wait()
+        return None
+    request.Wait()
+    return say("" if message[_marks()].tolist() == [1, 2, 3, 4] else "it arrived with wrong bytes")
+
+
+def _marks() -> list[int]:
+    return [0, (1 << 29) - 1, 1 << 29, LARGE // 4 - 1]
+
+
+def _round(here: World, rank: int, size: int) -> tuple[float, float]:
+    """Seconds of a round trip of so many bytes, and how far the client's clock is ahead, as seen from its middle."""
+    message, back = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    answered = here.comm.Irecv(back, rank, ANSWER)
+    began, began_at = time.perf_counter(), time.time()
+    sent = here.comm.Isend(message, rank, MESSAGE)
+    _wait(answered, rank, os.sched_yield)
+    took = time.perf_counter() - began
+    sent.Wait()
+    return took, float(back[:8].view(np.float64)[0]) - (began_at + took / 2)
+
+
+def _wait(request: MPI.Request, rank: int, pause: Callable[[], None] | None = None) -> None:
+    """Until the request is complete, sleeping between polls if there is no other pause.
+
+    Raises:
+        SilentError: that took too long.
+    """
+    until, pause = time.monotonic() + DEADLINE_S, pause or Backoff(spin=False).pause
+    while not request.Test():
+        if time.monotonic() > until:
+            raise SilentError(rank)
+        pause()

@@ -1,0 +1,144 @@
+"""A problem, and the problems that readings of a job amount to. Pure: knows no MPI, and looks at nothing itself."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from asyncfeded.placement import numbers
+
+SKEW_S = 1.0
+"""Clocks may differ by so much."""
+THIN = 0.2e9
+"""Bytes per second between hosts; less is told."""
+
+
+class Problem(NamedTuple):
+    """One line for a person: what is wrong, and what to do."""
+
+    text: str
+    stops: bool = False
+    """Whether no run can be, or end well, with it."""
+
+
+class Link(NamedTuple):
+    """Between the server and a client."""
+
+    rank: int
+    latency_s: float
+    """Half of a round trip of 8 bytes, median."""
+    bytes_per_s: float
+    """One way."""
+    skew_s: float
+    """How far the client's clock is ahead."""
+    skew_error_s: float
+    """Half of the round trip that this was read from."""
+
+
+def of_links(links: Sequence[Link], hosts: Sequence[str]) -> list[Problem]:
+    """Slow links and clocks.
+
+    A link is slow beside those of its kind, within the server's host or beyond it, if there are three.
+
+    Args:
+        links: of every client.
+        hosts: of every rank.
+    """
+    told = []
+    for beyond in (False, True):
+        kind = [link for link in links if (hosts[link.rank] != hosts[0]) == beyond]
+        if not kind:
+            continue
+        latency_s = statistics.median(link.latency_s for link in kind)
+        bytes_per_s = statistics.median(link.bytes_per_s for link in kind)
+        if beyond and bytes_per_s < THIN:
+            told.append(
+                Problem(
+                    f"the network moves {bytes_per_s / 1e9:.2f} GB/s between hosts; see that MPI uses the fast one "
+                    f"(UCX_NET_DEVICES, FI_PROVIDER, OMPI_MCA_btl_tcp_if_include)"
+                )
+            )
+        for link in kind if len(kind) > 2 else []:
+            place = f"rank {link.rank} on {hosts[link.rank]}"
+            if link.bytes_per_s < bytes_per_s / 4:
+                speeds = f"{link.bytes_per_s / 1e9:.2f} GB/s, others {bytes_per_s / 1e9:.2f}"
+                told.append(Problem(f"{place} is reached with {speeds}; look at its link, or leave that host out"))
+            elif link.latency_s > max(10 * latency_s, 100e-6):
+                speeds = f"{link.latency_s * 1e6:.0f} us, others {latency_s * 1e6:.0f}"
+                told.append(Problem(f"{place} is reached in {speeds}; see what else runs there, or leave that host out"))
+    late = {hosts[link.rank]: link.skew_s for link in links if abs(link.skew_s) - link.skew_error_s > SKEW_S}
+    told += [
+        Problem(f"the clock of {host} is {skew_s:+.1f} s off the server's; set it (NTP), or times in logs do not compare")
+        for host, skew_s in late.items()
+    ]
+    return told
+
+
+def of_places(places: np.ndarray) -> list[Problem]:
+    """Ranks that share a core or a GPU.
+
+    Args:
+        places: placement.PLACE (ranks,).
+    """
+    told, crowded, gpus = [], defaultdict(list), defaultdict(list)
+    for rank, (host, _, device, cores, _) in enumerate(places.tolist()):
+        if cores < 1 - 1e-9:
+            crowded[host.decode()].append(rank)
+        if b" " in device:  # with its address; without one equal names may be different GPUs, one seen by each rank
+            gpus[host.decode(), device.decode()].append(rank)
+    for host, ranks in crowded.items():
+        cores = places["cores"][ranks].sum()
+        told.append(
+            Problem(
+                f"ranks {numbers(ranks)} on {host} share {cores:.3g} core(s); start fewer there, or ask for more cores "
+                f"(srun --cpus-per-task, mpiexec --bind-to none)"
+            )
+        )
+    for (host, device), ranks in gpus.items():
+        if len(ranks) > 1:
+            told.append(Problem(f"ranks {numbers(ranks)} on {host} share GPU {device}; start one client for each GPU"))
+    return told
+
+
+def of_versions(facts: Mapping[str, Sequence[str]], hosts: Sequence[str]) -> list[Problem]:
+    """Software that is not the same on every rank.
+
+    Args:
+        facts: by name of the software, its version on every rank.
+        hosts: of every rank.
+    """
+    told = []
+    for name, versions in facts.items():
+        odd = next((rank for rank, version in enumerate(versions) if version != versions[0]), None)
+        if odd is not None:
+            what = f"{name} is {versions[0]} on {hosts[0]} and {versions[odd]} on {hosts[odd]}"
+            told.append(Problem(f"{what}; install the same on every host", stops=name == "asyncfeded"))
+    return told
+
+
+def of_thread_level(level: int, needed: int) -> list[Problem]:
+    """An MPI that forbids threads beside the one that calls it."""
+    if level >= needed:
+        return []
+    return [Problem("this MPI allows no threads, and torch has some; use one with MPI_THREAD_FUNNELED", stops=True)]
+
+
+def failures(offered: bool, vendor: str, launcher: str, env: Mapping[str, str]) -> str:
+    """Whether a rank's death is reported to the others (ULFM), as a sentence.
+
+    Args:
+        offered: the library answers the calls.
+        vendor: such as `Open MPI 5.0.11`.
+        launcher: who started the ranks; empty if unknown.
+        env: of this process.
+    """
+    if not offered:
+        return "no: this MPI does not offer it; a rank that dies ends the job"
+    if not vendor.startswith("Open MPI"):
+        return f"no: {vendor} answers its calls, but reports no failure; a rank that dies ends the job"
+    on = env.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
+    if on and launcher.startswith("Open MPI"):
+        return "on"
+    return "off: start with Open MPI's mpiexec --with-ft ulfm; otherwise a rank that dies ends the job"

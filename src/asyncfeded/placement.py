@@ -1,0 +1,178 @@
+"""Where a rank runs: its GPU, the cores near it, its share of the host's cores, and the map of all ranks.
+
+Knows no MPI: what ranks tell each other about it is for world.py.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+COLUMNS = ("host", "role", "device", "cores", "threads")
+PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32), strict=True)))
+"""Where one rank runs. device: `cpu`, or `cuda:0` and, where torch tells, its PCI address."""
+ROWS = 16
+"""Ranks that a map shows one by one; of more, equal ones share a row."""
+
+
+def device(wanted: str, turn: int) -> torch.device:
+    """The device of a rank: the GPUs of a host are dealt in turn.
+
+    Args:
+        wanted: auto, cpu, cuda or cuda:N, as the config's `device`.
+        turn: the how-manieth this rank is, from 0, of those of its host that get a GPU.
+
+    Raises:
+        ValueError: there is no such GPU.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not count):
+        return torch.device("cpu")
+    index = int(wanted.partition(":")[2] or turn % max(count, 1))
+    if index >= count:
+        raise ValueError(
+            f"device = {wanted!r}: this host has {count} GPUs that torch can use; set device=cpu or device=auto"
+        )
+    return torch.device("cuda", index)
+
+
+def take(gpu: torch.device) -> None:
+    """Make this GPU the rank's own, and run near it. Before any memory is touched that is to lie near it."""
+    if gpu.type == "cuda":
+        torch.cuda.set_device(gpu)  # pinned memory, too, is then made in the context of this GPU
+        run_near(pci_address(gpu))
+
+
+def pci_address(gpu: torch.device) -> str:
+    """Such as `0000:3b:00.0`; empty where torch does not tell."""
+    about = torch.cuda.get_device_properties(gpu)
+    domain, bus, number = (getattr(about, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
+    return "" if None in (domain, bus, number) else f"{domain:04x}:{bus:02x}:{number:02x}.0"
+
+
+def describe(device: torch.device) -> str:
+    """For the map: `cpu`, or `cuda:0 0000:3b:00.0`."""
+    return str(device) if device.type == "cpu" else f"{device} {pci_address(device)}".strip()
+
+
+def run_near(address: str, system: Path = Path("/sys")) -> None:
+    """Keep this rank on the cores of the NUMA node of a PCI device. Memory lies on the node whose core touches it first.
+
+    Does nothing where the system does not tell them, or the rank may run on none of them.
+    """
+    with suppress(OSError, ValueError):
+        near = _cores((system / "bus/pci/devices" / address / "local_cpulist").read_text())
+        if mine := near & os.sched_getaffinity(0):
+            os.sched_setaffinity(0, mine)
+
+
+def control_groups(controller: str, system: Path, own: Path) -> Iterator[Path]:
+    """The folders of this process's control groups, from its own up to the root; some may not be there."""
+    for line in own.read_text().splitlines() if own.exists() else []:
+        controllers, group = line.split(":", 2)[1:]
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = system / controllers  # of version 1; in version 2 there are none, and one tree
+        folder = top / group.lstrip("/")
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(top))
+
+
+def quota(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[float, int]:
+    """Cores that control groups let this process use at a time, and the number of the group that says so; (inf, 0): all."""
+    least = (math.inf, 0)
+    for group in control_groups("cpu", system, own):
+        with suppress(OSError, ValueError):
+            least = min(least, (_cores_of(group), group.stat().st_ino))
+    return least
+
+
+def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Bytes that control groups still let this process have; inf: all."""
+    left = math.inf
+    for group in control_groups("memory", system, own):
+        with suppress(OSError, ValueError):
+            left = min(left, _bytes_left(group))
+    return left
+
+
+def share_cores(masks: np.ndarray, quotas: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The cores of each rank of a host, in equal parts where several may run on one or have a quota together.
+
+    Args:
+        masks: bool or uint8 (ranks, cores), where each may run.
+        quotas: float64 (ranks,), see `quota`.
+        groups: int64 (ranks,), whose quota it is.
+
+    Returns:
+        float64 (ranks,).
+    """
+    cores = (masks / np.maximum(masks.sum(axis=0), 1)).sum(axis=1)
+    sharing = (groups[:, None] == groups).sum(axis=1)
+    parts: np.ndarray = np.minimum(cores, quotas / sharing)
+    return parts
+
+
+def table(places: np.ndarray) -> list[str]:
+    """The map of ranks as lines, the first of them the heads of the columns.
+
+    Args:
+        places: PLACE (ranks,), by rank in MPI_COMM_WORLD. Of more than ROWS, those that differ in nothing but rank and host
+            share a line.
+    """
+    grouped = len(places) > ROWS
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for rank, place in enumerate(places.tolist()):
+        groups.setdefault(place[1:] if grouped else (rank,), []).append(rank)
+    rows = [("rank", *COLUMNS)]
+    for ranks in groups.values():
+        host, role, device, cores, threads = places[ranks[0]].tolist()
+        hosts = len(np.unique(places["host"][ranks]))
+        where = host.decode() if hosts == 1 else f"{hosts} hosts"
+        rows.append((numbers(ranks), where, role.decode(), device.decode(), f"{cores:.3g}", str(threads)))
+    return columns(rows)
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of words as lines, one column below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def numbers(some: Iterable[int]) -> str:
+    """Rising numbers as `0-3,7`; of many ranges the first few and how many numbers there are."""
+    ranges: list[list[int]] = []
+    count = 0
+    for number in some:
+        count += 1
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    words = [f"{first}-{last}" if last > first else str(first) for first, last in ranges]
+    return ",".join(words) if len(words) <= 4 else f"{','.join(words[:3])},... ({count})"
+
+
+def _cores(text: str) -> set[int]:
+    """Of a list such as `0-3,8`."""
+    ends = [[int(end) for end in part.split("-")] for part in text.strip().split(",")]
+    return {core for part in ends for core in range(part[0], part[-1] + 1)}
+
+
+def _cores_of(group: Path) -> float:
+    """Cores of one control group, of version 2 or 1. Raises OSError or ValueError if it does not tell."""
+    if (group / "cpu.max").exists():
+        quota, period = (group / "cpu.max").read_text().split()
+    else:
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+    return math.inf if quota == "max" or int(quota) < 0 else int(quota) / int(period)
+
+
+def _bytes_left(group: Path) -> float:
+    """Of the memory of one control group, of version 2 or 1. Raises OSError or ValueError if it does not tell."""
+    names = ("max", "current") if (group / "memory.max").exists() else ("limit_in_bytes", "usage_in_bytes")
+    limit, used = ((group / f"memory.{name}").read_text().strip() for name in names)
+    return math.inf if limit == "max" else int(limit) - int(used)

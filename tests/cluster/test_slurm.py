@@ -1,0 +1,180 @@
+"""Runs on a real Slurm: every way to start one, and the scripts of slurm/."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncfeded import record
+from asyncfeded.checkpoint import newest
+from cluster.conftest import TOML, is_whole
+from cluster.slurm import Slurm
+
+SCRIPTS = Path(__file__).parents[2] / "slurm"
+ASYNCFEDED = Path(sys.executable).with_name("asyncfeded")
+
+NAMED = """#!/bin/sh
+echo "task $SLURM_PROCID on $SLURMD_NODENAME with GPUs ${CUDA_VISIBLE_DEVICES:-none}"
+exec ASYNCFEDED "$@"
+"""
+"""The program, which first tells where it is."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with run.toml, and the program in bin."""
+    (tmp_path / "run.toml").write_text(TOML)
+    program = tmp_path / "bin" / "asyncfeded"
+    program.parent.mkdir()
+    program.write_text(NAMED.replace("ASYNCFEDED", shlex.quote(str(ASYNCFEDED))))
+    program.chmod(0o755)
+    return tmp_path
+
+
+def submit(slurm, mpi, folder, name, resources, *arguments):
+    """A script of slurm/, with `--mpi` changed as its head says, and less of everything."""
+    text = (SCRIPTS / name).read_text()
+    assert "--mpi=pmix " in text
+    (folder / name).write_text(text.replace("--mpi=pmix ", f"--mpi={pmi(mpi)} "))
+    env = mpi.env | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return slurm.submit(folder, *resources, name, *arguments, env=env)
+
+
+def places(said):
+    """By task, the node that it was on, and its GPUs."""
+    return {int(task): (node, gpus) for task, node, gpus in re.findall(r"task (\d+) on (\S+) with GPUs (\S+)", said)}
+
+
+def test_a_second_slurm_runs_beside_the_first_and_leaves_nothing(slurm, tmp_path):
+    with Slurm() as other:
+        assert other.run("srun", "--nodes=4", "printenv", "SLURM_CONF").splitlines() == [other.env["SLURM_CONF"]] * 4
+        endless = other.submit(tmp_path, "--nodes=4", "--wrap=srun sleep inf")
+        other.until(endless, lambda: other.job(endless)["JobState"] == "RUNNING")
+    assert not other.folder.exists()
+    assert list(other.left()) == []
+    assert slurm.run("srun", "--nodes=4", "printenv", "SLURM_CONF").splitlines() == [slurm.env["SLURM_CONF"]] * 4
+
+
+# --- every way to start one
+
+
+def pmi(mpi):
+    """What srun speaks with an MPI."""
+    return "pmix" if mpi.vendor.startswith("Open MPI") else "pmi2"
+
+
+def test_srun_starts_a_run(slurm, mpi, folder):
+    line = f"srun --mpi={pmi(mpi)} {ASYNCFEDED} train run.toml run_dir=run"
+    done = slurm.ended(slurm.submit(folder, "-N3", "-n3", f"--wrap={line}", env=mpi.env))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    assert is_whole(folder / "run", 12, 2)
+    assert f"2 clients on 2 ranks of 1 host(s), 1 thread(s) each, {mpi.vendor}" in done.said
+
+
+def test_mpiexec_in_an_allocation_starts_a_run(slurm, mpi, folder):
+    line = f"{ASYNCFEDED} train run.toml run_dir=run --ranks 3"
+    done = slurm.ended(slurm.submit(folder, "-N3", "-n3", f"--wrap={line}", env=mpi.env))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    assert is_whole(folder / "run", 12, 2)
+
+
+def test_srun_that_does_not_speak_with_the_mpi_is_recognised(slurm, own_mpi, folder):
+    line = f"srun --mpi=none {ASYNCFEDED} train run.toml run_dir=run"
+    done = slurm.ended(slurm.submit(folder, "-n3", f"--wrap={line}", env=own_mpi.env))
+    assert (done.state, done.status) == ("FAILED", 2), str(done)
+    assert done.said.count("asyncfeded: srun started 3 ranks, but mpi4py uses ") == 1, str(done)
+    assert "under srun, with an --mpi=... that the library supports (srun --mpi=list)" in done.said
+
+
+def test_an_array_is_a_run_for_every_index(slurm, own_mpi, folder):
+    line = f"srun --mpi={pmi(own_mpi)} {ASYNCFEDED} train run.toml seed=$SLURM_ARRAY_TASK_ID run_dir=$SLURM_ARRAY_TASK_ID"
+    array = slurm.submit(folder, "--array=3-4", "-n2", f"--wrap={line}", env=own_mpi.env)
+    for seed in (3, 4):
+        done = slurm.ended(f"{array}_{seed}")
+        assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+        assert is_whole(folder / str(seed), 12, 1)
+        assert f"seed = {seed}\n" in record.read(folder / str(seed)).attributes["config"]
+
+
+# --- the scripts
+
+
+def test_train_has_a_gpu_for_every_client(slurm, own_mpi, folder):
+    less = ("--ntasks=5", "--gpus-per-node=2", "--cpus-per-task=1", "--partition=gpu")
+    done = slurm.ended(submit(slurm, own_mpi, folder, "train.sbatch", less, "run.toml", "run_dir=run"))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    (first, _), (second, _) = places(done.said)[0], places(done.said)[4]
+    assert first != second
+    assert places(done.said) == {task: (first if task < 3 else second, "0,1") for task in range(5)}, str(done)
+    assert is_whole(folder / "run", 12, 4)
+
+
+def test_hetero_has_its_server_on_a_cpu_node(slurm, mpi, folder):
+    less = ("--cpus-per-task=1", ":", "--ntasks=2", "--gpus-per-node=2", "--cpus-per-task=1")
+    done = slurm.ended(submit(slurm, mpi, folder, "hetero.sbatch", less, "run.toml", "run_dir=run"))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    where = places(done.said)
+    assert where[0] == ("n1", "none"), str(done)
+    assert {where[1][0], where[2][0]} < {"n2", "n3", "n4"}, str(done)
+    assert where[1][0] != where[2][0]
+    assert where[1][1] == where[2][1] == "0,1"
+    assert is_whole(folder / "run", 12, 2)
+
+
+# --- a run that is longer than a job
+
+
+NEVER = 1_000_000
+"""Updates."""
+
+
+def past_the_limit(slurm, job):
+    """The job's time limit is less than two minutes away; Slurm looks every 30 s."""
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    slurm.until(job, lambda: slurm.job(job)["Restarts"] == "1")
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+
+def requeued(slurm, job):
+    """As when a job of higher priority comes."""
+    slurm.run("scontrol", "requeue", job)
+
+
+def start_without_end(slurm, mpi, folder):
+    """resume.sbatch with a run that has no end, once some updates are recorded."""
+    less = ("--ntasks=3", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
+    arguments = ("run", "run.toml", f"limits.updates={NEVER}", "heterogeneity.delay_s=[0.1]")
+    job = submit(slurm, mpi, folder, "resume.sbatch", less, *arguments)
+    rows = folder / "run" / "record.h5.updates"
+    slurm.until(job, lambda: rows.exists() and rows.stat().st_size >= 5 * record.UPDATE.itemsize)
+    return job
+
+
+@pytest.mark.parametrize("cut", [past_the_limit, requeued])
+def test_resume_goes_on_until_the_run_is_finished(slurm, own_mpi, folder, cut):
+    job = start_without_end(slurm, own_mpi, folder)
+    cut(slurm, job)
+    slurm.until(job, (folder / "run" / "result.json").exists)  # the last file of its first life
+    rows = len(record.read(folder / "run").updates)
+    config = folder / "run" / "config.toml"
+    config.write_text(config.read_text().replace(f"updates = {NEVER}", f"updates = {rows + 9}"))
+    done = slurm.ended(job)
+    assert (done.state, done.status, done.restarts) == ("COMPLETED", 0, 1), str(done)
+    assert done.said.count("stopped: interrupted by a signal") == 1, str(done)
+    assert f"goes on from checkpoint-{rows:010d}.h5" in done.said, str(done)
+    assert is_whole(folder / "run", rows + 9, 2)
+
+
+def test_a_cancelled_job_leaves_a_good_checkpoint(slurm, own_mpi, folder):
+    job = start_without_end(slurm, own_mpi, folder)
+    slurm.run("scancel", job)
+    done = slurm.ended(job)
+    assert (done.state, done.restarts) == ("CANCELLED", 0), str(done)
+    slurm.until_free()
+    kept, rows = newest(folder / "run"), len(record.read(folder / "run").updates)
+    assert not kept.damaged
+    assert kept.snapshot.updates == rows > 0
+    assert is_whole(folder / "run", rows, 2)
