@@ -40,6 +40,21 @@ def test_declared_rounds_take_their_time_at_the_first_k_and_in_proportion_at_oth
     assert plan.due(Order(1, 0, 0, 6), 0.0) == pytest.approx(0.1 + 3 * 0.26)
 
 
+def test_on_the_wall_clock_a_client_lets_the_rest_of_a_declared_round_pass():
+    plan = lots(round_s=[1.4, 0.26, 0.42], delay_s=[0.1])
+    assert plan.pause_s(Order(0, 0, 0, 2), 0.4) == pytest.approx(0.1 + 1.4 - 0.4)
+    assert plan.pause_s(Order(1, 0, 0, 6), 0.7) == pytest.approx(0.1 + 3 * 0.26 - 0.7)
+    assert plan.pause_s(Order(2, 0, 0, 2), 0.7) == pytest.approx(0.1)
+
+
+def test_on_the_wall_clock_an_estimated_round_takes_what_it_takes_and_failures_cost_in_proportion():
+    assert lots(sample_s=5.0).pause_s(Order(0, 0, 0, 2), 0.4) == 0.0
+    failing = lots(error_probability=0.9, round_s=[2.0])
+    lost = failing.lost_rounds(0, 0)
+    assert failing.pause_s(Order(0, 0, 0, 2), 0.5) == pytest.approx(1.5 + 2.0 * lost)
+    assert lost > 0
+
+
 def test_the_fastest_of_drawn_speeds_is_not_slowed_and_the_spread_is_lognormal():
     config = Config(limits={"updates": 1}, heterogeneity={"slowdown_sigma": 0.5})
     slowdown = draw(config, np.full(4000, 1)).clients["slowdown"]

@@ -13,8 +13,9 @@ SOURCE = ROOT / "src" / "asyncfeded"
 
 LEVELS = {
     "cli": 4, "__main__": 4,
-    "run": 3, "plan": 3, "result": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "bench": 3, "doctor": 3,
-    "server": 2, "client": 2,
+    "run": 3, "plan": 3, "result": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "scaling": 3, "bench": 3,
+    "doctor": 3,
+    "server": 2, "client": 2, "jobs": 2,
     "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
     "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "placement": 0, "world": 0, "wire": 0, "transfer": 0,
     "messages": 0, "worker": 0, "homes": 0, "patience": 0, "shield": 0,
@@ -29,6 +30,8 @@ SIDEWAYS = {
     ("bench", "resume"),
     ("bench", "progress"),
     ("plots", "study"),
+    ("plots", "scaling"),
+    ("scaling", "study"),
     ("evaluation", "tasks"),
     ("rules", "staleness"),
     ("messages", "world"),

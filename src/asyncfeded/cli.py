@@ -122,6 +122,38 @@ def study(
 
 
 @app.command()
+def scale(
+    grid: Annotated[Path, typer.Argument(help="TOML file of the grid (scaling.grid.Grid).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as clients=[1,2].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study; default: studies/ and the grid's name.")] = None,
+    predict: Annotated[bool, typer.Option(help="Predict more clients than were measured, and test the prediction.")] = False,
+    gather: Annotated[bool, typer.Option(help="Run nothing: tables and figures of the runs that are done.")] = False,
+    slurm: Annotated[str | None, typer.Option(help="Submit arrays of the runs with these options for sbatch.")] = None,
+    only: Annotated[int | None, typer.Option(help="Do the run of this index alone: a task of such an array.")] = None,
+) -> None:
+    """Strong and weak scaling over clients, nodes, models and rules: runs what is not done, then tables and figures."""
+    _launcher()
+    from asyncfeded import scaling
+    from asyncfeded.plots.scaling import plot_scaling
+
+    out = output or Path("studies") / grid.stem
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        study = scaling.Study(grid, overrides or [], out, console.print)
+        if slurm is not None:
+            study.submit(slurm)
+            return
+        failed = [] if gather else study.execute(only)
+        if only is None:
+            for picture in plot_scaling(study.grid, *study.report(predict), out):
+                print(picture)  # noqa: T201
+    except ValueError as error:
+        _fail(str(error))
+    if failed:
+        _fail(f"{len(failed)} of the runs failed: {', '.join(failed)}; see their logs in {out}/runs")
+
+
+@app.command()
 def plot(
     run_dir: RunDir,
     output: Annotated[Path | None, typer.Option(help="The PNG; default: run.png in the folder.")] = None,

@@ -61,7 +61,8 @@ class OrderedClock:
                 return event
             if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
                 return event
-            self._here[event.client] = event
+            # It does not wait for the server but for its turn.
+            self._here[event.client] = event._replace(queue=0) if isinstance(event, Arrival) else event
         if not self._out or self._out[0][1] not in self._here:
             return None
         self._now, client = heapq.heappop(self._out)

@@ -98,7 +98,8 @@ class Heterogeneity(Settings):
     """Probability that a round yields no update and costs uniform(0, 3) of the client's normal rounds, after which it is
     trained again."""
     round_s: tuple[PositiveFloat, ...] = ()
-    """Virtual clock: seconds of a round of the first K. Empty: sample_s x samples x first K."""
+    """Seconds of a round of the first K: on the virtual clock what it takes, on the wall clock what it takes at least, the
+    client sleeping until then. Empty: sample_s x samples x first K, on the wall clock 0."""
     sample_s: float = Field(1e-3, gt=0)
     """Virtual clock: seconds per sample and epoch, where round_s is empty."""
 

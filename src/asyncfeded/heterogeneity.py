@@ -18,7 +18,7 @@ CLIENT = np.dtype(
         ("batch_size", np.int32),
         ("epochs", np.int32),  # first K
         ("delay_s", np.float64),  # of the network, for each round
-        ("round_s", np.float64),  # declared time of a round of the first K; virtual clock
+        ("round_s", np.float64),  # declared time of a round of the first K
         ("samples", np.int64),  # of training data
     ]
 )
@@ -33,6 +33,8 @@ class Heterogeneity:
     """CLIENT (clients,)."""
     error_probability: float
     seed: int
+    declared: bool = False
+    """Whether `round_s` was given, and not estimated from the samples."""
 
     def lost_rounds(self, client: int, number: int) -> float:
         """What the failures before an update cost, in units of the client's normal round.
@@ -54,8 +56,23 @@ class Heterogeneity:
     def due(self, order: Order, now: float) -> float:
         """When the update of an order given now arrives on the virtual clock, failures and network included (clock.Due)."""
         lot = self.clients[order.client]
-        normal = lot["round_s"] * order.epochs / lot["epochs"]
+        normal = self._round_s(order)
         return float(now + lot["delay_s"] + normal * (1.0 + self.lost_rounds(order.client, order.round)))
+
+    def pause_s(self, order: Order, took_s: float) -> float:
+        """What a client lets pass after a round on the wall clock: the rest of a declared round, failures and network.
+
+        Args:
+            order: of the round.
+            took_s: how long the round took.
+        """
+        round_s = max(took_s, self._round_s(order)) if self.declared else took_s
+        lost = self.lost_rounds(order.client, order.round)
+        return float(self.clients["delay_s"][order.client] + round_s - took_s + round_s * lost)
+
+    def _round_s(self, order: Order) -> float:
+        lot = self.clients[order.client]
+        return float(lot["round_s"] * order.epochs / lot["epochs"])
 
 
 def draw(config: Config, sizes: np.ndarray) -> Heterogeneity:
@@ -75,4 +92,4 @@ def draw(config: Config, sizes: np.ndarray) -> Heterogeneity:
     lots["samples"] = sizes
     work_s = np.resize(settings.round_s, len(sizes)) if settings.round_s else settings.sample_s * sizes * lots["epochs"]
     lots["round_s"] = work_s * lots["slowdown"]
-    return Heterogeneity(lots, settings.error_probability, config.seed)
+    return Heterogeneity(lots, settings.error_probability, config.seed, bool(settings.round_s))

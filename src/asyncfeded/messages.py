@@ -116,6 +116,8 @@ class Arrival(NamedTuple):
     wait_s: float
     weights: Tensor
     """float32 (size,), in a receive buffer of the wire, until `release`."""
+    queue: int = 0
+    """Other updates that had come, their headers at least, and were not taken yet when this one was."""
 
 
 class Refused(NamedTuple):

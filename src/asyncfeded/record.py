@@ -26,7 +26,7 @@ import numpy as np
 from asyncfeded.checkpoint.file import text, write
 
 SCHEMA = 2
-"""Version of the layout of record.h5; 1 had `hosts` in the place of `placement`."""
+"""Version of the layout of record.h5; 1 had `hosts` in the place of `placement`, and no `queue`."""
 
 UPDATE = np.dtype(
     [
@@ -48,6 +48,7 @@ UPDATE = np.dtype(
         ("compute_s", np.float64),  # of the client's round, its pacing included; wall time
         ("wait_s", np.float64),  # of the worker, between its previous update and the reply; wall time
         ("service_s", np.float64),  # of the server, from taking the update to having replied
+        ("queue", np.int32),  # other updates that had come and were not taken yet; wall clock
         ("bytes", np.int64),  # of the update and its replies
         ("accepted", np.bool_),  # False: refused, and the global model is untouched
     ]

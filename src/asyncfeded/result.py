@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from rich.table import Table
 
 from asyncfeded import record
 from asyncfeded.server import Outcome, Server
+from asyncfeded.world import World
 
 
 def figures(
-    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, workers: int
+    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, here: World
 ) -> dict[str, object]:
     """The figures of a finished run, from its record where it has them."""
     gamma = record.read(run_dir).updates["gamma"]
@@ -31,8 +33,12 @@ def figures(
         "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
         "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.compute_s / (workers * outcome.wall_s), 6),
+        "workers_busy": round(server.compute_s / ((here.size - 1) * outcome.wall_s), 6),
         "server_bytes": server_bytes,
+        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "params": server.model.layout.num_params,
+        "hosts": len(set(here.hosts)),
+        "cores": round(here.cores, 3),
         "refused": server.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,

@@ -213,14 +213,12 @@ def _work(here: World, job: Job) -> bool:
     """A worker, to its end. Client ranks. Returns whether ranks are lost."""
     assert job.trainer is not None
     assert job.lot is not None
-    config, buffer, lots = job.config, job.flat.buffer, job.heterogeneity.clients
+    config, buffer = job.config, job.flat.buffer
     host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
     paced = config.clock == "wall"
 
     def lost_s(order: Order, round_s: float) -> float:
-        if not paced:
-            return 0.0
-        return float(lots["delay_s"][order.client]) + round_s * job.heterogeneity.lost_rounds(order.client, order.round)
+        return job.heterogeneity.pause_s(order, round_s) if paced else 0.0
 
     wire = ClientWire(here.comm, host, here.backoff(config.wait))
     work(wire, job.trainer, job.lot, lost_s, job.flat, host)
@@ -309,7 +307,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         except OSError as error:
             progress.say(f"the record could not be saved whole in {run_dir}: {error}")
             status = 1
-        figures = result.figures(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here.size - 1)
+        figures = result.figures(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here)
         try:
             save_model(run_dir / "model.h5", model.x, layout, model.version)
             part = run_dir / "result.json.part"

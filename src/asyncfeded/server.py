@@ -248,6 +248,7 @@ class Server:
                 arrival.compute_s,
                 arrival.wait_s,
                 service_s,
+                arrival.queue,
                 (1 + len(replies)) * self._update_bytes,
                 not refusal,
             )

@@ -1,18 +1,13 @@
 """A grid of runs into one table: tasks x rules x error probabilities x seeds. Skips what is done, so it can be stopped.
 
-Each run is a job of its own; it is done when its result.json is there, and a crash loses that run alone. Tables are made
-from the runs' records and from nothing else. `Grid` is the schema of the file.
+Each run is a job of its own (jobs.py). Tables are made from the runs' records and from nothing else. `Grid` is the schema of
+the file.
 """
 
 import csv
 import itertools
 import json
-import os
-import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +15,7 @@ import numpy as np
 import tomli_w
 from pydantic import Field
 
-from asyncfeded import launcher, record, rules, tasks
+from asyncfeded import jobs, record
 from asyncfeded.config import Config, Settings, override, read, section
 
 
@@ -130,9 +125,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     for label, plan in grid.rules.items():
         if unknown := set(plan.on) - set(grid.tasks):
             raise ValueError(f"{path}: rules.{label}.on names {', '.join(sorted(unknown))}, which is not among the tasks")
-    for run in itertools.chain(expand(grid), expand_tuning(grid)):
-        for part, plans in ((run.config.task, tasks), (run.config.rule, rules)):
-            plans.load(part)
+    for _ in itertools.chain(expand(grid), expand_tuning(grid)):
+        pass  # all configs are checked as they are made
     return grid
 
 
@@ -151,37 +145,9 @@ def expand_tuning(grid: Grid) -> Iterator[Run]:
             yield _run(grid, task, rule, grid.tuning.error_probability, grid.tuning.seed, tried)
 
 
-def execute(runs: Sequence[Run], out: Path, ranks: int, jobs: int, say: Callable[[str], None]) -> list[Run]:
-    """Do the runs that are not done.
-
-    Args:
-        runs: all of the study.
-        out: folder of the study; a run has its folder below `runs`.
-        ranks: MPI ranks of each run.
-        jobs: runs at a time.
-        say: told what is going on.
-
-    Returns:
-        The runs that failed; their log lies beside their folder.
-    """
-    pending = [run for run in runs if not (out / "runs" / run.name / "result.json").exists()]
-    say(f"{len(runs)} runs, {len(runs) - len(pending)} of them done already; {jobs} at a time with {ranks} ranks each")
-    failed, began = [], time.monotonic()
-    # Runs side by side share cores, of which each knows its own ranks only.
-    wait = "yield" if jobs * ranks > len(os.sched_getaffinity(0)) else "auto"
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_execute, run, out / "runs", ranks, wait): run for run in pending}
-        try:
-            for done, future in enumerate(as_completed(running), start=1):
-                run, trouble = running[future], future.result()
-                if trouble:
-                    failed.append(run)
-                left = (time.monotonic() - began) / done * (len(pending) - done) / 60
-                say(f"[{done}/{len(pending)}] {run.name} {trouble or 'done'}; {left:.0f} min left")
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failed
+def execute(runs: Sequence[Run], out: Path, ranks: int, side_by_side: int, say: Callable[[str], None]) -> list[jobs.Job]:
+    """Do the runs that are not done, each with so many MPI ranks, in the folder `runs` of the study (`jobs.execute`)."""
+    return jobs.execute([jobs.Job(run.name, run.config, ranks) for run in runs], out / "runs", side_by_side, say)
 
 
 def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
@@ -189,7 +155,7 @@ def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
     rows = []
     for run in runs:
         run_dir = out / "runs" / run.name
-        if not (run_dir / "result.json").exists():
+        if not jobs.is_done(out / "runs", run.name):
             continue
         result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
         updates, evaluations, _ = record.read(run_dir)
@@ -205,8 +171,8 @@ def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
                 float(accuracy.mean()),
                 tuple(float(t[0]) if len(t) else np.inf for t in reached),
                 len(merged),
-                _quartiles(merged["gamma"]),
-                _quartiles(merged["tau"]),
+                quartiles(merged["gamma"]),
+                quartiles(merged["tau"]),
                 float(result["wall_s"]),
                 float(result["workers_busy"]),
             )
@@ -289,7 +255,7 @@ def chosen(grid: Grid, rows: Sequence[Row]) -> str:
             if mine:
                 row = max(mine, key=lambda row: row.mean_accuracy)
                 best.setdefault(rule, {})[task] = row.run.values
-    table = {"rules": {rule: {"on": {t: _nest(values) for t, values in on.items()}} for rule, on in best.items()}}
+    table = {"rules": {rule: {"on": {t: jobs.nest(values) for t, values in on.items()}} for rule, on in best.items()}}
     return tomli_w.dumps(table)
 
 
@@ -297,56 +263,12 @@ def _run(grid: Grid, task: str, rule: str, p: float, seed: int, values: dict[str
     plan = grid.rules[rule]
     settled = grid.tuning.run if values else plan.on.get(task, {})
     errors = {"seed": seed, "heterogeneity": {"error_probability": p}}
-    table: dict[str, Any] = {}
-    for layer in (grid.run, grid.tasks[task].run, plan.run, settled, _nest(values), errors):
-        table = _overlay(table, layer)
-    config = section(Config, {"limits": {}} | table, f"{task} with {rule}")
-    filled = {"task": tasks.load(config.task), "rule": rules.load(config.rule)}
-    dumped = {key: part.model_dump(mode="json", by_alias=True) for key, part in filled.items()}  # type: ignore[attr-defined]
-    return Run(task, rule, p, seed, config.model_copy(update=dumped), values)
+    layers = (grid.run, grid.tasks[task].run, plan.run, settled, jobs.nest(values), errors)
+    return Run(task, rule, p, seed, jobs.compose(layers, f"{task} with {rule}"), values)
 
 
-def _execute(run: Run, folder: Path, ranks: int, wait: str) -> str:
-    """Returns what went wrong; empty if nothing did."""
-    run_dir = folder / run.name
-    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was cut off
-    folder.mkdir(parents=True, exist_ok=True)
-    file, log = folder / f"{run.name}.toml", folder / f"{run.name}.log"
-    file.write_text(run.config.to_toml(), encoding="utf-8")
-    overrides = [f"run_dir={json.dumps(str(run_dir))}"] + ([f"wait={wait}"] if run.config.wait == "auto" else [])
-    command, env = launcher.command(ranks, ["train", str(file), *overrides])
-    env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
-    with log.open("w") as out:
-        status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
-    if status or not (run_dir / "result.json").exists():
-        return f"failed with status {status}, see {log}"
-    file.unlink()
-    log.unlink()
-    return ""
-
-
-def _overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    """`layer` over `table`, sections merged."""
-    merged = dict(table)
-    for key, value in layer.items():
-        old = merged.get(key)
-        merged[key] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _nest(values: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    table: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, last = key.split(".")
-        inner = table
-        for name in path:
-            inner = inner.setdefault(name, {})
-        inner[last] = value
-    return table
-
-
-def _quartiles(values: np.ndarray) -> np.ndarray:
+def quartiles(values: np.ndarray) -> np.ndarray:
+    """The quartiles (3,) of the values that are finite; NaN if none is."""
     finite = values[np.isfinite(values)]
     return np.percentile(finite, [25, 50, 75]) if len(finite) else np.full(3, np.nan)
 

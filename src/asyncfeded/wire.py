@@ -148,7 +148,12 @@ class ServerWire:
             self._receive()
         if self._patience.listen() - self._watched_s > WATCH_S or self._failed:
             self._watch()
-        return self._arrived.popleft() if self._arrived else None
+        if not self._arrived:
+            return None
+        event = self._arrived.popleft()
+        if isinstance(event, Arrival):
+            event = event._replace(queue=len(self._announced) + len(self._incoming) + len(self._arrived))
+        return event
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`. Rank 0."""

@@ -273,13 +273,15 @@ def test_who_came_first_is_served_first(here, comm):
                 wire.pause()
             assert wire.next() is None  # sees the header, has no buffer
         wire.release(held)
-        order = []
+        order, queues = [], []
         for _ in others:
             arrival = take(wire)
             order.append(arrival.client + 1)
+            queues.append(arrival.queue)
             wire.release(arrival)
         wire.stop()
         assert order == others
+        assert (held.queue, queues) == (0, list(range(len(others) - 1, -1, -1)))
     else:
         answer(*client(comm, 5))
 

@@ -19,10 +19,11 @@ from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.checkpoint import FOLDER, Writer
 from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits
-from asyncfeded.evaluation import Evaluator, Score
+from asyncfeded.evaluation import Evaluator, NoEvaluator
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
 from asyncfeded.messages import HEADER
+from asyncfeded.placement import PLACE
 from asyncfeded.progress import Progress
 from asyncfeded.record import Record
 from asyncfeded.server import Server
@@ -286,19 +287,6 @@ def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float, 
         tick=move,
         say=print,
     )
-
-
-class NoEvaluator:
-    """An `Evaluator` that takes no time and tests nothing."""
-
-    running = False
-
-    def start(self, x: torch.Tensor, version: int) -> None:
-        """See `Evaluator`."""
-
-    def score(self, x: torch.Tensor, version: int) -> Score:
-        """See `Evaluator`."""
-        return Score(version, 0.0, 0.0)
 
 
 def _triad(size: int) -> float:

@@ -42,7 +42,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
     Raises:
         ValueError: there is no record, it holds nothing yet, or matplotlib is not installed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     updates, evaluations, _ = record.read(run_dir)
     if not len(updates) or not len(evaluations):
         raise ValueError(
@@ -64,7 +64,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         score.legend(handles=[*score.lines, *loss.lines], loc="center right", frameon=False)
         merged = updates[updates["accepted"]]
         _draw_clients(merged, counts, local, stale)
-        return _save(figure, output, f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
+        return save(figure, output, f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
 
 
 def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | None = None) -> list[Path]:
@@ -86,7 +86,7 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
     Raises:
         ValueError: matplotlib is not installed, or the authors' CSV cannot be read.
     """
-    plt = _pyplot()
+    plt = pyplot()
     published = _published(authors) if authors else []
     made = []
     with plt.rc_context(STYLE):
@@ -109,7 +109,7 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
                 axis.set(title=f"p = {p:g}", xlabel="time (s)")
             axes[0][0].set(ylabel="test accuracy")
             axes[0][0].legend(frameon=False, fontsize=7)
-            made.append(_save(figure, folder / f"{task}-accuracy.png", f"{task}: mean and range over the seeds"))
+            made.append(save(figure, folder / f"{task}-accuracy.png", f"{task}: mean and range over the seeds"))
 
             figure, axes = plt.subplots(
                 1, 1 + len(plan.targets), figsize=(3.6 * (1 + len(plan.targets)) + 1, 3.8), squeeze=False
@@ -142,13 +142,13 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
             for axis in axes[0]:
                 axis.set_xlim(min(levels) - 0.05, max(levels) + 0.05)
             crosses = "; crosses: the authors' figures" if published else ""
-            made.append(_save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
+            made.append(save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
 
             first = next(row for row in here if row.run.rule == next(iter(grid.rules)))
             updates = record.read(first.run_dir).updates
             figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
             _draw_clients(updates[updates["accepted"]], None, local, stale)
-            made.append(_save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
+            made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
     return made
 
 
@@ -212,7 +212,8 @@ def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> No
             counts.legend(frameon=False, fontsize=8)
 
 
-def _pyplot() -> ModuleType:
+def pyplot() -> ModuleType:
+    """Matplotlib's, without a display. Raises ValueError where it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -223,14 +224,15 @@ def _pyplot() -> ModuleType:
     return pyplot
 
 
-def _save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotlib's figure
+def save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotlib's figure
+    """Write a figure under its title and close it. Returns the path; raises ValueError if it cannot be written."""
     figure.suptitle(title, fontsize=11)
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        _pyplot().close(figure)
+        pyplot().close(figure)
     return path
 
 
