@@ -201,7 +201,7 @@ class ServerWire:
         return discarded
 
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
-        """Send a worker a header that says only this, unless it is lost: MPICH crashed, over TCP to a host that was cut off."""
+        """Send a worker a header that says only this, unless it is lost: to a host that was cut off MPICH crashed."""
         row = np.zeros(1, HEADER)  # the request keeps it
         row[0] = (MAGIC, PROTOCOL, flags, *NOTHING)
         return self._isend(worker, row.view(np.uint8)) if worker not in self.homes.lost else None
