@@ -146,7 +146,7 @@ def test_the_server_is_measured_while_checkpoints_are_written(mpi, tmp_path):
     assert 0 < figures["turnaround_s_p50_checkpointing"] <= figures["turnaround_s_p99_checkpointing"] < 60
     ratio = figures["turnaround_s_p99_checkpointing"] / figures["turnaround_s_p99"]
     assert figures["p99_checkpointing_over_p99"] == pytest.approx(ratio, rel=1e-2)
-    assert figures["checkpoints"] > 6  # each of the 6 windows ends with one
+    assert figures["checkpoints"] >= 6  # each of the 6 windows begins with one
     assert 0 < figures["checkpoint_bytes"] - 4 * 4 * 10_000 < 1000
     assert list(tmp_path.iterdir()) == []
 

@@ -119,6 +119,13 @@ def detects_deaths(comm: MPI.Intracomm) -> bool:
     return True
 
 
+def end_job(status: int) -> None:
+    """End ranks that do not answer, with a status for the job, where they would not notice that the server has left."""
+    if MPI.get_vendor()[0] != "Open MPI":
+        sys.stdout.flush()
+        MPI.COMM_WORLD.Abort(status)
+
+
 @contextmanager
 def guard(role: str = "") -> Iterator[None]:
     """An error that nobody caught in here ends the whole job, told with rank, role and host before the traceback.

@@ -317,7 +317,9 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
             progress.say(f"the trained model could not be saved in {run_dir}: {error}")
             status = 1
     result.show(figures, run_dir)
-    return status, bool(pipe.lost)
+    if pipe.homes.silent:
+        launcher.end_job(status)
+    return status, bool(pipe.homes.lost)
 
 
 def _heed_signals(server: Server, keeper: resume.Keeper) -> None:

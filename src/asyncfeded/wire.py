@@ -72,6 +72,7 @@ class ServerWire:
 
     Attributes:
         receiving_s: processor time spent on receiving.
+        homes: where clients live, and which workers are lost.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ServerWire:
         reassign: bool = False,
     ) -> None:
         self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
-        self._patience, self._homes = patience or Patience(0, 0), Homes(num_workers, num_clients, reassign)
+        self._patience, self.homes = patience or Patience(0, 0), Homes(num_workers, num_clients, reassign)
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
         self._header_requests = [
@@ -123,11 +124,6 @@ class ServerWire:
         self.receiving_s = 0.0
         self._start = time.perf_counter() - start_s
         MPI.Prequest.Startall(self._header_requests)
-
-    @property
-    def lost(self) -> set[int]:
-        """Workers that are given up."""
-        return self._homes.lost
 
     @property
     def buffer_bytes(self) -> int:
@@ -168,7 +164,7 @@ class ServerWire:
             ready: see `Wire`.
             due: of the orders that wait for one worker, the one with the least goes first.
         """
-        worker, job = self._homes.of(order.client), Job(due, next(self._numbers), order, weights)
+        worker, job = self.homes.of(order.client), Job(due, next(self._numbers), order, weights)
         if self._in_hand[worker] is None:
             self._send(worker, job, ready)
         else:
@@ -187,15 +183,15 @@ class ServerWire:
             self._jobs[worker].clear()
             self._sign_s[worker] = self._patience.listened_s
             stops.append(self._flag(worker, STOP))
-        while not (self._left | self.lost).issuperset(range(len(self._outgoing))):
+        while not (self._left | self.homes.lost).issuperset(range(len(self._outgoing))):
             event = self.next()
             if event is None:
                 self.pause()
             elif isinstance(event, Arrival):
                 discarded += 1
                 self.release(event)
-        here = self._left - self.lost
-        flags = BYE | APART if self.lost else BYE
+        here = self._left - self.homes.lost
+        flags = BYE | APART if self.homes.lost else BYE
         waits = [sending.sent for sending in (self._outgoing[worker] for worker in here) if sending]
         waits += [request.Test for worker in here for request in (stops[worker], self._flag(worker, flags)) if request]
         while not all(is_sent() for is_sent in waits):
@@ -205,10 +201,10 @@ class ServerWire:
         return discarded
 
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
-        """Send a worker a header that says only this."""
+        """Send a worker a header that says only this, unless it is lost: to a host that was cut off MPICH crashed."""
         row = np.zeros(1, HEADER)  # the request keeps it
         row[0] = (MAGIC, PROTOCOL, flags, *NOTHING)
-        return self._isend(worker, row.view(np.uint8)) if worker not in self.lost - self._homes.silent else None
+        return self._isend(worker, row.view(np.uint8)) if worker not in self.homes.lost else None
 
     def _completed(self) -> list[int]:
         """Workers whose header has arrived."""
@@ -231,7 +227,7 @@ class ServerWire:
         job = self._in_hand[worker]
         if header.foreign:  # nobody knows what follows it, if anything
             self._test(worker, self._header_requests[worker].Start)
-            client = job.order.client if job and worker not in self.lost else -1
+            client = job.order.client if job and worker not in self.homes.lost else -1
             self._arrived.append(Refused(client, f"rank {worker + 1} sent a header with {header.foreign}", False))
         elif header.flags & LAST:
             self._left.add(worker)
@@ -244,7 +240,7 @@ class ServerWire:
         """Carry on with what is arriving, and begin the next update if nothing else moves."""
         began, cpu = time.perf_counter(), time.thread_time()
         moved = self._take_parts()
-        waits = any(i.worker not in self.lost for i in self._incoming) or (self._measure is not None and self._arrived)
+        waits = any(i.worker not in self.homes.lost for i in self._incoming) or (self._measure is not None and self._arrived)
         if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
             (worker, header), slot = self._announced.popleft(), self._free.pop()
             self._used.add(slot)
@@ -282,10 +278,10 @@ class ServerWire:
         job, self._in_hand[worker] = self._in_hand[worker], None
         self._test(worker, self._header_requests[worker].Start)
         refusal, client = refusal or receiving.fault, job.order.client if job else -1
-        if worker in self.lost:
-            self.lost.discard(worker)
-            self._homes.silent.discard(worker)
-            refusal, client = "it came after its rank was given up", -1 if self._homes.moving else client
+        if worker in self.homes.lost:
+            self.homes.lost.discard(worker)
+            self.homes.silent.discard(worker)
+            refusal, client = "it came after its rank was given up", -1 if self.homes.moving else client
         if refusal:
             self._free.append(slot)
             self._arrived.append(Refused(client, f"rank {worker + 1} sent an update: {refusal}", True))
@@ -355,7 +351,7 @@ class ServerWire:
             self._sign_s[worker] = now
         for worker in range(len(self._outgoing)):
             job, silent_s = self._in_hand[worker], now - self._sign_s[worker]
-            if worker in self.lost or worker in self._left or not (job or self._stopping):
+            if worker in self.homes.lost or worker in self._left or not (job or self._stopping):
                 continue
             deadline_s = self._patience.deadline_s(job.order.client, job.order.epochs) if job else math.inf
             if self._stopping and deadline_s == math.inf:
@@ -372,12 +368,12 @@ class ServerWire:
             gone: it cannot come back.
         """
         if gone:
-            self._homes.silent.discard(worker)
-        if worker in self.lost:
+            self.homes.silent.discard(worker)
+        if worker in self.homes.lost:
             return
-        self.lost.add(worker)
+        self.homes.lost.add(worker)
         if not gone:
-            self._homes.silent.add(worker)
+            self.homes.silent.add(worker)
         if any(incoming.worker == worker for incoming in self._incoming):  # its buffer stays with MPI
             self._buffers.append(torch.empty(self._size))
             self._arrays.append(self._buffers[-1].numpy())
@@ -389,10 +385,10 @@ class ServerWire:
             self._in_hand[worker] = None
             self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
             self._announced = deque(item for item in self._announced if item[0] != worker)
-        if self._homes.can_move:
+        if self.homes.can_move:
             for job in sorted(jobs):
                 self.reply(job.order, job.weights, _is_ready, job.due)
-        self._arrived.append(Lost(worker, self._homes.stranded(worker), reason))
+        self._arrived.append(Lost(worker, self.homes.stranded(worker), reason))
 
 
 def _is_ready(stop: int) -> None:

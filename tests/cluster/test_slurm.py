@@ -1,11 +1,15 @@
 """Runs on a real Slurm: every way to start one, and the scripts of slurm/."""
 
+import json
 import os
 import re
 import shlex
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from asyncfeded import record
@@ -71,7 +75,25 @@ def test_srun_starts_a_run(slurm, mpi, folder):
     done = slurm.ended(slurm.submit(folder, "-N3", "-n3", f"--wrap={line}", env=mpi.env))
     assert (done.state, done.status) == ("COMPLETED", 0), str(done)
     assert is_whole(folder / "run", 12, 2)
-    assert f"2 clients on 2 ranks of 1 host(s), 1 thread(s) each, {mpi.vendor}" in done.said
+    assert f"2 clients on 2 ranks of 1 host(s), {mpi.vendor}" in done.said
+
+
+def test_a_run_under_srun_outlives_a_client(slurm, own_mpi, folder):
+    """With -K0, which hands on the status of the rank that was killed."""
+    if pmi(own_mpi) != "pmi2":
+        pytest.skip("under pmix the step ends with any of its ranks")
+    train = f"{ASYNCFEDED} train run.toml run_dir=run limits.updates=0 limits.seconds=20 faults.patience_s=2"
+    job = slurm.submit(folder, "-N3", "-n3", f"--wrap=srun --mpi=pmi2 -K0 {train}", env=own_mpi.env)
+    rows = folder / "run" / "record.h5.updates"
+    slurm.until(job, lambda: rows.exists() and {0, 1} <= set(np.fromfile(rows, record.UPDATE)["client"].tolist()))
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            said = environ.read_bytes().split(b"\0")
+            if b"SLURM_PROCID=2" in said and f"SLURM_JOB_ID={job}".encode() in said:
+                os.kill(int(environ.parent.name), signal.SIGKILL)
+    done = slurm.ended(job)
+    assert "goes on without client 1: rank 2 was silent for " in done.said, str(done)
+    assert json.loads((folder / "run" / "result.json").read_text())["stopped"] == "20 s have passed (limits.seconds)"
 
 
 def test_mpiexec_in_an_allocation_starts_a_run(slurm, mpi, folder):

@@ -4,17 +4,11 @@ import os
 import random
 import signal
 
-import pytest
-
 from asyncfeded import record
-from asyncfeded.config import Config
 from conftest import Job
 from faults.conftest import goes_on, updates_of
 
 CLIENTS = 4
-pytestmark = pytest.mark.skipif(
-    "faults" not in Config.model_fields, reason="here a job ends with the first client that dies"
-)
 
 
 def test_clients_are_killed_until_one_is_left_and_then_that_one(mpi, jobs):

@@ -548,7 +548,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, co
         assert isinstance(lost, Lost)
         assert (lost.worker, lost.clients) == (0, () if reassign else (0,))
         assert lost.reason.startswith("rank 1 was silent for 0.")
-        assert wire.lost == {0}
+        assert wire.homes.lost == {0}
         patience.limit = float("inf")
         if reassign:
             moved = take(wire)
@@ -557,7 +557,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, co
         everyone.Send(np.zeros(1), 1)
         who = -1 if reassign else 0
         assert take(wire) == Refused(who, "rank 1 sent an update: it came after its rank was given up", True)
-        assert wire.lost == set()
+        assert wire.homes.lost == set()
         wire.reply(Order(0, 1, 0, 1), buffers[0], int)
         arrival = take(wire)
         assert (arrival.client, arrival.round) == (0, 1)
@@ -597,7 +597,7 @@ def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(here, comm):
         wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
         patience.limit = 0.2
         assert wire.stop() == 0
-        assert wire.lost == {0}
+        assert wire.homes.lost == {0}
         everyone.Barrier()
     else:
         wire, _ = client(comm, 5)

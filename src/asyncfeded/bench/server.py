@@ -226,9 +226,10 @@ class Keeping:
         self._keeper = resume.Keeper(Checkpoint(), self.writer, take, cast("Progress", self), None)
 
     def tick(self, server: Server) -> None:
-        """See `Server`."""
-        self._keeper.wanted = True
-        self._keeper.tick(server)
+        """See `Server`. None at the end: replies that are still on their way then would wait for the disk."""
+        if not server.stopping:
+            self._keeper.wanted = True
+            self._keeper.tick(server)
 
     def finish(self) -> None:
         """Wait for the last of a window."""
