@@ -1,12 +1,13 @@
 """Clients are killed one after the other."""
 
+import json
 import os
 import random
 import signal
 
 from asyncfeded import record
-from conftest import Job
-from faults.conftest import goes_on, updates_of
+from conftest import Job, run_asyncfeded
+from faults.conftest import VIRTUAL, goes_on, updates_of
 
 CLIENTS = 4
 
@@ -29,3 +30,17 @@ def test_clients_are_killed_until_one_is_left_and_then_that_one(mpi, jobs):
     updates = record.read(run_dir).updates
     assert updates["version"].tolist() == list(range(1, len(updates) + 1))
     goes_on(mpi, jobs, lost=1)
+
+
+def test_clients_that_move_leave_the_result_as_it_was_to_the_bit(mpi, jobs):
+    """On the virtual clock, a worker of two being killed."""
+    settings = (*VIRTUAL, "limits.updates=80", "faults.on_death=reassign", "faults.patience_s=1")
+    whole = run_asyncfeded("train", "run.toml", "--ranks", 3, "run_dir=whole", *settings, cwd=jobs, env=mpi.env)
+    assert whole.status == 0, str(whole)
+    with Job(jobs, mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", *settings) as job:
+        job.until(lambda: updates_of(jobs / "run", 1) > 1)
+        os.kill(job.ranks()[2], signal.SIGKILL)
+        status, said = job.end()
+    assert status == 0, said
+    assert "its clients move to other ranks" in said
+    assert json.loads((jobs / "run" / "result.json").read_text())["model_sha256"] == whole.result["model_sha256"]
