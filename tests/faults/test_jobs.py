@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from asyncfeded import checkpoint, record
+from asyncfeded.run import RESUMABLE
 from conftest import run
 from faults.conftest import goes_on, names, updates_of
 
@@ -50,7 +51,7 @@ def test_sigterm_to_the_launcher_leaves_a_run_that_goes_on(mpi, jobs, start):
     os.kill(job.process.pid, signal.SIGTERM)
     status, said = job.end()
     if not mpi.vendor.startswith("Open MPI"):
-        assert status == 0, said
+        assert status == RESUMABLE, said
         result = json.loads((jobs / "run" / "result.json").read_text())
         assert result["stopped"] == "interrupted by a signal"
         assert names(jobs / "run")[-1] == f"checkpoint-{result['updates']:010d}.h5"
@@ -83,7 +84,7 @@ def ends_well(job, run_dir):
     """Whether SIGTERM, to the server alone, stops all ranks in order."""
     os.kill(job.ranks()[0], signal.SIGTERM)
     status, said = job.end()
-    assert status == 0, said
+    assert status == RESUMABLE, said
     result, updates = json.loads((run_dir / "result.json").read_text()), record.read(run_dir).updates
     assert (result["stopped"], result["refused"]) == ("interrupted by a signal", 0)
     assert updates["version"].tolist() == list(range(1, result["updates"] + 1))
