@@ -157,8 +157,9 @@ class Faults(Settings):
     """
 
     on_death: Literal["continue", "reassign", "abort"] = "continue"
-    """When a rank dies: continue (without its clients), reassign (its clients move to the other ranks; on the virtual clock
-    the result stays the same to the bit) or abort (end the run, with a checkpoint)."""
+    """When a rank dies: continue (without its clients), reassign (its clients move to the other ranks) or abort (end the
+    run, with a checkpoint). On the virtual clock, and in a replay, they move in any case but the last, and the result stays
+    the same to the bit."""
     patience: float = Field(100.0, ge=0)
     """How long a client may be silent, in multiples of the spread of its rounds (at least a tenth of their median). 0: for
     ever."""

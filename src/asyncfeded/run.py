@@ -249,7 +249,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
             measure,
             start_s,
             Patience(config.faults.patience, config.faults.patience_s),
-            config.faults.on_death == "reassign",
+            ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on who lives
         )
         beside_bytes = model.num_bytes + job.evaluator.num_bytes + sum(array.nbytes for array in job.state.values())
         server_bytes = beside_bytes + pipe.buffer_bytes

@@ -34,7 +34,7 @@ def test_clients_are_killed_until_one_is_left_and_then_that_one(mpi, jobs):
 
 def test_clients_that_move_leave_the_result_as_it_was_to_the_bit(mpi, jobs):
     """On the virtual clock, a worker of two being killed."""
-    settings = (*VIRTUAL, "limits.updates=80", "faults.on_death=reassign", "faults.patience_s=1")
+    settings = (*VIRTUAL, "limits.updates=80", "faults.patience_s=1")
     whole = run_asyncfeded("train", "run.toml", "--ranks", 3, "run_dir=whole", *settings, cwd=jobs, env=mpi.env)
     assert whole.status == 0, str(whole)
     with Job(jobs, mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", *settings) as job:

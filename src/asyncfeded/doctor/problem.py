@@ -135,9 +135,9 @@ def failures(offered: bool, vendor: str, launcher: str, env: Mapping[str, str]) 
         env: of this process.
     """
     if not offered:
-        return "no: this MPI does not offer it; a client that dies is found by its silence (docs/cluster.md)"
+        return "no: this MPI does not offer it; who dies is found by its silence (docs/cluster.md)"
     if not vendor.startswith("Open MPI"):
-        return f"no: {vendor} answers its calls, but reports no failure; a client that dies is found by its silence (docs/cluster.md)"
+        return f"no: {vendor} answers its calls, but reports nothing; who dies is found by its silence (docs/cluster.md)"
     on = env.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
     if on and launcher.startswith("Open MPI"):
         return "on"
