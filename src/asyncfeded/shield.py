@@ -49,6 +49,7 @@ def main() -> int:
     why = word.strip() or "before training began"
     print(f"asyncfeded: rank {rank} was ended by signal {-status}: {why}", file=sys.stderr, flush=True)  # noqa: T201
     if "PMI_FD" in os.environ:
+        time.sleep(0.5)  # hydra ends the job without reading to the end what a rank has said
         os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={128 - status}\n".encode())  # PMI-1: ends all ranks
         time.sleep(10)
     return 128 - status
