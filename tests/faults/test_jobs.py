@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -31,7 +32,8 @@ def test_a_punished_run_that_ends_otherwise_is_told(own_mpi, tmp_path):
     command = [sys.executable, PUNISH, 0.1, "--folder", "punished", "clock=wall", "clients=0", "limits.updates=20"]
     done = run(command, tmp_path, own_mpi.env, timeout=240)
     assert done.status == 1, str(done)
-    assert "punished/0: not the end of the undisturbed run, status 0; see punished/0.out" in done.stderr
+    # Or it is refused, where it goes on with another number of ranks.
+    assert re.search(r"punished/0: not the end of the undisturbed run, status [02]; see punished/0\.out", done.stderr), str(done)
     assert (done.result["runs"], done.result["runs_equal"]) == (1, 0)
 
 
