@@ -119,6 +119,7 @@ class ServerWire:
         self._failed: dict[int, str] = {}  # workers that MPI gave an error for, and which
         self._left: set[int] = set()
         self._stopping = False
+        self._stops: dict[int, MPI.Request | None] = {}
         self._watched_s = 0.0
         self._detects = launcher.detects_deaths(comm)
         self.receiving_s = 0.0
@@ -178,11 +179,10 @@ class ServerWire:
     def stop(self) -> int:
         """See `Wire`. Rank 0; afterwards the wire is closed, but for what is under way with workers that are lost."""
         self._stopping, discarded = True, 0
-        stops = []
         for worker in range(len(self._outgoing)):
             self._jobs[worker].clear()
             self._sign_s[worker] = self._patience.listened_s
-            stops.append(self._flag(worker, STOP))
+            self._stops[worker] = self._flag(worker, STOP)
         while not (self._left | self.homes.lost).issuperset(range(len(self._outgoing))):
             event = self.next()
             if event is None:
@@ -193,7 +193,7 @@ class ServerWire:
         here = self._left - self.homes.lost
         flags = BYE | APART if self.homes.lost else BYE
         waits = [sending.sent for sending in (self._outgoing[worker] for worker in here) if sending]
-        waits += [request.Test for worker in here for request in (stops[worker], self._flag(worker, flags)) if request]
+        waits += [request.Test for worker in here for request in (self._stops[worker], self._flag(worker, flags)) if request]
         while not all(is_sent() for is_sent in waits):
             self.pause()
         for worker in here:
@@ -282,6 +282,8 @@ class ServerWire:
             self.homes.lost.discard(worker)
             self.homes.silent.discard(worker)
             refusal, client = "it came after its rank was given up", -1 if self.homes.moving else client
+            if self._stopping:
+                self._stops[worker] = self._flag(worker, STOP)
         if refusal:
             self._free.append(slot)
             self._arrived.append(Refused(client, f"rank {worker + 1} sent an update: {refusal}", True))
@@ -367,14 +369,15 @@ class ServerWire:
             reason: a sentence.
             gone: it cannot come back.
         """
+        receiving = any(incoming.worker == worker for incoming in self._incoming)
         if gone:
             self.homes.silent.discard(worker)
+            self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
+            self._announced = deque(item for item in self._announced if item[0] != worker)
         if worker in self.homes.lost:
             return
         self.homes.lost.add(worker)
-        if not gone:
-            self.homes.silent.add(worker)
-        if any(incoming.worker == worker for incoming in self._incoming):  # its buffer stays with MPI
+        if receiving:  # its buffer stays with MPI
             self._buffers.append(torch.empty(self._size))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)
@@ -383,9 +386,9 @@ class ServerWire:
             jobs.append(job)
         if gone:
             self._in_hand[worker] = None
-            self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
-            self._announced = deque(item for item in self._announced if item[0] != worker)
-        if self.homes.can_move:
+        else:
+            self.homes.silent.add(worker)
+        if self.homes.can_move and not self._stopping:
             for job in sorted(jobs):
                 self.reply(job.order, job.weights, _is_ready, job.due)
         self._arrived.append(Lost(worker, self.homes.stranded(worker), reason))

@@ -611,6 +611,36 @@ def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(here, comm):
     everyone.Free()
 
 
+@pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
+@together
+def test_a_worker_that_comes_back_during_the_stop_is_stopped_too(here, comm):
+    """Client 1 leaves only when client 0, who was given up, has been told to stop."""
+    everyone = comm.Dup()
+    if here.rank == SERVER:
+        patience = Attentive(1.0, 60.0)
+        wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
+        wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
+        patience.limit = 0.2
+        assert isinstance(take(wire), Lost)
+        everyone.Send(np.zeros(1), 1)
+        assert wire.stop() == 0
+        assert wire.homes.lost == set()
+    else:
+        wire, _ = client(comm, 5)
+        if here.rank == 1:
+            order = wire.receive()
+            everyone.Recv(np.zeros(1), SERVER)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        elif here.rank == 2:
+            everyone.Recv(np.zeros(1), 1)
+        assert wire.receive() is None
+        if here.rank == 1:
+            everyone.Send(np.zeros(1), 2)
+        wire.finish()
+        assert not wire.apart
+    everyone.Free()
+
+
 FUZZ = 10_000 if RANKS == 2 else 2_000
 
 
