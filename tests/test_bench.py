@@ -94,8 +94,8 @@ def test_one_rank_has_nobody_to_wait_for(tmp_path, ranks):
 
 
 @pytest.mark.parametrize(("option", "value"), [("--wait", "nap"), ("--seconds", 0), ("--seconds", "nan")])
-def test_a_wait_that_cannot_be_measured_is_told_once(mpi, tmp_path, option, value):
-    done = run_asyncfeded("bench", "wait", "--ranks", 3, option, value, cwd=tmp_path, env=mpi.env)
+def test_a_wait_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, value):
+    done = run_asyncfeded("bench", "wait", "--ranks", 3, option, value, cwd=tmp_path, env=own_mpi.env)
     assert done.status != 0, str(done)
     assert done.stderr.count(f"asyncfeded: {option} {value}: expected") == 1, str(done)
     assert "Traceback" not in done.stderr
@@ -136,10 +136,10 @@ def test_the_server_is_measured(mpi, tmp_path, params, clients):
         assert 2.9 < figures["server_models"] < 3.9
 
 
-def test_the_server_is_measured_while_checkpoints_are_written(mpi, tmp_path):
+def test_the_server_is_measured_while_checkpoints_are_written(own_mpi, tmp_path):
     """In which are the model and three bases."""
     arguments = ["bench", "server", "--params", 10_000, "--clients", 3, "--seconds", 0.3, "--checkpoints"]
-    done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=own_mpi.env, timeout=200)
     assert done.status == 0, str(done)
     figures = done.result
     assert list(figures) == [*SERVER, *CHECKPOINTING]
@@ -152,10 +152,10 @@ def test_the_server_is_measured_while_checkpoints_are_written(mpi, tmp_path):
 
 
 @pytest.mark.parametrize(("option", "value"), [("--params", 0), ("--seconds", "inf"), ("--wait", "nap")])
-def test_a_server_that_cannot_be_measured_is_told_once(mpi, tmp_path, option, value):
+def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, value):
     arguments = {"--params": 10, "--clients": 2} | {option: value}
     done = run_asyncfeded(
-        "bench", "server", *(part for pair in arguments.items() for part in pair), cwd=tmp_path, env=mpi.env
+        "bench", "server", *(part for pair in arguments.items() for part in pair), cwd=tmp_path, env=own_mpi.env
     )
     assert done.status != 0, str(done)
     assert done.stderr.count(f"asyncfeded: {option} {value}: expected") == 1, str(done)

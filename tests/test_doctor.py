@@ -88,8 +88,8 @@ def test_ranks_that_share_cores_are_told_in_a_note(examined):
     assert (note in done.stdout) == (cores < ranks)
 
 
-def test_one_rank_is_told_that_it_cannot_train(mpi, tmp_path):
-    done = run_asyncfeded("doctor", cwd=tmp_path, env=mpi.env)
+def test_one_rank_is_told_that_it_cannot_train(own_mpi, tmp_path):
+    done = run_asyncfeded("doctor", cwd=tmp_path, env=own_mpi.env)
     assert done.status == 1, str(done)
     assert stopping(done.result) == [
         "one rank cannot train, it takes a server and a client; type asyncfeded doctor --ranks 5, or start it with mpiexec "
@@ -98,9 +98,9 @@ def test_one_rank_is_told_that_it_cannot_train(mpi, tmp_path):
     assert (done.result["links"], done.result["large_message"]) == ([], "not tried: no other rank")
 
 
-def test_a_folder_that_cannot_be_made_stops_a_run(mpi, tmp_path):
+def test_a_folder_that_cannot_be_made_stops_a_run(own_mpi, tmp_path):
     (tmp_path / "file").touch()
-    done = run_asyncfeded("doctor", "file/run", "--ranks", 2, cwd=tmp_path, env=mpi.env)
+    done = run_asyncfeded("doctor", "file/run", "--ranks", 2, cwd=tmp_path, env=own_mpi.env)
     assert done.status == 1, str(done)
     told = stopping(done.result)
     assert told == [f"{tmp_path}/file cannot be written: Not a directory; choose another folder (run_dir=...)"]
@@ -142,9 +142,9 @@ cli.main()
 """
 
 
-def test_a_client_that_does_not_answer_is_named_and_ends_the_report(mpi, tmp_path):
+def test_a_client_that_does_not_answer_is_named_and_ends_the_report(own_mpi, tmp_path):
     (tmp_path / "silent.py").write_text(SILENT)
-    done = run(mpi.command((2, [sys.executable, "silent.py", "doctor"])), tmp_path, mpi.env)
+    done = run(own_mpi.command((2, [sys.executable, "silent.py", "doctor"])), tmp_path, own_mpi.env)
     assert done.status != 0, str(done)
     assert f'"text": "rank 1 on {HOST} does not answer within 1 s; look at the network between the hosts' in done.stdout
 
@@ -165,9 +165,9 @@ world.leave()
 """
 
 
-def test_the_trial_of_gpu_memory_is_a_job_of_its_own_whose_crash_is_survived(mpi, tmp_path):
+def test_the_trial_of_gpu_memory_is_a_job_of_its_own_whose_crash_is_survived(own_mpi, tmp_path):
     """Here with the memory of the CPU, with a crash and with an error."""
-    done = run(mpi.command((2, [sys.executable, "-c", TRIES])), tmp_path, mpi.env)
+    done = run(own_mpi.command((2, [sys.executable, "-c", TRIES])), tmp_path, own_mpi.env)
     assert done.status == 0, str(done)
     assert done.stdout.splitlines() == 2 * [
         "yes (CUDA-aware); training does not need them|no: signal 6; training does not need them|"

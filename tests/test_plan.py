@@ -74,25 +74,25 @@ def refused(done, sentence):
     assert "Traceback" not in done.stderr, str(done)
 
 
-def test_a_server_that_is_not_there_is_refused(mpi, folder):
-    done = mpi.train(3, "run.toml", "server=3", cwd=folder)
+def test_a_server_that_is_not_there_is_refused(own_mpi, folder):
+    done = own_mpi.train(3, "run.toml", "server=3", cwd=folder)
     refused(done, "asyncfeded: server = 3, but the ranks are 0 to 2; set server to one of them\n")
     assert not (folder / "runs").exists()
 
 
 @pytest.mark.parametrize("odd", [0, 2])
-def test_ranks_that_differ_about_the_server_refuse(mpi, folder, odd):
+def test_ranks_that_differ_about_the_server_refuse(own_mpi, folder, odd):
     """Of three parts of a job one names another server: before anything is rearranged."""
     parts = [(1, ["asyncfeded", "train", "run.toml", f"server={2 if part == odd else 1}"]) for part in range(3)]
     parts = [(ranks, [sys.executable, "-m", *command]) for ranks, command in parts]
-    done = run(mpi.command(*parts), folder, mpi.env)
+    done = run(own_mpi.command(*parts), folder, own_mpi.env)
     refused(done, f"rank 0 on {HOST} and rank {odd or 1} on {HOST} have different configs (config: ")
 
 
-def test_a_problem_of_a_server_elsewhere_is_told_with_its_rank(mpi, folder):
+def test_a_problem_of_a_server_elsewhere_is_told_with_its_rank(own_mpi, folder):
     (folder / "run").mkdir()
     (folder / "run" / "record.h5").touch()
-    done = mpi.train(3, "run.toml", "server=2", "run_dir=run", cwd=folder)
+    done = own_mpi.train(3, "run.toml", "server=2", "run_dir=run", cwd=folder)
     refused(done, f"asyncfeded: rank 2 on {HOST}: run_dir = 'run' holds a run already")
 
 

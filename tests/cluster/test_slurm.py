@@ -176,8 +176,8 @@ def start_without_end(slurm, mpi, folder):
 
 
 @pytest.mark.parametrize("cut", [past_the_limit, requeued])
-def test_resume_goes_on_until_the_run_is_finished(slurm, own_mpi, folder, cut):
-    job = start_without_end(slurm, own_mpi, folder)
+def test_resume_goes_on_until_the_run_is_finished(slurm, other_mpi, folder, cut):
+    job = start_without_end(slurm, other_mpi, folder)
     cut(slurm, job)
     slurm.until(job, (folder / "run" / "result.json").exists)  # the last file of its first life
     rows = len(record.read(folder / "run").updates)
@@ -190,8 +190,8 @@ def test_resume_goes_on_until_the_run_is_finished(slurm, own_mpi, folder, cut):
     assert is_whole(folder / "run", rows + 9, 2)
 
 
-def test_a_cancelled_job_leaves_a_good_checkpoint(slurm, own_mpi, folder):
-    job = start_without_end(slurm, own_mpi, folder)
+def test_a_cancelled_job_leaves_a_good_checkpoint(slurm, other_mpi, folder):
+    job = start_without_end(slurm, other_mpi, folder)
     slurm.run("scancel", job)
     done = slurm.ended(job)
     assert (done.state, done.restarts) == ("CANCELLED", 0), str(done)

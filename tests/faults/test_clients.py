@@ -32,12 +32,12 @@ def test_clients_are_killed_until_one_is_left_and_then_that_one(mpi, jobs):
     goes_on(mpi, jobs, lost=1)
 
 
-def test_clients_that_move_leave_the_result_as_it_was_to_the_bit(mpi, jobs):
+def test_clients_that_move_leave_the_result_as_it_was_to_the_bit(own_mpi, jobs):
     """On the virtual clock, a worker of two being killed."""
     settings = (*VIRTUAL, "limits.updates=80", "faults.patience_s=1")
-    whole = run_asyncfeded("train", "run.toml", "--ranks", 3, "run_dir=whole", *settings, cwd=jobs, env=mpi.env)
+    whole = run_asyncfeded("train", "run.toml", "--ranks", 3, "run_dir=whole", *settings, cwd=jobs, env=own_mpi.env)
     assert whole.status == 0, str(whole)
-    with Job(jobs, mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", *settings) as job:
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", *settings) as job:
         job.until(lambda: updates_of(jobs / "run", 1) > 1)
         os.kill(job.ranks()[2], signal.SIGKILL)
         status, said = job.end()
