@@ -114,7 +114,9 @@ def _about_mpi(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str,
         "library": launcher.library(),
         "thread_level": LEVELS.get(level, "MULTIPLE"),
         "launcher": launched[0] if launched else "",
-        "failures": problem.failures(_offers_ulfm(here), launcher.vendor(), launched[0] if launched else "", os.environ),
+        "failures": problem.failures(
+            launcher.detects_deaths(here.comm), launcher.vendor(), launched[0] if launched else "", os.environ
+        ),
         "gpu_buffers": "".join(text.decode() for text in facts["gpu_buffers"].tolist()) or "not tried: no client has a GPU",
     }
     _say(
@@ -201,14 +203,6 @@ def _memory(info: Path = Path("/proc/meminfo")) -> int:
     lines = info.read_text().splitlines() if info.exists() else []
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
     return int(min(free, placement.memory()))
-
-
-def _offers_ulfm(here: World) -> bool:
-    try:
-        here.comm.Get_failed().Free()
-        return not here.comm.Is_revoked()
-    except (MPI.Exception, NotImplementedError):
-        return False
 
 
 def _first_gpu(places: np.ndarray) -> int:
