@@ -113,7 +113,7 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
 def detects_deaths(comm: MPI.Intracomm) -> bool:
     """Whether this MPI can tell of ranks that have died (ULFM)."""
     try:
-        comm.Get_failed()
+        comm.Get_failed().Free()
     except (NotImplementedError, MPI.Exception):
         return False
     return True

@@ -121,7 +121,7 @@ class ServerWire:
         self._stopping = False
         self._stops: dict[int, MPI.Request | None] = {}
         self._watched_s = 0.0
-        self._detects = launcher.detects_deaths(comm)
+        self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
         self.receiving_s = 0.0
         self._start = time.perf_counter() - start_s
         MPI.Prequest.Startall(self._header_requests)
@@ -346,9 +346,10 @@ class ServerWire:
             self._give_up(worker, f"MPI says of rank {worker + 1}: {error}", gone=True)
         self._failed.clear()
         if self._detects:
-            group, failed = self._comm.Get_group(), self._comm.Get_failed()
-            for rank in failed.Translate_ranks(range(failed.size), group):
+            failed = self._comm.Get_failed()
+            for rank in failed.Translate_ranks(range(failed.size), self._group) if failed.size else ():
                 self._give_up(rank - 1, f"MPI reports that rank {rank} has died", gone=True)
+            failed.Free()
         for worker, _ in self._announced:  # it is the server that lets them wait
             self._sign_s[worker] = now
         for worker in range(len(self._outgoing)):
