@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -275,6 +275,14 @@ def load(path: Path, overrides: list[str]) -> Config:
         override(table, text)
     table.setdefault("limits", {})
     return section(Config, table, str(path))
+
+
+def load_section(kind: type[S], path: Path, overrides: Iterable[str]) -> S:
+    """Read a file of another schema than a run's, such as a grid of runs. As `load`."""
+    table = read(path)
+    for text in overrides:
+        override(table, text)
+    return section(kind, table, str(path))
 
 
 def override(table: dict[str, Any], text: str) -> None:

@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import Field
 
 from asyncfeded import jobs, record
-from asyncfeded.config import Config, Settings, override, read, section
+from asyncfeded.config import Config, Settings, load_section
 
 
 class TaskPlan(Settings):
@@ -116,10 +116,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ValueError: a key or a value is wrong.
     """
-    table = read(path)
-    for text in overrides:
-        override(table, text)
-    grid = section(Grid, table, str(path))
+    grid = load_section(Grid, path, overrides)
     if grid.tuning.seed in grid.seeds:
         raise ValueError(f"{path}: tuning.seed = {grid.tuning.seed} is among the seeds of the results; choose another")
     for label, plan in grid.rules.items():

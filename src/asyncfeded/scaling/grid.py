@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from asyncfeded.config import Config, Settings, override, read, section
+from asyncfeded.config import Config, Settings, load_section
 from asyncfeded.jobs import Job, compose
 
 
@@ -132,10 +132,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ValueError: a key or a value is wrong.
     """
-    table = read(path)
-    for text in overrides:
-        override(table, text)
-    grid = section(Grid, table, str(path))
+    grid = load_section(Grid, path, overrides)
     for run in expand(grid):  # all configs are checked as they are made
         if run.config.clock != "wall":
             raise ValueError(f"{path}: run.clock = {run.config.clock}: a scaling study measures wall time; leave it out")
