@@ -37,6 +37,11 @@ def models(n, seed=0):
     return [torch.from_numpy(rng.standard_normal(n).astype(np.float32)) for _ in range(3)]
 
 
+def distance(sums):
+    """One of the two sums alone, of the same implementation."""
+    return kernel.squared_distance_twin if sums is kernel.sums_twin else kernel.squared_distance
+
+
 def sums_in_numpy(x, w, base):
     """In float64 throughout."""
     x, w, base = (t.numpy().astype(np.float64) for t in (x, w, base))
@@ -138,7 +143,7 @@ def test_the_number_of_threads_changes_no_bit(n):
     results = []
     for threads in (1, 2):
         x, w, base = models(n)
-        total = kernel._kernel.sums(x, w, base, 0, n, (0.0, 0.0), threads)
+        total = kernel._kernel.sums(x, w, base, n, threads)
         kernel._kernel.apply(x, w, base, 0.3, 0, n, threads)
         kernel._kernel.triad(w, x, base, 0.3, threads)
         results.append((total, x.numpy().tobytes(), base.numpy().tobytes(), w.numpy().tobytes()))
@@ -149,10 +154,12 @@ def test_the_number_of_threads_changes_no_bit(n):
 @pytest.mark.parametrize("n", [1, kernel.CHUNK - 1, kernel.CHUNK, kernel.CHUNK + 1, 3 * kernel.CHUNK + 5])
 def test_a_model_in_parts_is_the_model_in_one_piece_to_the_bit(sums, apply, device, n):
     whole, parts = ([t.to(device) for t in models(n)] for _ in range(2))
-    total = (0.0, 0.0)
+    x, w, base = parts
+    moved = change = 0.0
     for start in range(0, n, kernel.CHUNK):
-        total = sums(*parts, start, min(start + kernel.CHUNK, n), total)
-    assert total == sums(*whole)
+        stop = min(start + kernel.CHUNK, n)
+        moved, change = (distance(sums)(a, base, start, stop, s) for a, s in ((x, moved), (w, change)))
+    assert (moved, change) == sums(*whole)
     apply(*whole, 0.3)
     for start in range(0, n, kernel.CHUNK):
         apply(*parts, 0.3, start, min(start + kernel.CHUNK, n))
@@ -163,17 +170,16 @@ def test_a_model_in_parts_is_the_model_in_one_piece_to_the_bit(sums, apply, devi
 @pytest.mark.parametrize("n", SIZES)
 def test_one_of_the_sums_alone_is_the_same_to_the_bit(sums, apply, device, n):
     x, w, base = (t.to(device) for t in models(n))
-    alone = kernel.squared_distance(x, base), kernel.squared_distance(w, base, before=0.0)
-    if sums is not kernel.sums_twin:  # else of another implementation
-        assert alone == sums(x, w, base)
-    assert kernel.squared_distance(x, base, n, n, 4.0) == 4.0
+    assert (distance(sums)(x, base), distance(sums)(w, base, before=0.0)) == sums(x, w, base)
+    assert distance(sums)(x, base, n, n, 4.0) == 4.0
 
 
 @every_implementation
 def test_a_part_leaves_the_rest_alone(sums, apply, device):
     """Of (1, 2, 3) - 0 and (4, 6, 8) - 0 the middle: 4 and 36; 2 + (6 - 0) / 2 = 5."""
     x, w, base = (torch.tensor(v, device=device) for v in ([1.0, 2.0, 3.0], [4.0, 6.0, 8.0], [0.0, 0.0, 0.0]))
-    assert sums(x, w, base, 1, 2, (10.0, 20.0)) == (14.0, 56.0)
+    assert (distance(sums)(x, base, 1, 2, 10.0), distance(sums)(w, base, 1, 2, 20.0)) == (14.0, 56.0)
+    assert sums(x, w, base, 2) == (1.0 + 4.0, 16.0 + 36.0)
     apply(x, w, base, 0.5, 1, 2)
     assert (x.tolist(), base.tolist()) == ([1.0, 5.0, 3.0], [0.0, 5.0, 0.0])
 
@@ -183,7 +189,7 @@ def test_a_part_leaves_the_rest_alone(sums, apply, device):
 def test_a_part_outside_the_model_is_refused(part):
     x, w, base = models(4)
     with pytest.raises((ValueError, TypeError)):
-        kernel.sums(x, w, base, *part)
+        kernel.squared_distance(x, base, *part)
     with pytest.raises((ValueError, TypeError)):
         kernel.apply(x, w, base, 1.0, *part)
 

@@ -32,36 +32,30 @@ def describe() -> str:
     )
 
 
-Sums = tuple[float, float]
-"""sum (x - base)^2 and sum (w - base)^2."""
-
-
-def sums(x: Tensor, w: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: Sums = (0.0, 0.0)) -> Sums:
-    """Squared distances of two models from a third over a part of them, in one pass.
-
-    A model taken in parts that begin at multiples of CHUNK, each with the sums before it, gives what it gives in one piece,
-    to the bit.
+def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[float, float]:
+    """Squared distances of two models from a third, in one pass.
 
     Args:
         x: float32 (n,), contiguous.
         w: float32 (n,), contiguous.
         base: float32 (n,), contiguous.
-        start: first element of the part.
-        stop: end of the part; None: of the model.
-        before: what to add the part's sums to.
+        stop: only elements up to here; None: all.
 
     Returns:
-        The sums, accumulated in float64. Not finite if and only if a difference is not.
+        sum (x - base)^2 and sum (w - base)^2, accumulated in float64. Not finite if and only if a difference is not.
     """
     stop = x.numel() if stop is None else stop
     if COMPILED and x.device.type == "cpu":
-        moved, change = _kernel.sums(x.numpy(), w.numpy(), base.numpy(), start, stop, before, torch.get_num_threads())
+        moved, change = _kernel.sums(x.numpy(), w.numpy(), base.numpy(), stop, torch.get_num_threads())
         return moved, change
-    return sums_twin(x, w, base, start, stop, before)
+    return sums_twin(x, w, base, stop)
 
 
 def squared_distance(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: float = 0.0) -> float:
     """One of the two `sums`, the same to the bit: before + sum (a - base)^2 over a part.
+
+    A model taken in parts that begin at multiples of CHUNK, each with the sum before it, gives what it gives in one piece,
+    to the bit.
 
     Args:
         a: float32 (n,), contiguous.
@@ -73,7 +67,7 @@ def squared_distance(a: Tensor, base: Tensor, start: int = 0, stop: int | None =
     stop = a.numel() if stop is None else stop
     if COMPILED and a.device.type == "cpu":
         return _kernel.squared_distance(a.numpy(), base.numpy(), start, stop, before, torch.get_num_threads())
-    return sums_twin(a, base, base, start, stop, (before, 0.0))[0]
+    return squared_distance_twin(a, base, start, stop, before)
 
 
 def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:
@@ -112,20 +106,20 @@ def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
         triad_twin(a, b, c, s)
 
 
-def sums_twin(
-    x: Tensor, w: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: Sums = (0.0, 0.0)
-) -> Sums:
+def sums_twin(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[float, float]:
     """`sums` in torch operations, on any device."""
-    stop = x.numel() if stop is None else stop
-    totals = torch.tensor(before, dtype=torch.float64, device=x.device)
+    return squared_distance_twin(x, base, 0, stop), squared_distance_twin(w, base, 0, stop)
+
+
+def squared_distance_twin(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: float = 0.0) -> float:
+    """`squared_distance` in torch operations, on any device."""
+    stop = a.numel() if stop is None else stop
+    total = torch.tensor(before, dtype=torch.float64, device=a.device)
     for i in range(start, stop, CHUNK):
         part = slice(i, min(i + CHUNK, stop))
-        moved = (x[part] - base[part]).double()
-        change = (w[part] - base[part]).double()
-        totals[0] += moved.dot(moved)
-        totals[1] += change.dot(change)
-    moved_sq, change_sq = totals.tolist()
-    return moved_sq, change_sq
+        difference = (a[part] - base[part]).double()
+        total += difference.dot(difference)
+    return total.item()
 
 
 def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:

@@ -116,7 +116,7 @@ class GlobalModel:
         n, base = self.layout.num_params, self.base[client]
         arriving = self._arriving.pop(client, None)
         if arriving is None:
-            moved_sq, change_sq = kernel.sums(self.x, w, base, 0, n)
+            moved_sq, change_sq = kernel.sums(self.x, w, base, n)
             finite = self._statistics_are_finite(w, 0, w.numel())
         else:
             moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite

@@ -147,11 +147,10 @@ void for_each_block(std::size_t n, int threads, const Work &work) {
     }
 }
 
-std::pair<double, double> sums(const In &x, const In &w, const In &base, std::size_t start, std::size_t stop,
-                               const std::pair<double, double> &before, int threads) {
-    const std::size_t n = part(x.size(), w.size(), base.size(), start, stop);
-    const float *px = x.data() + start, *pw = w.data() + start, *pb = base.data() + start;
-    Sums total{before.first, before.second};
+std::pair<double, double> sums(const In &x, const In &w, const In &base, std::size_t stop, int threads) {
+    const std::size_t n = part(x.size(), w.size(), base.size(), 0, stop);
+    const float *px = x.data(), *pw = w.data(), *pb = base.data();
+    Sums total;
     nb::gil_scoped_release release;
     std::vector<Sums> partial((n + block - 1) / block);
     for_each_block(n, threads, [&](std::size_t b, std::size_t first, std::size_t count) {
@@ -202,8 +201,8 @@ void triad(const InOut &a, const In &b, const In &c, float s, int threads) {
 NB_MODULE(_kernel, m) {
     using namespace nb::literals;
     // noconvert: a float64 or strided argument is a TypeError, not a silent copy.
-    m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "before"_a,
-          "threads"_a, "before + (sum (x - base)^2, sum (w - base)^2) over [start, stop), in one pass, in float64.");
+    m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "stop"_a, "threads"_a,
+          "sum (x - base)^2 and sum (w - base)^2 over [0, stop), in one pass, in float64.");
     m.def("squared_distance", &squared_distance, "a"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "before"_a, "threads"_a,
           "before + sum (a - base)^2 over [start, stop), in float64.");
     m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "start"_a, "stop"_a,
