@@ -5,9 +5,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from asyncfeded import bench
 from asyncfeded.bench import kernel, wait
+from asyncfeded.messages import Arrival
 from conftest import run, run_asyncfeded
 
 KERNEL = [
@@ -103,7 +105,8 @@ def test_a_wait_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, 
 
 def test_notice_takes_from_the_end_of_the_poll_before(monkeypatch):
     """Polls of 0.25 s and pauses of 1 s: the third poll ends 1.25 s after the second."""
-    clock, arrivals, released = [0.0], [None, None, "update"], []
+    update = Arrival(0, 0, 0, 1, 1, 1, 0.0, 0.0, 0.0, torch.zeros(1))
+    clock, arrivals, released = [0.0], [None, None, update], []
 
     def passing(seconds, value=None):
         clock[0] += seconds
@@ -112,7 +115,7 @@ def test_notice_takes_from_the_end_of_the_poll_before(monkeypatch):
     wire = SimpleNamespace(next=lambda: passing(0.25, arrivals.pop(0)), pause=lambda: passing(1.0), release=released.append)
     monkeypatch.setattr(wait, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     assert wait._take(wire) == 1.25
-    assert released == ["update"]
+    assert released == [update]
 
 
 # the server

@@ -20,7 +20,7 @@ from asyncfeded.config import Config
 from asyncfeded.evaluation import Evaluator
 from asyncfeded.flat import FlatModel
 from asyncfeded.heterogeneity import CLIENT
-from asyncfeded.messages import Arrival
+from asyncfeded.messages import Arrival, Lost
 from asyncfeded.record import Record
 from asyncfeded.server import Server
 from asyncfeded.staleness import GlobalModel
@@ -287,6 +287,28 @@ def test_an_interrupted_run_writes_one_all_the_same(tmp_path, folder):
 def stop_at(updates, life, server):
     server.interrupted = server.updates >= updates
     life.keeper.tick(server)
+
+
+def test_a_step_that_a_barrier_took_for_want_of_a_client_is_no_gap(folder):
+    """All but one have arrived when that is lost: the step that follows has no row in the record."""
+    life = Life(folder, {"name": "fedavg"}, every_updates=0)
+    server, take = life.server, life.server._wire._pipe.next
+
+    def lose_the_last():
+        waits = server.updates == CLIENTS - 1 and not server.lost.any()
+        return Lost(0, (int(np.flatnonzero(server.out)[0]),), "dead") if waits else take()
+
+    def stop_then(server):
+        server.interrupted = bool(server.lost.any())
+        life.keeper.tick(server)
+
+    server._wire._pipe.next, server._tick = lose_the_last, stop_then
+    assert life.live()
+    assert (server.model.version, server.record.updates.count) == (1, CLIENTS - 1)
+    life = Life(folder, {"name": "fedavg"}, every_updates=0, resumed=True)
+    assert life.live()
+    assert life.server.updates == UPDATES
+    assert life.server.counts.min() > 0
 
 
 def test_one_that_is_wished_for_is_written_and_the_run_goes_on(folder):

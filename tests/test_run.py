@@ -525,5 +525,7 @@ def test_the_traceback_is_told_once(broken):
 def test_training_that_diverges_ends_with_a_clear_error(own_mpi, folder):
     done = own_mpi.train(2, "run.toml", "training.learning_rate=1e20", "limits.updates=1000000", cwd=folder)
     assert done.status != 0, str(done)
-    assert "held weights that are not finite" in done.stderr, str(done)
-    assert "training diverges; lower training.learning_rate" in done.stderr
+    assert "refused, client 0: weights that are not finite" in done.stderr, str(done)
+    assert "lower training.learning_rate" in done.stderr
+    assert "stopped: no client is left (10 refusals in a row (faults.max_refusals))" in done.stderr
+    assert "asyncfeded resume" not in done.stderr

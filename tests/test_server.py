@@ -303,6 +303,23 @@ def test_the_run_ends_when_all_clients_send_only_nan(bench):
     assert "lower training.learning_rate" in done.said[0]
 
 
+def test_a_dropped_client_that_sends_all_the_same_is_refused_and_buried_once(bench):
+    nan = 2 * [(1, [math.nan, 0.0])]
+    script = [*nan, Refused(1, "it is a second answer", True), Refused(1, "magic 0x1", False), (0, [1.0, 1.0])]
+    done = bench(script, updates=1, max_refusals=2).run()
+    assert (done.server.refused, done.server.updates) == (4, 1)
+    assert [sent.client for sent in done.wire.replies] == [0, 1, 1]
+    assert sum(said.startswith("goes on without client 1") for said in done.said) == 1
+    assert done.said[-1] == "refused, client 1: magic 0x1"
+
+
+def test_a_run_of_which_all_clients_were_dropped_before_ends_at_once(bench):
+    one = bench([], updates=1)
+    one.server.dropped[:] = True
+    assert one.run().outcome.failed
+    assert one.outcome.reason == "no client is left (all were refused too often before)"
+
+
 def test_a_merged_update_in_between_starts_the_count_anew(bench):
     nan = 9 * [(1, [math.nan, 0.0])]
     done = bench([*nan, (1, [1.0, 1.0]), *nan, (1, [2.0, 2.0])], updates=2).run()

@@ -300,7 +300,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         keeper.finish()
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
         status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
-        if outcome.failed:
+        if outcome.failed and not server.dropped.all():
             progress.say(f"go on with: asyncfeded resume {run_dir}")
         try:
             book.close()

@@ -139,7 +139,9 @@ class Server:
         In a run that goes on, clients that are out are given their orders again.
         """
         self._began, discarded = time.perf_counter(), 0
-        if self.rounds.any():
+        if self.dropped.all():
+            self.failed = "no client is left (all were refused too often before)"
+        elif self.rounds.any():
             for client in np.flatnonzero(self.out).tolist():
                 # The base is what it was then.
                 self._give(client, int(self.model.base_version[client]), lambda stop: None)
@@ -272,7 +274,7 @@ class Server:
         self.refused_in_a_row[client] += 1
         row, most = int(self.refused_in_a_row[client]), self._faults.max_refusals
         self._say(f"refused, client {client}: {reason}")
-        if row >= most:
+        if row >= most and not self.dropped[client]:
             self.dropped[client] = True
             self._bury((client,), f"{row} refusals in a row (faults.max_refusals)")
         return row < most
@@ -286,7 +288,7 @@ class Server:
             return
         if event.answered:
             self.out[client] = False
-        again = self._note_refusal(client, event.reason) if not self.dropped[client] else False
+        again = self._note_refusal(client, event.reason)
         if self.lost[client] and again:
             self.lost[client] = False
             self._say(f"client {client} is back and starts anew")

@@ -157,14 +157,7 @@ class ServerWire:
         self._free.append(self._taken.pop(arrival.client))
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object], due: float = 0.0) -> None:
-        """See `Wire`. Rank 0.
-
-        Args:
-            order: see `Wire`.
-            weights: see `Wire`.
-            ready: see `Wire`.
-            due: of the orders that wait for one worker, the one with the least goes first.
-        """
+        """See `Wire`. Rank 0. Of the orders that wait for one worker, that with the least `due` goes first."""
         worker, job = self.homes.of(order.client), Job(due, next(self._numbers), order, weights)
         if self._in_hand[worker] is None:
             self._send(worker, job, ready)
@@ -192,9 +185,10 @@ class ServerWire:
                 self.release(event)
         here = self._left - self.homes.lost
         flags = BYE | APART if self.homes.lost else BYE
-        waits = [sending.sent for sending in (self._outgoing[worker] for worker in here) if sending]
-        waits += [request.Test for worker in here for request in (self._stops[worker], self._flag(worker, flags)) if request]
-        while not all(is_sent() for is_sent in waits):
+        sent = [(worker, sending.sent) for worker in here if (sending := self._outgoing[worker])]
+        requests = [(worker, request) for worker in here for request in (self._stops[worker], self._flag(worker, flags))]
+        sent += [(worker, request.Test) for worker, request in requests if request]
+        while not all(self._test(worker, is_sent) or worker in self._failed for worker, is_sent in sent):
             self.pause()
         for worker in here:
             self._header_requests[worker].Free()
@@ -263,7 +257,7 @@ class ServerWire:
             while (part := self._test(worker, receiving.poll)) is not None:
                 moved = True
                 self._sign_s[worker] = self._patience.listened_s
-                if self._measure is not None and not refusal:
+                if self._measure is not None and not refusal and worker not in self.homes.lost:
                     self._measure(header.client, self._buffers[slot], *part)
             replied = self._outgoing[worker]
             # A worker that answers has received what it answers.

@@ -473,6 +473,35 @@ def test_a_foreign_header_is_refused_and_changes_nothing(here, comm, fields, rea
         wire.finish()
 
 
+@pytest.mark.parametrize("length", [10, HEADER.itemsize + 36])
+@together
+def test_a_header_of_another_length_is_refused_and_the_next_is_read(here, comm, length):
+    if here.rank == SERVER:
+        wire, buffer = server(comm, 5), torch.zeros(5)
+        wire.reply(Order(0, 0, 0, 1), buffer, int)
+        event = take(wire)
+        assert isinstance(event, Refused), event
+        wire.reply(Order(0, 1, 0, 1), buffer, int)
+        arrival = take(wire)
+        assert arrival.weights.tolist() == [2.0] * 5
+        wire.release(arrival)
+        wire.stop()
+    else:
+        wire, buffer = client(comm, 5)
+        if wire.receive() is not None:
+            made = np.zeros(length, np.uint8)
+            made[: HEADER.itemsize] = header(round=7).view(np.uint8)[:length]
+            comm.Send([made, MPI.BYTE], SERVER, HEADER_TAG)
+            comm.Send([np.ones(5, np.float32), MPI.FLOAT], SERVER, WEIGHTS_TAG + 1)
+            wire._said += 1
+            order = wire.receive()
+            buffer.fill_(2.0)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+            wire.receive()
+        wire.finish()
+    assert nothing_left(comm)
+
+
 @pytest.mark.parametrize(("lengths", "got"), [([3], 3), ([7], "more"), ([0], 0)])
 @together
 def test_an_update_of_another_length_is_refused(here, comm, lengths, got):
