@@ -69,16 +69,17 @@ class FakeWire:
         self.events.append(f"take {client}")
         n = len(self.events)  # makes the numbers of every arrival its own
         figures = (n, 2 * n, 3.0 * n, 4.0 * n, 5.0 * n)
-        self._taken = Arrival(client, sent.round, sent.version, sent.epochs, *figures, torch.tensor(w))
+        self._taken = Arrival(client, sent.round, sent.version, sent.epochs, *figures, torch.as_tensor(w).clone())
         return self._taken
 
     def now(self):
         return time.perf_counter() - self._start
 
     def release(self, arrival):
-        assert arrival is self._taken, f"released without need: {arrival}"
+        assert self._taken is not None, f"released without need: {arrival}"
+        assert arrival[:9] == self._taken[:9]
+        self._taken.weights.fill_(torch.nan)  # the buffer may take the next update
         self._taken = None
-        arrival.weights.fill_(torch.nan)  # the buffer may take the next update
 
     def reply(self, order, weights, ready):
         for stop in (*range(2, len(weights), 2), len(weights)):

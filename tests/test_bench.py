@@ -21,7 +21,7 @@ WAIT = [
     "reaction_s_p50", "reaction_s_p99",
 ]  # fmt: skip
 SERVER = [
-    "params", "clients", "mpi", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s", "echo_s_p50",
+    "params", "clients", "mpi", "device", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s", "echo_s_p50",
     "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s", "bytes_touched_per_update",
     "server_peak_bytes", "server_models",
 ]  # fmt: skip
@@ -163,6 +163,26 @@ def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option
     assert done.status != 0, str(done)
     assert done.stderr.count(f"asyncfeded: {option} {value}: expected") == 1, str(done)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [("gpu", "expected the device auto, cpu, cuda or cuda:N, got 'gpu'"), ("cuda:99", "--device = 'cuda:99': this host has ")],
+)
+def test_a_device_that_is_not_there_is_told_once(own_mpi, tmp_path, device, why):
+    done = run_asyncfeded("bench", "server", "--params", 10, "--clients", 1, "--device", device, cwd=tmp_path, env=own_mpi.env)
+    assert done.status != 0, str(done)
+    assert done.stderr.count(f"asyncfeded: {why}") == 1, str(done)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("params", [1, 10_000, 25_000_000])
+def test_a_server_on_a_gpu_is_measured(mpi, tmp_path, params):
+    arguments = ["bench", "server", "--params", params, "--clients", 1, "--seconds", 0.3, "--device", "cuda"]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    assert list(done.result) == SERVER
+    assert done.result["device"] == "cuda:0"
 
 
 # what is printed

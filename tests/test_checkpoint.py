@@ -149,7 +149,7 @@ def test_states_of_other_kinds_come_back_to_the_bit(tmp_path, changes):
 @pytest.mark.parametrize("layout", [ONE, LAYOUT], ids=["one", "large"])
 def test_the_state_of_every_rule_comes_back_to_the_bit(tmp_path, name, layout):
     model = GlobalModel(torch.from_numpy(noise(layout.size, 0)), layout, 3)
-    state = rules.load({"name": name}).init(model, np.array([2, 2, 2]))
+    state = {key: np.asarray(array) for key, array in rules.load({"name": name}).init(model, np.array([2, 2, 2])).items()}
     for seed, array in enumerate(state.values()):
         array.view(np.uint8)[...] = np.random.default_rng(seed).integers(0, 256, array.view(np.uint8).shape)
     there = a_snapshot(layout=layout, model=model.x.numpy(), bases={}, rule=state)

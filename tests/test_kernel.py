@@ -248,3 +248,4 @@ def test_with_the_compiled_kernel_tensors_in_host_memory_take_it(monkeypatch):
     kernel.apply(x, w, base, 1.0)
     kernel.triad(x, w, base, 1.0)
     assert kernel.describe() == "compiled (C++)"
+    assert kernel.describe("cuda:1") == "torch on cuda:1"

@@ -45,7 +45,9 @@ def test_the_cpu_is_taken_where_it_is_wanted_or_all_there_is(gpus, wanted, count
 @pytest.mark.parametrize(("wanted", "count"), [("cuda", 0), ("cuda:1", 1)])
 def test_a_gpu_that_is_not_there_is_refused(gpus, wanted, count):
     gpus(count)
-    with pytest.raises(ValueError, match=f"device = '{wanted}': this host has {count} GPUs that torch can use; set device="):
+    with pytest.raises(
+        ValueError, match=f"device = '{wanted}': this host has {count} GPUs that torch can use; take device="
+    ):
         placement.device(wanted, 0)
 
 

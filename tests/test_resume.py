@@ -162,7 +162,7 @@ class Life:
         return {
             "model": server.model.x.numpy().tobytes(),
             "numbers": (server.model.version, server.updates, server.refused, server.counts.tolist(), self.outcome.seconds),
-            "rule": {name: array.tobytes() for name, array in server.state.items()},
+            "rule": {name: np.asarray(array).tobytes() for name, array in server.state.items()},
             "updates": {name: updates[name].tobytes() for name in told},
             "evaluations": evaluations.tobytes(),
         }

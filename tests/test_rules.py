@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from asyncfeded import kernel, rules
 from asyncfeded.config import Settings
 from asyncfeded.flat import Entry, Layout
+from asyncfeded.rules import distances
 from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.staleness import GlobalModel
 
@@ -114,6 +115,25 @@ def test_the_global_model_stays_finite(table):
 
 
 @every_rule
+def test_vectors_lie_where_the_model_does_and_never_meet_others(table, monkeypatch):
+    """On torch's device without memory, which refuses to work together with host memory, or to give a number."""
+    monkeypatch.setattr(distances, "follow_variance", lambda *_: 0.0)
+    for name in ("l1", "linf", "mahalanobis"):
+        monkeypatch.setattr(distances, name, lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(distances, "dot", lambda *_: 0.0)
+    model, rule = new_model(), rules.load(table)
+    model._x, model.base = model.x.to("meta"), [base.to("meta") for base in model.base]
+    state = rule.init(model, first_epochs())
+    assert {array.device.type for array in state.values() if isinstance(array, torch.Tensor)} <= {"meta"}
+    assert all(array.size <= CLIENTS for array in state.values() if isinstance(array, np.ndarray))
+    for number in range(3 * CLIENTS):
+        client, w = number % CLIENTS, torch.zeros(PARAMS + STATISTICS, device="meta")
+        rule.on_arrival(Update(client, 0, 2, 20, 1.0, 1.0, w), model, state)
+    assert model.x.device.type == "meta"
+    assert model.version > 0
+
+
+@every_rule
 def test_the_global_model_moves(table):
     *_, last = drive(rules.load(table))
     assert last.model.version > 0
@@ -121,11 +141,11 @@ def test_the_global_model_moves(table):
 
 
 @every_rule
-def test_the_state_is_numpy_arrays_written_in_place(table):
+def test_the_state_is_arrays_and_tensors_written_in_place(table):
     rule = rules.load(table)
     for now in drive(rule):
         state = now.state
-        assert all(type(array) is np.ndarray and array.dtype != object for array in state.values())
+        assert all(type(array) in (np.ndarray, torch.Tensor) and array.dtype != object for array in state.values())
         assert {key: (array.shape, array.dtype) for key, array in state.items()} == {
             key: (array.shape, array.dtype) for key, array in rule.init(new_model(), first_epochs()).items()
         }
@@ -222,14 +242,14 @@ def test_a_copy_of_state_and_model_goes_on_to_the_same_model_to_the_bit(table):
     state = rule.init(model, first_epochs())
     copies, decisions = [], []
     for client, delta in script:
-        copies.append((copy.deepcopy(model), {key: array.copy() for key, array in state.items()}))
+        copies.append((copy.deepcopy(model), copy.deepcopy(state)))
         decisions.append(arrive(rule, model, state, client, delta))
     for start, (other, its_state) in enumerate(copies):
         again = rules.load(table)
         assert [arrive(again, other, its_state, *item) for item in script[start:]] == decisions[start:]
         assert other.x.numpy().tobytes() == model.x.numpy().tobytes()
-        assert {key: array.tobytes() for key, array in its_state.items()} == {
-            key: array.tobytes() for key, array in state.items()
+        assert {key: np.asarray(array).tobytes() for key, array in its_state.items()} == {
+            key: np.asarray(array).tobytes() for key, array in state.items()
         }
 
 

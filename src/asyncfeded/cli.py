@@ -188,16 +188,17 @@ def bench_server(
     seconds: Annotated[float, typer.Option(help="Of the server's work in each of the 6 rounds.")] = 2.0,
     wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Measure while checkpoints are written, too.")] = False,
+    device: Annotated[str, typer.Option(help="Where its models are: cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """The server at work: how long a client waits for its reply, against a raw MPI echo, and what an update takes."""
     if clients or not _launcher().launched_by():
-        arguments = ["--params", str(params), "--seconds", str(seconds), "--wait", wait]
+        arguments = ["--params", str(params), "--seconds", str(seconds), "--wait", wait, "--device", device]
         arguments += ["--checkpoints"] if checkpoints else []
         _start(clients + 1, ["bench", "server", *arguments])
     with _launcher().guard():
         from asyncfeded.bench import server as room
 
-        status = room.measure(params, seconds, wait, checkpoints)
+        status = room.measure(params, seconds, wait, checkpoints, device)
     raise typer.Exit(status)
 
 

@@ -43,13 +43,14 @@ class Settings(BaseModel):
     )
 
 
-def _known_device(value: str) -> str:
+def known_device(value: str) -> str:
+    """A device's name, if it may be one. Raises ValueError."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {value!r}")
+        raise ValueError(f"expected the device auto, cpu, cuda or cuda:N, got {value!r}")
     return value
 
 
-Device = Annotated[str, AfterValidator(_known_device)]
+Device = Annotated[str, AfterValidator(known_device)]
 
 
 class Limits(Settings):
@@ -128,9 +129,6 @@ class Evaluation(Settings):
     share: float = Field(0.2, gt=0, le=1)
     """Largest part of the server's time that evaluations may take; where ranks share cores it is the clients' time too.
     A large test set is then evaluated less often than `every_s`. Wall clock only."""
-    device: Device = "cpu"
-    """Where it is tested, as the run's `device`: the server's turn at the GPUs of its host comes after those of the clients,
-    so that it shares one if there are not more GPUs than these."""
 
 
 class Checkpoint(Settings):
@@ -185,6 +183,9 @@ class Config(Settings):
     cuda:N."""
     server: int = Field(0, ge=0)
     """Rank of MPI_COMM_WORLD that is the server."""
+    server_device: Device = "cpu"
+    """Where the global model lies, is merged and tested, as `device`: the server's turn at the GPUs of its host comes after
+    those of the clients, so that it shares one if there are not more GPUs than these."""
     clock: Literal["wall", "virtual", "replay"] = "wall"
     """Order of updates: wall (of arrival), virtual (of arrival at the times that `heterogeneity` declares, on any number of
     ranks and to the bit the same) or replay (as the run in `replay` recorded it)."""

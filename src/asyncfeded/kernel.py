@@ -22,8 +22,10 @@ CHUNK = 1 << 18
 allocates no temporary of model size."""
 
 
-def describe() -> str:
-    """Which of the two serves, and what that costs."""
+def describe(device: str = "cpu") -> str:
+    """Which of the two serves a model on this device, and what that costs."""
+    if device != "cpu":
+        return f"torch on {device}"
     if COMPILED:
         return "compiled (C++)"
     return (

@@ -19,12 +19,13 @@ ROWS = 16
 """Ranks that a map shows one by one; of more, equal ones share a row."""
 
 
-def device(wanted: str, turn: int) -> torch.device:
+def device(wanted: str, turn: int, key: str = "device") -> torch.device:
     """The device of a rank: the GPUs of a host are dealt in turn.
 
     Args:
         wanted: auto, cpu, cuda or cuda:N, as the config's `device`.
         turn: the how-manieth this rank is, from 0, of those of its host that get a GPU.
+        key: where it was said, for the error.
 
     Raises:
         ValueError: there is no such GPU.
@@ -34,9 +35,7 @@ def device(wanted: str, turn: int) -> torch.device:
         return torch.device("cpu")
     index = int(wanted.partition(":")[2] or turn % max(count, 1))
     if index >= count:
-        raise ValueError(
-            f"device = {wanted!r}: this host has {count} GPUs that torch can use; set device=cpu or device=auto"
-        )
+        raise ValueError(f"{key} = {wanted!r}: this host has {count} GPUs that torch can use; take {key}=cpu")
     return torch.device("cuda", index)
 
 

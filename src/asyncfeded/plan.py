@@ -64,8 +64,8 @@ def read(here: World, path: Path, overrides: list[str]) -> Plan:
         )
     if config.server > workers:
         raise ValueError(f"server = {config.server}, but the ranks are 0 to {workers}; set server to one of them")
-    wanted = config.evaluation.device if here.rank == config.server else config.device
-    device = placement.device(wanted, here.turn(config.server))
+    wanted, key = (config.server_device, "server_device") if here.rank == config.server else (config.device, "device")
+    device = placement.device(wanted, here.turn(config.server), key)
     return Plan(_resolved(config, task, rule, num_clients), task, rule, device)
 
 

@@ -42,7 +42,7 @@ def figures(
         "refused": server.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,
-        "model_sha256": hashlib.sha256(server.model.x.numpy().data).hexdigest(),
+        "model_sha256": hashlib.sha256(server.model.x.cpu().numpy().data).hexdigest(),
     }
 
 

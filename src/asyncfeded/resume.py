@@ -66,7 +66,7 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
             f"{run_dir}: a run cannot go on with another {changed[0]} ({changed[1]} in the run, {changed[2]} now); what may "
             f"change is {', '.join(MAY_CHANGE)} and, on the wall clock, threads"
         )
-    shapes = {name: (array.shape, array.dtype) for name, array in state.items()}
+    shapes = {name: (array.shape, array.dtype) for name, array in _in_host_memory(state).items()}
     if snapshot.layout != layout or {name: (array.shape, array.dtype) for name, array in snapshot.rule.items()} != shapes:
         raise ValueError(f"{where}: holds another model, or another state of the rule, than this version of the program")
     updates, evaluations = tables.updates[: snapshot.update_rows], tables.evaluations[: snapshot.evaluation_rows]
@@ -131,7 +131,7 @@ def restore(server: Server, snapshot: Snapshot) -> None:
     bases = {version: torch.from_numpy(base) for version, base in at.bases.items()}
     server.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases)
     for name, array in server.state.items():
-        array[...] = at.rule[name]
+        torch.as_tensor(array).copy_(torch.from_numpy(at.rule[name]))
     server.epochs[:], server.rounds[:], server.counts[:] = clients["epochs"], clients["rounds"], clients["updates"]
     server.out[:] = clients["out"]
     server.refused_in_a_row[:], server.dropped[:] = clients["refused"], clients["dropped"]
@@ -143,7 +143,9 @@ def restore(server: Server, snapshot: Snapshot) -> None:
 
 
 def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapshot:
-    """The state of a server between two updates, or when it has stopped. Its arrays are the server's own.
+    """The state of a server between two updates, or when it has stopped.
+
+    Its arrays are the server's own, unless the model is on a GPU.
 
     Args:
         server: its record is written up to here.
@@ -151,7 +153,7 @@ def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapsho
         due_s: by client, when the update of its last order is due; empty on the wall clock.
     """
     model, score = server.model, server.score or Score(-1, math.nan, math.nan)
-    x = model.x.numpy()
+    x = model.x.cpu().numpy()
     clients = np.zeros(len(server.out), checkpoint.CLIENT)
     clients["epochs"], clients["rounds"], clients["updates"] = server.epochs, server.rounds, server.counts
     clients["base_version"], clients["out"] = model.base_version, server.out
@@ -182,13 +184,18 @@ def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapsho
         layout=model.layout,
         model=x,
         bases={
-            version: model.base[client].numpy()
+            version: model.base[client].cpu().numpy()
             for client, (out, version) in enumerate(zip(server.out.tolist(), model.base_version.tolist(), strict=True))
             if out and version != model.version
         },
         clients=clients,
-        rule=server.state,
+        rule=_in_host_memory(server.state),
     )
+
+
+def _in_host_memory(state: State) -> dict[str, np.ndarray]:
+    """The state of a rule as arrays; the same memory where it is there already."""
+    return {name: torch.as_tensor(array).cpu().numpy() for name, array in state.items()}
 
 
 class Keeper:

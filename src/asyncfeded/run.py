@@ -33,6 +33,7 @@ from asyncfeded.progress import Progress
 from asyncfeded.rules.decision import State
 from asyncfeded.seeds import Stream, seed_torch
 from asyncfeded.server import INTERRUPTED, Server
+from asyncfeded.staging import Staging
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.tasks.classification import Data
 from asyncfeded.wire import ServerWire
@@ -148,7 +149,7 @@ def _prepare(here: World, plan: Plan, places: np.ndarray, resumed: Path | None, 
     seed_torch(config.seed, Stream.MODEL)
     flat = FlatModel(task.model(), device)
     if here.rank == 0:
-        model = GlobalModel(flat.buffer.cpu(), flat.layout, num_clients)
+        model = GlobalModel(flat.buffer, flat.layout, num_clients)
         state = rule.init(model, heterogeneity.clients["epochs"].astype(np.int64))
         evaluator = Evaluator(task, flat, config.evaluation.batch_size)
         due = Replay(record.read(Path(config.replay)).updates["client"].tolist()) if config.replay else heterogeneity.due
@@ -239,7 +240,8 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         book = job.record
     with book, Progress(run_dir / "log.txt") as progress:
         # On an ordered clock updates wait for their turn, and the model moves before they are measured.
-        measure = None if ordered else model.measure
+        staging = Staging(model) if model.x.is_cuda else None
+        measure = None if ordered else (staging or model).measure
         pipe = ServerWire(
             here.comm,
             here.size - 1,
@@ -250,8 +252,10 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
             start_s,
             Patience(config.faults.patience, config.faults.patience_s),
             ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on who lives
+            model.x.is_cuda,
         )
         beside_bytes = model.num_bytes + job.evaluator.num_bytes + sum(array.nbytes for array in job.state.values())
+        beside_bytes += staging.num_bytes if staging else 0
         server_bytes = beside_bytes + pipe.buffer_bytes
         progress.say(
             f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {here.size - 1} ranks of "
@@ -260,11 +264,13 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         progress.say("\n".join(placement.table(job.places)))
         progress.say(
             f"server holds {server_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
-            f"{server_bytes / 1e6:.1f} MB; kernel: {kernel.describe()}"
+            f"{server_bytes / 1e6:.1f} MB; kernel: {kernel.describe(str(model.x.device))}"
         )
         for text in resume.sentences(point, book.threads) if point else ():
             progress.say(text)
         clock = OrderedClock(pipe, job.due, start_s) if ordered else None
+        if staging:
+            staging.below = clock or pipe
         toml = config.to_toml()
 
         def take(server: Server) -> Snapshot:
@@ -279,7 +285,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
             keeper.tick(server)
 
         server = Server(
-            wire=clock or pipe,
+            wire=staging or clock or pipe,
             rule=job.rule,
             state=job.state,
             model=model,
@@ -309,7 +315,7 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
             status = 1
         figures = result.figures(server, outcome, run_dir, beside_bytes + pipe.buffer_bytes, pipe.receiving_s, here)
         try:
-            save_model(run_dir / "model.h5", model.x, layout, model.version)
+            save_model(run_dir / "model.h5", model.x.cpu(), layout, model.version)
             part = run_dir / "result.json.part"
             part.write_text(json.dumps(figures, allow_nan=False) + "\n", encoding="utf-8")
             part.replace(run_dir / "result.json")

@@ -41,7 +41,7 @@ class GlobalModel:
     part by part as that is sent; otherwise when x is next looked at. Either way to the bit as in one piece.
 
     Args:
-        initial: float32 (layout.size,) in host memory, x_0; copied.
+        initial: float32 (layout.size,), x_0; copied. The bases are on its device.
         layout: what lies where.
         num_clients: number of clients.
 
@@ -56,7 +56,7 @@ class GlobalModel:
         self.layout = layout
         self._x = initial.detach().clone()
         self.version = 0
-        self.base = [torch.zeros(layout.size) for _ in range(num_clients)]  # zeros: written now, not page by page later
+        self.base = [torch.zeros_like(self._x) for _ in range(num_clients)]  # zeros: written now, not page by page later
         self.base_version = np.full(num_clients, -1, np.int64)
         self._arriving: dict[int, Arriving] = {}  # by client: updates of which a part is measured
         self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
@@ -196,7 +196,7 @@ class GlobalModel:
     def hold(self, client: int) -> None:
         """Have a buffer for the base of a client again, if it was forgotten."""
         if not self.base[client].numel():
-            self.base[client] = torch.zeros(self.layout.size)
+            self.base[client] = torch.zeros_like(self._x)
 
     def restore(self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor]) -> None:
         """Stand as at a checkpoint.

@@ -69,6 +69,7 @@ class ServerWire:
         start_s: of the clock.
         patience: how long a worker may be silent. Without it: for ever.
         reassign: whether the clients of a worker that is given up move to the others, with their orders.
+        pinned: whether to receive into memory that a GPU reads itself.
 
     Attributes:
         receiving_s: processor time spent on receiving.
@@ -86,6 +87,7 @@ class ServerWire:
         start_s: float = 0.0,
         patience: Patience | None = None,
         reassign: bool = False,
+        pinned: bool = False,
     ) -> None:
         self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
         self._patience, self.homes = patience or Patience(0, 0), Homes(num_workers, num_clients, reassign)
@@ -96,7 +98,7 @@ class ServerWire:
             for i in range(num_workers)
         ]
         # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
-        self._buffers = [torch.empty(size) for _ in range(num_clients)]
+        self._buffers = [torch.empty(size, pin_memory=pinned) for _ in range(num_clients)]
         self._arrays = [buffer.numpy() for buffer in self._buffers]
         self._free = list(range(num_clients))  # the last one used is used next
         self._used: set[int] = set()
@@ -373,7 +375,7 @@ class ServerWire:
             return
         self.homes.lost.add(worker)
         if receiving:  # its buffer stays with MPI
-            self._buffers.append(torch.empty(self._size))
+            self._buffers.append(torch.empty_like(self._buffers[0]))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)
         jobs, self._jobs[worker] = self._jobs[worker], []

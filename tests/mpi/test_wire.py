@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from asyncfeded import launcher, world
+from asyncfeded.flat import Entry, Layout
 from asyncfeded.launcher import MPI
 from asyncfeded.messages import HEADER, HEADER_TAG, LAST, MAGIC, Arrival, Lost, Order, Refused
 from asyncfeded.patience import Patience
+from asyncfeded.staging import Staging
+from asyncfeded.staleness import GlobalModel
 from asyncfeded.transfer import CHUNK, UNDER_WAY, WEIGHTS_TAG, Receiving, Sending
 from asyncfeded.wire import ServerWire
 from asyncfeded.worker import ClientWire
@@ -151,6 +154,40 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
                 n += 1
             wire.finish()
             assert n == rounds
+    assert nothing_left(comm)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK, 3 * CHUNK + 1])
+@together
+def test_a_model_that_lies_elsewhere_is_staged(here, comm, size):
+    """Every client adds 1 to all that it is sent: so the server finds, and so it grows."""
+    rounds, workers = 4, comm.size - 1
+    if here.rank == SERVER:
+        model = GlobalModel(torch.zeros(size), Layout((Entry("w", (size,), 0),), size, size), workers)
+        staging = Staging(model)
+        staging.below = server(comm, size, workers, staging.measure)
+        for i in range(workers):
+            staging.reply(Order(i, 0, 0, 1), model.base[i], functools.partial(model.hand_out, i))
+        for number in range(1, rounds * workers + 1):
+            arrival = take(staging)
+            i = arrival.client
+            moved, change = model.distances(i, arrival.weights)
+            assert (moved, change) == pytest.approx(((model.version - arrival.base_version) * size**0.5, size**0.5))
+            model.merge(i, arrival.weights, 1.0)
+            if arrival.round < rounds - 1:
+                order = Order(i, arrival.round + 1, model.version, 1)
+                staging.reply(order, model.base[i], functools.partial(model.hand_out, i))
+            model.settle()
+            staging.release(arrival)
+            assert model.x.eq(number).all()
+        assert staging.stop() == 0
+    else:
+        wire, buffer = client(comm, size)
+        while (order := wire.receive()) is not None:
+            assert buffer.eq(float(order.version)).all()
+            buffer += 1
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        wire.finish()
     assert nothing_left(comm)
 
 

@@ -14,19 +14,20 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 
-from asyncfeded import kernel, resume, rules, world
+from asyncfeded import kernel, placement, plan, resume, rules, world
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.checkpoint import FOLDER, Writer
-from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits
+from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits, known_device
 from asyncfeded.evaluation import Evaluator, NoEvaluator
 from asyncfeded.flat import Entry, Layout
 from asyncfeded.heterogeneity import CLIENT
-from asyncfeded.messages import HEADER
+from asyncfeded.messages import HEADER, Wire
 from asyncfeded.placement import PLACE
 from asyncfeded.progress import Progress
 from asyncfeded.record import Record
 from asyncfeded.server import Server
+from asyncfeded.staging import Staging
 from asyncfeded.staleness import GlobalModel
 from asyncfeded.wire import ServerWire
 from asyncfeded.worker import ClientWire
@@ -43,7 +44,7 @@ EVERY = 4096
 """Of so many elements of its model a client changes one."""
 
 
-def measure(params: int, seconds: float, wait: str, checkpoints: bool) -> int:
+def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: str) -> int:
     """Measure the server, and print the figures. Collective: rank 0 is the server, every other rank a client.
 
     Each round has three parts: echoes of a header and a model between server and first client, by plain MPI calls; the
@@ -55,6 +56,7 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool) -> int:
         seconds: of the server's work in each round.
         wait: auto, spin or yield, as the config's `wait`.
         checkpoints: whether to measure it beside them, too.
+        device: where the server's models are, as the config's `server_device`.
 
     Returns:
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
@@ -64,21 +66,24 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool) -> int:
         check(seconds, wait)
         if params < 1:
             raise world.RefusedError(f"--params {params}: expected the elements of a model, at least 1")
+        wanted = device if here.rank == 0 else "cpu"
+        there = plan.agree(here, lambda: placement.device(known_device(wanted), 0, "--device"), lambda _: world.statement())
         torch.set_num_threads(here.threads)
         if here.rank == 0:
-            _serve(here, params, seconds, wait, checkpoints)
+            placement.take(there)
+            _serve(here, params, seconds, wait, checkpoints, there)
         else:
             _answer(here, params, wait, checkpoints)
 
     return in_job(with_ranks)
 
 
-def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: bool) -> None:
+def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: bool, device: torch.device) -> None:
     """The server's part of all rounds, and the report. Rank 0."""
     before = _status_bytes("VmRSS")
     clients = here.size - 1
     layout = Layout((Entry("w", (params,), 0),), params, params)
-    model = GlobalModel(torch.ones(params), layout, clients)
+    model = GlobalModel(torch.ones(params, device=device), layout, clients)
     echo_s, triad_s, peak = [], [], 0
     alone: list[Window] = []
     beside: list[Window] = []
@@ -87,7 +92,7 @@ def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: boo
         keeping = Keeping(folder)  # for all rounds: the memory of its copies is new in that of warm-up
         for number in range(1 + ROUNDS):
             together(here)
-            echo_s.append(_echo(here, model.base[0].numpy()))
+            echo_s.append(_echo(here, model.base[0].cpu().numpy()))
             together(here)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
             with _record(here, folder / f"{number}.h5") as book:
@@ -106,6 +111,7 @@ def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: boo
         "params": params,
         "clients": clients,
         "mpi": mpi(),
+        "device": str(device),
         "threads": here.threads,
         "wait": "spin" if here.backoff(wait).spin else "yield",
         "turnaround_s_p50": p50,
@@ -206,8 +212,12 @@ def _window(
 ) -> Window:
     """Serve all clients for so many seconds. Rank 0."""
     clients = here.size - 1
-    wire = ServerWire(here.comm, clients, model.layout.size, here.backoff(wait), clients, model.measure)
-    server = _server(wire, model, book, seconds, tick)
+    staging = Staging(model) if model.x.is_cuda else None
+    measured, size = (staging or model).measure, model.layout.size
+    wire = ServerWire(here.comm, clients, size, here.backoff(wait), clients, measured, pinned=model.x.is_cuda)
+    if staging:
+        staging.below = wire
+    server = _server(staging or wire, model, book, seconds, tick)
     outcome = server.run()
     return Window(server.updates, server.busy_s + wire.receiving_s, outcome.wall_s)
 
@@ -257,17 +267,17 @@ def _echo(here: World, weights: np.ndarray) -> float:
     return float(np.median(taken_s))
 
 
-def _server(wire: ServerWire, model: GlobalModel, book: Record, seconds: float, tick: Callable[[Server], None]) -> Server:
+def _server(wire: Wire, model: GlobalModel, book: Record, seconds: float, tick: Callable[[Server], None]) -> Server:
     """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
     rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
     epochs = np.ones(len(model.base), np.int64)
-    seen, x = 0, model.x.numpy()
+    seen, one = 0, model.x[:1]
 
     def move(server: Server) -> None:
         nonlocal seen
         if server.updates > seen:
             seen = server.updates
-            x[0] += 1e-6
+            one.add_(1e-6)
             model.version += 1
             server.interrupted = server.elapsed_s > seconds and seen > 2 * len(model.base)  # some, however slow
         tick(server)

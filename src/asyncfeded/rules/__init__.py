@@ -1,7 +1,7 @@
 """How an update enters the global model, one rule per file.
 
-A rule is a section of the config with two methods, and remembers nothing but its state, a dict of numpy arrays. It sends
-nothing and knows no MPI; the updates that reach it are finite.
+A rule is a section of the config with two methods, and remembers nothing but its state, a dict of tensors and arrays. It
+sends nothing and knows no MPI; the updates that reach it are finite.
 """
 
 from typing import Any, Protocol, runtime_checkable

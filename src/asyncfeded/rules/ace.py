@@ -36,14 +36,14 @@ class Ace(Settings):
         """See `Rule`."""
         return {
             "K": epochs.copy(),
-            "g_bar": zeros(model.layout.size),
-            "g": zeros(len(model.base), model.layout.num_params),
+            "g_bar": zeros(model, model.layout.size),
+            "g": zeros(model, len(model.base), model.layout.num_params),
         }
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         n, client, w, base = model.layout.num_params, update.client, update.weights, model.base[update.client]
-        g_bar, g = torch.from_numpy(state["g_bar"]), torch.from_numpy(state["g"])
+        g_bar, g = state["g_bar"], state["g"]
         clients = len(g)
         anew = (model.version + 1) % clients == 0
         for part in parts(n):

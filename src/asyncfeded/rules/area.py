@@ -36,14 +36,14 @@ class Area(Settings):
         return {
             "K": epochs.copy(),
             "count": np.zeros(1, np.int64),
-            "acc": zeros(model.layout.size),
-            "y": np.tile(model.x.numpy(), (len(model.base), 1)),
+            "acc": zeros(model, model.layout.size),
+            "y": model.x.repeat(len(model.base), 1),
         }
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         n, client, w = model.layout.num_params, update.client, update.weights
-        acc, y, count = torch.from_numpy(state["acc"]), torch.from_numpy(state["y"]), state["count"]
+        acc, y, count = state["acc"], state["y"], state["count"]
         count += 1
         add_delta(acc[:n], w[:n], y[client, :n], 1.0 / len(y))
         y[client].copy_(w)

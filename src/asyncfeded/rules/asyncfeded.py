@@ -4,7 +4,6 @@ import math
 from typing import ClassVar, Literal, final
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from asyncfeded.config import Settings
@@ -75,7 +74,7 @@ class AsyncFedED(Settings):
         check_first(epochs, self.epochs_min, self.epochs_max)
         state = {"K": epochs.copy()}
         if self.distance == "mahalanobis":
-            state["variance"] = zeros(model.layout.num_params)
+            state["variance"] = zeros(model, model.layout.num_params)
         return state
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
@@ -94,7 +93,7 @@ class AsyncFedED(Settings):
         x, w, base = model.x[:n], update.weights[:n], model.base[update.client][:n]
         floor = 0.0
         if self.distance == "mahalanobis":  # also of an update that is fresh
-            variance = torch.from_numpy(state["variance"])
+            variance = state["variance"]
             floor = self.variance_floor * distances.follow_variance(variance, w, base, self.variance_decay)
         if update.moved == 0 or update.change == 0:
             return update.gamma

@@ -21,14 +21,14 @@ def init(model: GlobalModel, epochs: np.ndarray) -> State:
         "arrived": np.zeros(clients, np.int64),
         "lost": np.zeros(clients, np.int64),
         "samples": np.zeros(clients, np.float64),
-        "delta": zeros(clients, model.layout.size),
+        "delta": zeros(model, clients, model.layout.size),
     }
 
 
 def on_arrival(update: Update, model: GlobalModel, state: State) -> Decision:
     """Keep Delta; from the last client, x += sum_i (N_i / N) Delta_i, summed in the order of clients, and reply to all."""
     n, client = model.layout.num_params, update.client
-    delta = torch.from_numpy(state["delta"])
+    delta = state["delta"]
     torch.sub(update.weights[:n], model.base[client][:n], out=delta[client, :n])
     delta[client, n:].copy_(update.weights[n:])
     state["samples"][client] = update.samples / update.epochs
@@ -46,7 +46,7 @@ def on_loss(client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
 
 
 def _step_if_all_are_here(model: GlobalModel, state: State) -> tuple[Reply, ...]:
-    arrived, lost, delta = state["arrived"], state["lost"], torch.from_numpy(state["delta"])
+    arrived, lost, delta = state["arrived"], state["lost"], state["delta"]
     if not (arrived | lost).all():
         return ()
     who = np.flatnonzero(arrived).tolist()

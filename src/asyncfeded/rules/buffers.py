@@ -7,16 +7,16 @@ received, and the global model moves towards that mean by a share of at most 1. 
 
 from collections.abc import Iterator
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from asyncfeded import kernel
 from asyncfeded.staleness import GlobalModel
 
 
-def zeros(*shape: int) -> np.ndarray:
-    """float32 zeros, their memory touched now rather than page by page on the path of the first updates."""
-    return np.full(shape, 0, np.float32)
+def zeros(model: GlobalModel, *shape: int) -> Tensor:
+    """float32 zeros where the model is, their memory touched now rather than page by page while the first updates wait."""
+    return torch.empty(shape, device=model.x.device).zero_()
 
 
 def parts(size: int) -> Iterator[slice]:

@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal, final
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from asyncfeded.config import Settings
@@ -41,14 +40,14 @@ class Ca2fl(Settings):
         return {
             "K": epochs.copy(),
             "count": np.zeros(1, np.int64),
-            "acc": zeros(model.layout.size),
-            "h": zeros(len(model.base), model.layout.num_params),
+            "acc": zeros(model, model.layout.size),
+            "h": zeros(model, len(model.base), model.layout.num_params),
         }
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         n, client, w, base = model.layout.num_params, update.client, update.weights, model.base[update.client]
-        acc, h, count = torch.from_numpy(state["acc"]), torch.from_numpy(state["h"]), state["count"]
+        acc, h, count = state["acc"], state["h"], state["count"]
         count += 1
         for part in parts(n):
             delta = w[part] - base[part]

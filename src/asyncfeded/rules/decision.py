@@ -1,13 +1,13 @@
 """What goes into a rule and what comes out of it."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from torch import Tensor
 
-State = dict[str, np.ndarray]
-"""All that a rule remembers, by name; written in place."""
+State = dict[str, Any]
+"""All that a rule remembers, by name; written in place. Vectors of model size are tensors where the model is, all else numpy
+arrays."""
 
 
 class Update(NamedTuple):

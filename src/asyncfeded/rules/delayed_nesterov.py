@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal, final
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from asyncfeded.config import Settings
@@ -54,14 +53,14 @@ class DelayedNesterov(Settings):
             "first_K": epochs.copy(),
             "epochs_done": np.zeros(len(epochs), np.int64),
             "count": np.zeros(1, np.int64),
-            "buf": zeros(model.layout.num_params),
-            "m": zeros(model.layout.num_params),
+            "buf": zeros(model, model.layout.num_params),
+            "m": zeros(model, model.layout.num_params),
         }
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         n, client, clients = model.layout.num_params, update.client, len(model.base)
-        buf, m, count = torch.from_numpy(state["buf"]), torch.from_numpy(state["m"]), state["count"]
+        buf, m, count = state["buf"], state["m"], state["count"]
         add_delta(buf, update.weights[:n], model.base[client][:n], 1.0)
         count += 1
         if count[0] == clients:

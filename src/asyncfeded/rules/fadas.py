@@ -50,14 +50,14 @@ class Fadas(Settings):
 
     def init(self, model: GlobalModel, epochs: np.ndarray) -> State:
         """See `Rule`."""
-        moments = {name: zeros(model.layout.num_params) for name in ("m", "v", "v_max")}
+        moments = {name: zeros(model, model.layout.num_params) for name in ("m", "v", "v_max")}
         counters = {name: np.zeros(1, np.int64) for name in ("count", "tau_max")}
-        return {"K": epochs.copy(), "D": zeros(model.layout.size)} | counters | moments
+        return {"K": epochs.copy(), "D": zeros(model, model.layout.size)} | counters | moments
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         n, client, w = model.layout.num_params, update.client, update.weights
-        D, count, tau_max = torch.from_numpy(state["D"]), state["count"], state["tau_max"]
+        D, count, tau_max = state["D"], state["count"], state["tau_max"]
         count += 1
         tau_max[0] = max(int(tau_max[0]), update.tau)
         add_delta(D[:n], w[:n], model.base[client][:n], 1.0)
@@ -67,7 +67,7 @@ class Fadas(Settings):
             eta = self.eta
             if tau_max[0] > (self.tau_c or len(model.base)):
                 eta = min(eta, 1.0 / int(tau_max[0]))
-            m, v, v_max = (torch.from_numpy(state[name]) for name in ("m", "v", "v_max"))
+            m, v, v_max = (state[name] for name in ("m", "v", "v_max"))
             for part in parts(n):
                 mean = D[part].div_(self.M)
                 m[part].mul_(self.beta1).add_(mean, alpha=1 - self.beta1)

@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal, final
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from asyncfeded.config import Settings
@@ -41,13 +40,13 @@ class FedBuff(Settings):
             "K": epochs.copy(),
             "count": np.zeros(1, np.int64),
             "weight": np.zeros(1, np.float64),
-            "B": zeros(model.layout.size),
+            "B": zeros(model, model.layout.size),
         }
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
         n, client, w = model.layout.num_params, update.client, update.weights
-        B, count, weight = torch.from_numpy(state["B"]), state["count"], state["weight"]
+        B, count, weight = state["B"], state["count"], state["weight"]
         s = float((1 + update.tau) ** -self.p)
         count += 1
         weight += s
