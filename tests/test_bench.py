@@ -21,8 +21,8 @@ WAIT = [
     "reaction_s_p50", "reaction_s_p99",
 ]  # fmt: skip
 SERVER = [
-    "params", "clients", "mpi", "device", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s", "echo_s_p50",
-    "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s", "bytes_touched_per_update",
+    "params", "clients", "mpi", "device", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s",
+    "echo_s_p50", "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s", "bytes_touched_per_update",
     "server_peak_bytes", "server_models",
 ]  # fmt: skip
 CHECKPOINTING = [
@@ -167,10 +167,14 @@ def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option
 
 @pytest.mark.parametrize(
     ("device", "why"),
-    [("gpu", "expected the device auto, cpu, cuda or cuda:N, got 'gpu'"), ("cuda:99", "--device = 'cuda:99': this host has ")],
+    [
+        ("gpu", "expected the device auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("cuda:99", "--device = 'cuda:99': this host has"),
+    ],
 )
 def test_a_device_that_is_not_there_is_told_once(own_mpi, tmp_path, device, why):
-    done = run_asyncfeded("bench", "server", "--params", 10, "--clients", 1, "--device", device, cwd=tmp_path, env=own_mpi.env)
+    arguments = ["bench", "server", "--params", 10, "--clients", 1, "--device", device]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=own_mpi.env)
     assert done.status != 0, str(done)
     assert done.stderr.count(f"asyncfeded: {why}") == 1, str(done)
 

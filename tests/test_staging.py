@@ -23,7 +23,8 @@ SIZE = 2 * CHUNK + 3
 
 def new_model(clients=2, device="cpu"):
     initial = torch.from_numpy(np.random.default_rng(0).random(SIZE, np.float32))
-    return GlobalModel(initial.to(device), Layout((Entry("w", (SIZE - 1,), 0), Entry("s", (1,), SIZE - 1)), SIZE - 1, SIZE), clients)
+    entries = (Entry("w", (SIZE - 1,), 0), Entry("s", (1,), SIZE - 1))
+    return GlobalModel(initial.to(device), Layout(entries, SIZE - 1, SIZE), clients)
 
 
 def staged(model, script=()):
@@ -87,8 +88,8 @@ def test_a_model_on_a_gpu_is_served_as_one_in_host_memory(in_parts):
 @gpu_only
 @pytest.mark.parametrize("clock", ["wall", "virtual"])
 def test_a_run_whose_model_is_on_a_gpu_learns_and_goes_on(own_mpi, tmp_path, clock):
-    where = ("device=cuda", "server_device=cuda", "run_dir=run", f"clock={clock}", "clients=2", "checkpoint.every_updates=20")
-    done = own_mpi.train(3, DIGITS, *where, "limits.updates=100", cwd=tmp_path)
+    where = ("device=cuda", "server_device=cuda", "run_dir=run", f"clock={clock}", "clients=2")
+    done = own_mpi.train(3, DIGITS, *where, "checkpoint.every_updates=20", "limits.updates=100", cwd=tmp_path)
     assert done.status == 0, str(done)
     done = run_asyncfeded("resume", "run", "--ranks", 3, "limits.updates=200", cwd=tmp_path, env=own_mpi.env)
     assert done.status == 0, str(done)
