@@ -22,8 +22,8 @@ WAIT = [
 ]  # fmt: skip
 SERVER = [
     "params", "clients", "mpi", "device", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s",
-    "echo_s_p50", "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s", "bytes_touched_per_update",
-    "server_peak_bytes", "server_models",
+    "echo_s_p50", "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s",
+    "bytes_touched_per_update", "server_peak_bytes", "server_models",
 ]  # fmt: skip
 CHECKPOINTING = [
     "turnaround_s_p50_checkpointing", "turnaround_s_p99_checkpointing", "p99_checkpointing_over_p99", "checkpoints",
