@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 
 from asyncfeded import config, record
-from asyncfeded.tasks.digits import Digits
+from asyncfeded.tasks.synthetic import Synthetic
 from conftest import run, run_asyncfeded
 
 TOML = """
 [limits]
 updates = 12
 [task]
-name = "digits"
-split = "even"
+name = "synthetic"
 [training]
 epochs = 1
 [rule]
@@ -113,7 +112,7 @@ def test_the_record_ends_with_the_score_of_the_final_model(finished):
 def test_the_saved_model_has_the_hash_that_was_printed(finished):
     done, run_dir = finished
     with h5py.File(run_dir / "model.h5") as file:
-        weights = b"".join(file[name][...].astype(np.float32).tobytes() for name in Digits().model().state_dict())
+        weights = b"".join(file[name][...].astype(np.float32).tobytes() for name in Synthetic().model().state_dict())
         assert file.attrs["version"] == 12
     assert hashlib.sha256(weights).hexdigest() == done.result["model_sha256"]
 
@@ -122,7 +121,7 @@ def test_the_saved_config_says_all_and_loads_again(finished, ranks):
     path = finished[1] / "config.toml"
     again = config.load(path, [])
     assert again.to_toml() == path.read_text() == record.read(finished[1]).attributes["config"]
-    assert (again.clients, again.task["split"], again.rule["gamma_bar"]) == (ranks - 1, "even", 3.0)
+    assert (again.clients, again.task["alpha"], again.rule["gamma_bar"]) == (ranks - 1, 1.0, 3.0)
 
 
 def test_the_log_tells_how_the_run_ended(finished):
@@ -145,7 +144,7 @@ def test_without_a_run_dir_the_folder_is_named_by_time_task_and_rule(own_mpi, fo
     done = own_mpi.train(2, "run.toml", "limits.updates=1", cwd=folder)
     (made,) = (folder / "runs").iterdir()
     assert done.result["run_dir"] == f"runs/{made.name}"
-    assert made.name.endswith("-digits-asyncfeded")
+    assert made.name.endswith("-synthetic-asyncfeded")
 
 
 def test_a_slowed_client_makes_fewer_updates(own_mpi, folder):
@@ -393,7 +392,14 @@ def test_a_virtual_run_stops_at_its_virtual_time(own_mpi, runs):
 
 
 def test_many_clients_train_on_two_workers(own_mpi, runs):
-    crowd = ("clock=virtual", "clients=100", "limits.updates=110", "task.samples_min=1", "evaluation.every_s=1e3")
+    crowd = (
+        "clock=virtual",
+        "clients=100",
+        "limits.updates=110",
+        "task.devices=100",
+        "heterogeneity.round_s=[3]",
+        "evaluation.every_s=1e3",
+    )
     run_dir = runs / "crowd"
     own_mpi.train(3, "run.toml", *crowd, f"run_dir={run_dir}", cwd=runs)
     assert set(record.read(run_dir).updates["client"].tolist()) == set(range(100))
@@ -523,7 +529,8 @@ def test_the_traceback_is_told_once(broken):
 
 
 def test_training_that_diverges_ends_with_a_clear_error(own_mpi, folder):
-    done = own_mpi.train(2, "run.toml", "training.learning_rate=1e20", "limits.updates=1000000", cwd=folder)
+    steps = ("task.name=digits", "training.learning_rate=1e20", "limits.updates=1000000")
+    done = own_mpi.train(2, "run.toml", *steps, cwd=folder)
     assert done.status != 0, str(done)
     assert "refused, client 0: weights that are not finite" in done.stderr, str(done)
     assert "lower training.learning_rate" in done.stderr

@@ -271,13 +271,13 @@ def _server(wire: Wire, model: GlobalModel, book: Record, seconds: float, tick: 
     """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
     rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
     epochs = np.ones(len(model.base), np.int64)
-    seen, one = 0, model.x[:1]
+    seen, x = 0, model.x if model.x.is_cuda else model.x.numpy()
 
     def move(server: Server) -> None:
         nonlocal seen
         if server.updates > seen:
             seen = server.updates
-            one.add_(1e-6)
+            x[0] += 1e-6
             model.version += 1
             server.interrupted = server.elapsed_s > seconds and seen > 2 * len(model.base)  # some, however slow
         tick(server)
