@@ -47,7 +47,7 @@ def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[f
         sum (x - base)^2 and sum (w - base)^2, accumulated in float64. Not finite if and only if a difference is not.
     """
     stop = x.numel() if stop is None else stop
-    if COMPILED and x.device.type == "cpu":
+    if COMPILED and x.is_cpu:
         moved, change = _kernel.sums(x.numpy(), w.numpy(), base.numpy(), stop, torch.get_num_threads())
         return moved, change
     return sums_twin(x, w, base, stop)
@@ -67,7 +67,7 @@ def squared_distance(a: Tensor, base: Tensor, start: int = 0, stop: int | None =
         before: what to add to.
     """
     stop = a.numel() if stop is None else stop
-    if COMPILED and a.device.type == "cpu":
+    if COMPILED and a.is_cpu:
         return _kernel.squared_distance(a.numpy(), base.numpy(), start, stop, before, torch.get_num_threads())
     return squared_distance_twin(a, base, start, stop, before)
 
@@ -84,7 +84,7 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
         stop: end of the part; None: of the model.
     """
     stop = x.numel() if stop is None else stop
-    if COMPILED and x.device.type == "cpu":
+    if COMPILED and x.is_cpu:
         _kernel.apply(x.numpy(), w.numpy(), base.numpy(), eta, start, stop, torch.get_num_threads())
     else:
         apply_twin(x, w, base, eta, start, stop)
@@ -102,7 +102,7 @@ def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
         c: float32 (n,), contiguous.
         s: rounded to float32.
     """
-    if COMPILED and a.device.type == "cpu":
+    if COMPILED and a.is_cpu:
         _kernel.triad(a.numpy(), b.numpy(), c.numpy(), s, torch.get_num_threads())
     else:
         triad_twin(a, b, c, s)
