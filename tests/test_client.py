@@ -1,6 +1,9 @@
 """A client's rounds against SGD worked by hand, and its loop against a wire without MPI."""
 
 import itertools
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from asyncfeded.client import Lot, Trainer, work
 from asyncfeded.config import Training
 from asyncfeded.flat import FlatModel
 from asyncfeded.messages import Order
+from asyncfeded.seeds import Stream, seed_torch
 from asyncfeded.tasks.classification import Data
 
 
@@ -125,6 +129,41 @@ def test_momentum_is_that_of_sgd():
     flat = line()
     go(trainer(flat, momentum=0.5), 0, 2, never)
     assert flat.buffer.item() == pytest.approx(0.54)
+
+
+@pytest.mark.parametrize("keys", [{}, {"momentum": 0.9}, {"weight_decay": 0.1, "momentum": 0.5}], ids=str)
+def test_a_round_is_that_of_torch_s_sgd_to_the_bit(keys):
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
+    modules = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        modules.append(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    task = SimpleNamespace(loss=nn.functional.cross_entropy)
+    training = Training(learning_rate=0.3, batch_size=8, **keys)
+    one = Trainer(task, FlatModel(modules[0]), training, 0.0, 3)
+    assert one.round(Order(0, 2, 0, 4), Lot(Data(x, y), 8), lambda: False)
+    optimizer = torch.optim.SGD(modules[1].parameters(), lr=0.3, **keys)
+    seed_torch(3, Stream.TRAINING, 0, 2)
+    for _ in range(4):
+        order = torch.randperm(8)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(modules[1](x[order]), y[order]).backward()
+        optimizer.step()
+    for p, q in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_no_compiler_of_torch_is_loaded_by_training():
+    """It takes more than a second on every worker."""
+    code = (
+        "import sys; from asyncfeded import run, tasks; from asyncfeded.client import *;"
+        "from asyncfeded.config import Training;"
+        "task = tasks.load({'name': 'synthetic', 'samples_max': 60});"
+        "trainer = Trainer(task, FlatModel(task.model()), Training(), 0.0, 0);"
+        "assert trainer.round(Order(0, 0, 0, 1), Lot(task.client_data(0, 30, 0), 32), lambda: False);"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_momentum_starts_at_zero_in_every_round():

@@ -12,7 +12,7 @@ from conftest import run, run_asyncfeded
 HOST = socket.gethostname()
 
 TOML = """
-task.name = "synthetic"
+task = {name = "synthetic", samples_max = 200}
 clock = "virtual"
 clients = 3
 limits.updates = 30

@@ -304,6 +304,8 @@ def _serve(here: World, job: Job) -> tuple[int, bool]:
         _heed_signals(server, keeper)
         outcome = server.run()
         keeper.finish()
+        # hydra sends it when a rank has died, and Python gives its own handlers up before the process ends.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         progress.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
         status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
         if outcome.failed and not server.dropped.all():

@@ -29,7 +29,8 @@ def test_a_run_killed_at_random_instants_ends_as_the_undisturbed_one_to_the_bit(
 
 def test_a_punished_run_that_ends_otherwise_is_told(own_mpi, tmp_path):
     """On the wall clock no two runs are equal."""
-    command = [sys.executable, PUNISH, 0.1, "--folder", "punished", "clock=wall", "clients=0", "limits.updates=20"]
+    fast = ("limits.updates=10", "heterogeneity.round_s=[0.1]")
+    command = [sys.executable, PUNISH, 0.1, "--folder", "punished", "clock=wall", "clients=0", *fast]
     done = run(command, tmp_path, own_mpi.env, timeout=240)
     assert done.status == 1, str(done)
     # Or it is refused, where it goes on with another number of ranks.
