@@ -411,7 +411,7 @@ def test_another_config_is_refused_by_the_key_that_differs(left, change, key):
     "change",
     [
         {"limits": {"seconds": 3.0}}, {"evaluation": {"every_s": 9.0}}, {"checkpoint": {"keep": 7}},
-        {"wait": "yield"}, {"device": "cpu"},
+        {"wait": "yield"}, {"device": "cpu"}, {"server_device": "auto"},
     ],
     ids=str,
 )  # fmt: skip

@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # the same module under its older name
 
-MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server")
+MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server", "server_device")
 """Keys and sections of the config that a run may go on with others of; on the wall clock `threads` too."""
 
 
