@@ -110,6 +110,18 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
     return [mpiexec, *options, "-n", str(ranks), *program], env
 
 
+def initialise() -> None:
+    """Initialise MPI, for calls from one thread.
+
+    Under `srun --mpi=pmi2` with MPICH's OFI module, where the library has it and UCX would come first. UCX publishes 4096
+    bytes of memory, its address and what lies behind, in lines of up to 1076 bytes; Slurm takes 1024 (MPICH 5.0.2, Slurm
+    22.05), so that a job came up or not by what the memory held. A module that the user has named stays.
+    """
+    if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # Slurm's pmi2 alone sets PMI_JOBID
+        os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting the one that yields to all others
+    MPI.Init_thread(MPI.THREAD_FUNNELED)
+
+
 def detects_deaths(comm: MPI.Intracomm) -> bool:
     """Whether this MPI can tell of ranks that have died (ULFM)."""
     try:
@@ -152,7 +164,7 @@ def _end_job(error: BaseException, role: str) -> None:
         print("asyncfeded: interrupted", file=sys.stderr, flush=True)  # noqa: T201
     if size > 1 and not MPI.Is_finalized():
         if not MPI.Is_initialized():
-            MPI.Init()
+            initialise()
         time.sleep(0.5)  # hydra ends the job without reading to the end what a rank has said: 1 of 12 tracebacks was lost
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)  # Abort may return before the process is ended

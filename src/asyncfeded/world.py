@@ -111,7 +111,7 @@ def join(least: int = 2) -> World:
     if launched and launched[0].startswith("Open MPI") and MPI.get_vendor()[0] != "Open MPI":
         raise RefusedError(_foreign(*launched[:2]))  # before MPI_Init, which would abort with "unsupported PMI version"
     if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_FUNNELED)
+        launcher.initialise()
     comm = MPI.COMM_WORLD.Dup()
     if comm.size == 1 and launched and launched[1] > 1:
         raise RefusedError(_foreign(*launched[:2]))

@@ -72,10 +72,13 @@ def pmi(mpi):
 
 def test_srun_starts_a_run(slurm, mpi, folder):
     line = f"srun --mpi={pmi(mpi)} {ASYNCFEDED} train run.toml run_dir=run"
-    done = slurm.ended(slurm.submit(folder, "-N3", "-n3", f"--wrap={line}", env=mpi.env))
+    done = slurm.ended(slurm.submit(folder, "-N3", "-n3", f"--wrap={line}", env=mpi.env | {"PMI_DEBUG": "1"}))
     assert (done.state, done.status) == ("COMPLETED", 0), str(done)
     assert is_whole(folder / "run", 12, 2)
     assert f"2 clients on 2 ranks of 1 host(s), {mpi.vendor}" in done.said
+    sent = re.findall(r"send to fd=\d+ pmi: (.*)", done.said)  # by MPICH; Slurm takes lines of 1024 bytes
+    assert bool(sent) == (pmi(mpi) == "pmi2")
+    assert max(map(len, sent), default=0) < 200
 
 
 def test_a_run_under_srun_outlives_a_client(slurm, own_mpi, folder):
