@@ -28,11 +28,18 @@ epochs_max = 2
 
 
 @pytest.fixture(scope="session")
-def slurm():
-    """Four nodes (cluster/slurm.py)."""
+def nodes():
+    """A Slurm of four nodes (cluster/slurm.py)."""
     needs("slurmctld", "slurmd", "srun", "setpriv")
     with Slurm() as slurm:
         yield slurm
+
+
+@pytest.fixture
+def slurm(nodes):
+    """The same, whose nodes are free again when a test has failed."""
+    yield nodes
+    nodes.cancel()
 
 
 @pytest.fixture

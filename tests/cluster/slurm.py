@@ -54,6 +54,9 @@ PartitionName=cpu Nodes=n1 State=UP
 PartitionName=gpu Nodes=n[2-{nodes}] State=UP
 """
 
+OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
+"""States of a job that is over; others are passed through, such as SIGNALING for a moment."""
+
 
 class Ended(NamedTuple):
     """A job that is over."""
@@ -99,9 +102,7 @@ class Slurm:
 
     def __exit__(self, *error):
         with suppress(AssertionError, subprocess.TimeoutExpired):
-            self.run("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
-            self.run("scancel", "--user", getpass.getuser())
-            self._wait(lambda: not self.run("squeue", "-h"), 15)
+            self.cancel()
         for daemon in reversed(self._daemons):
             end(daemon)
         for pid in self.left():
@@ -133,18 +134,23 @@ class Slurm:
         def so():
             if what():
                 return True
-            state = self.job(number)["JobState"]
-            assert state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"), self.ended(number)
+            assert self.job(number)["JobState"] not in OVER, self.ended(number)
             return False
 
         self._wait(so, seconds, lambda: self.said(number))
 
     def ended(self, number, seconds=180):
         """Wait for the end of a job."""
-        over = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
-        self._wait(lambda: self.job(number)["JobState"] in over, seconds, lambda: self.said(number))
+        self._wait(lambda: self.job(number)["JobState"] in OVER, seconds, lambda: self.said(number))
         job = self.job(number)
         return Ended(job["JobState"], int(job["ExitCode"].split(":")[0]), int(job["Restarts"]), self.said(number))
+
+    def cancel(self):
+        """End all jobs that there are."""
+        if self.run("squeue", "-h"):
+            self.run("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
+            self.run("scancel", "--user", getpass.getuser())
+            self._wait(lambda: not self.run("squeue", "-h"), 15)
 
     def until_free(self):
         """Wait until no job has a process left: one that is cancelled has KillWait to end."""
