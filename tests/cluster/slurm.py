@@ -132,9 +132,10 @@ class Slurm:
         """Wait until something is so, while a job runs or waits."""
 
         def so():
+            over = self.job(number)["JobState"] in OVER
             if what():
                 return True
-            assert self.job(number)["JobState"] not in OVER, self.ended(number)
+            assert not over, self.ended(number)
             return False
 
         self._wait(so, seconds, lambda: self.said(number))
