@@ -114,8 +114,8 @@ def initialise() -> None:
     """Initialise MPI, for calls from one thread.
 
     Under `srun --mpi=pmi2` with MPICH's OFI module, where the library has it and UCX would come first. UCX publishes 4096
-    bytes of memory, its address and what lies behind, in lines of up to 1076 bytes; Slurm takes 1024 (MPICH 5.0.2, Slurm
-    22.05), so that a job came up or not by what the memory held. A module that the user has named stays.
+    bytes of memory, its address and what lies behind, in lines that may be longer than the 1024 bytes that Slurm takes
+    (MPICH 5.0.2, Slurm 22.05): a job came up or not by what the memory held. A module that the user has named stays.
     """
     if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # Slurm's pmi2 alone sets PMI_JOBID
         os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting the one that yields to all others

@@ -140,7 +140,7 @@ def test_train_has_a_gpu_for_every_client(slurm, own_mpi, folder):
 def test_hetero_has_its_server_on_a_cpu_node(slurm, mpi, folder):
     less = ("--cpus-per-task=1", ":", "--ntasks=2", "--gpus-per-node=2", "--cpus-per-task=1")
     job = submit(slurm, mpi, folder, "hetero.sbatch", less, "run.toml", "run_dir=run")
-    slurm.until(job, lambda: '"model_sha256"' in slurm.said(job))  # the last line of the last rank to leave
+    slurm.until(job, lambda: '"model_sha256"' in slurm.said(job))  # the server's last line
     if pmi(mpi) == "pmi2":  # now and then Slurm's pmix does not let srun end (docs/cluster.md)
         done = slurm.ended(job)
         assert (done.state, done.status) == ("COMPLETED", 0), str(done)
