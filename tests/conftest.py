@@ -210,8 +210,9 @@ class Job:
 def descendants(pid):
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *descendants(child)]
+        with suppress(OSError):  # a thread that has ended meanwhile
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 
