@@ -20,7 +20,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from asyncfeded import checkpoint, record
+from asyncfeded.store import checkpoint, record
 
 PR_SET_CHILD_SUBREAPER = 36
 MEASURED = ("compute_s", "wait_s", "service_s")

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.launcher import launched_by
-from asyncfeded.messages import Arrival, Lost, Refused
-from asyncfeded.placement import PLACE
+from asyncfeded.mpi.launcher import launched_by
+from asyncfeded.mpi.placement import PLACE
+from asyncfeded.wire.messages import Arrival, Lost, Refused
 
 
 def places(*hosts, threads=1):
@@ -167,7 +167,7 @@ class Job:
         for pid in descendants(self.process.pid):
             with suppress(OSError):
                 words, environment = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"), Path(f"/proc/{pid}/environ")
-                if b"python" in words[0] and b"asyncfeded.shield" not in words:
+                if b"python" in words[0] and b"asyncfeded.mpi.shield" not in words:
                     variables = dict(item.split(b"=", 1) for item in environment.read_bytes().split(b"\0") if b"=" in item)
                     rank = variables.get(b"PMI_RANK") or variables.get(b"OMPI_COMM_WORLD_RANK")
                     if rank:
@@ -241,7 +241,7 @@ def find_mpi(library=""):
     """The MPI of a library, or the one of this environment, as the program itself finds it."""
     env = dict(os.environ) | ({"MPI4PY_LIBMPI": library} if library else {})
     ask = (
-        "import json; from asyncfeded import launcher; "
+        "import json; from asyncfeded.mpi import launcher; "
         "print(json.dumps([launcher.vendor(), launcher.library(), *launcher.command(999, [])]))"
     )
     said = run([sys.executable, "-c", ask], cwd="/", env=env)

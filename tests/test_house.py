@@ -11,54 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "asyncfeded"
 
-LEVELS = {
-    "cli": 4, "__main__": 4,
-    "run": 3, "plan": 3, "result": 3, "resume": 3, "progress": 3, "plots": 3, "study": 3, "scaling": 3, "bench": 3,
-    "doctor": 3,
-    "server": 2, "client": 2, "jobs": 2,
-    "staging": 1,
-    "clock": 1, "heterogeneity": 1, "evaluation": 1, "staleness": 1, "rules": 1, "tasks": 1, "record": 1, "checkpoint": 1,
-    "kernel": 0, "flat": 0, "config": 0, "seeds": 0, "launcher": 0, "placement": 0, "world": 0, "wire": 0, "transfer": 0,
-    "messages": 0, "worker": 0, "homes": 0, "patience": 0, "shield": 0,
-}  # fmt: skip
-SIDEWAYS = {
-    ("__main__", "cli"),
-    ("run", "progress"),
-    ("run", "resume"),
-    ("run", "plan"),
-    ("resume", "progress"),
-    ("record", "checkpoint"),
-    ("bench", "resume"),
-    ("bench", "progress"),
-    ("bench", "plan"),
-    ("plots", "study"),
-    ("plots", "scaling"),
-    ("scaling", "study"),
-    ("evaluation", "tasks"),
-    ("rules", "staleness"),
-    ("staging", "staleness"),
-    ("messages", "world"),
-    ("messages", "transfer"),
-    ("wire", "messages"),
-    ("wire", "homes"),
-    ("wire", "patience"),
-    ("worker", "messages"),
-    ("worker", "launcher"),
-    ("worker", "transfer"),
-    ("worker", "world"),
-    ("run", "result"),
-    ("wire", "world"),
-    ("wire", "launcher"),
-    ("wire", "transfer"),
-    ("transfer", "kernel"),
-    ("transfer", "launcher"),
-    ("world", "launcher"),
-    ("world", "placement"),
-}
-"""Imports within a level that have a reason."""
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("bench", "plots"),
+    ("doctor", "studies"),
+    ("run",),
+    ("training",),
+    ("rules", "store", "tasks", "wire"),
+    ("model", "mpi"),
+    ("config", "seeds"),
+    ("__init__",),
+)
+"""The parts of the package, from the top floor down: a part imports from the floors below its own, and from nowhere else."""
 ONLY_IN = {
-    "mpi4py": {"launcher", "bench"},
-    "h5py": {"checkpoint", "record", "tasks"},
+    "mpi4py": {"mpi.launcher"},
+    "h5py": {"store", "tasks"},
     "matplotlib": {"plots"},
 }
 NEVER = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -80,8 +48,12 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 every_module = pytest.mark.parametrize("name", MODULES)
 
 
-def room(name):
+def part(name):
+    """The part that a module belongs to, or the module itself where it stands on the ground."""
     return name.split(".")[0]
+
+
+LEVELS = {name: level for level, floor in enumerate(reversed(FLOORS)) for name in floor}
 
 
 def imported(name):
@@ -113,9 +85,18 @@ def tracked():
     return [path for name in names if name and (path := ROOT / name).is_file()]
 
 
-def rooms_tested():
-    """The rooms that test files are named after."""
-    return {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+TESTS = [path.relative_to(ROOT / "tests") for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+MIRRORED = {"model", "mpi", "run", "store", "studies", "training", "wire"}
+"""Parts whose every room has a test file of its own."""
+ELSEWHERE = {"cluster", "faults", "test_build.py", "test_house.py"}
+"""Tests of no room: of the whole program, and of how it is built."""
+
+
+def mirrors(path, name):
+    """Whether a test file tests a module: `wire/test_transfer.py`, or `mpi/test_transfer_chunks.py` on several ranks."""
+    room = name.split(".")[1] if "." in name else name
+    folder = path.parts[0] if len(path.parts) > 1 else ""
+    return folder in (part(name), "mpi", "") and f"{path.stem}_".startswith(f"test_{room}_")
 
 
 def matches(pattern):
@@ -131,24 +112,16 @@ def matches(pattern):
 # --- levels
 
 
-def test_every_room_has_a_level():
-    """A new room is entered in LEVELS: who may import it is decided, not found."""
-    assert {room(name) for name in MODULES} - {"__init__"} == set(LEVELS)
+def test_every_part_has_a_floor():
+    """A new part is entered in FLOORS: who may import it is decided, not found."""
+    assert sorted({part(name) for name in MODULES}) == sorted(name for floor in FLOORS for name in floor)
 
 
 @every_module
-def test_imports_point_downward_or_sideways_with_a_reason(name):
-    here = room(name)
-    if here == "__init__":
-        assert not own_imports(name)
-        return
-    for there in {room(found) for found in own_imports(name)} - {here, "__init__"}:
-        assert LEVELS[there] < LEVELS[here] or (here, there) in SIDEWAYS, f"{name} imports {there}"
-
-
-def test_every_sideways_import_allowed_is_used():
-    used = {(room(name), room(found)) for name in MODULES for found in own_imports(name)}
-    assert used >= SIDEWAYS
+def test_imports_point_downward(name):
+    above = part(name)
+    for below in {part(found) for found in own_imports(name)} - {above}:
+        assert LEVELS[below] < LEVELS[above], f"{name} imports {below}, which is not on a lower floor (FLOORS)"
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -170,9 +143,9 @@ def test_no_module_imports_itself_by_way_of_others():
 
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_a_package_is_imported_only_where_it_belongs(package):
-    users = {room(name) for name in MODULES if any(found.split(".")[0] == package for found in imported(name))}
+    users = {name for name in MODULES if any(found.split(".")[0] == package for found in imported(name))}
     assert users
-    assert users <= ONLY_IN[package]
+    assert {name for name in users if not {name, part(name)} & ONLY_IN[package]} == set()
 
 
 @every_module
@@ -211,13 +184,22 @@ def test_no_room_is_named_after_nothing(name):
     assert not set(name.split(".")) & {"utils", "util", "common", "base", "factory", "registry", "callbacks", "helpers"}
 
 
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_a_test_file_stays_under_500_lines(path):
+    assert len((ROOT / "tests" / path).read_text(encoding="utf-8").splitlines()) <= 500
+
+
 def test_every_test_file_mirrors_a_room():
-    """But for the house itself, and for how it is built and installed."""
-    assert rooms_tested() - {"house", "build"} <= {room(name) for name in MODULES}
+    """`tests/wire/test_transfer.py` tests `wire.transfer`; of several files for a room each begins with its name."""
+    for path in TESTS:
+        if path.parts[0] not in ELSEWHERE:
+            assert any(mirrors(path, name) for name in MODULES), path
 
 
 def test_every_room_with_something_to_test_has_a_test_file():
-    assert {room(name) for name in MODULES} - rooms_tested() <= {"__init__", "__main__", "cli"}
+    for name in MODULES:
+        if part(name) in MIRRORED and "." in name:
+            assert any(mirrors(path, name) for path in TESTS), name
 
 
 # --- the repository

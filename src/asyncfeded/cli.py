@@ -36,7 +36,7 @@ def train(
     if ranks:
         _start(ranks, ["train", str(file), *(overrides or [])], lasting=True)
     with _launcher().guard():
-        from asyncfeded import run
+        from asyncfeded.run import run
 
         status = run.train(file, overrides or [])
     raise typer.Exit(status)
@@ -53,7 +53,7 @@ def resume(
     if ranks or not launched or launched[1] == 1:
         _start(ranks or len(_record(run_dir)[2]["placement"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with _launcher().guard():
-        from asyncfeded import run
+        from asyncfeded.run import run
 
         status = run.train(run_dir / "config.toml", [f"run_dir={run_dir}", *(overrides or [])], run_dir)
     raise typer.Exit(status)
@@ -96,7 +96,7 @@ def study(
     """Compare rules: run a grid of tasks x rules x error probabilities x seeds, skipping what is done, into one table."""
     _launcher()
     from asyncfeded import plots
-    from asyncfeded import study as room
+    from asyncfeded.studies import study as room
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -133,8 +133,8 @@ def scale(
 ) -> None:
     """Strong and weak scaling over clients, nodes, models and rules: runs what is not done, then tables and figures."""
     _launcher()
-    from asyncfeded import scaling
     from asyncfeded.plots.scaling import plot_scaling
+    from asyncfeded.studies import scaling
 
     out = output or Path("studies") / grid.stem
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -224,7 +224,7 @@ def info(
 ) -> None:
     """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or about a run or a checkpoint."""
     if path and path.is_dir():
-        from asyncfeded import placement
+        from asyncfeded.mpi import placement
 
         updates, evaluations, about = _record(path)
         places = about.pop("placement")
@@ -233,7 +233,7 @@ def info(
         print("", *placement.table(places), sep="\n")  # noqa: T201
         return
     if path:
-        from asyncfeded.checkpoint import describe
+        from asyncfeded.store.checkpoint import describe
 
         try:
             _print(describe(path))
@@ -242,7 +242,8 @@ def info(
         return
     import torch
 
-    from asyncfeded import kernel, record
+    from asyncfeded.model import kernel
+    from asyncfeded.store import record
 
     try:
         launcher = _launcher()
@@ -321,7 +322,7 @@ def _start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
 
 def _record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is imported only here
     """The record in a run's folder."""
-    from asyncfeded import record
+    from asyncfeded.store import record
 
     try:
         return record.read(run_dir)
@@ -332,7 +333,7 @@ def _record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is impo
 def _launcher() -> ModuleType:
     """The room that loads MPI, where there is one to load."""
     try:
-        from asyncfeded import launcher
+        from asyncfeded.mpi import launcher
     except (ImportError, RuntimeError) as error:
         _fail(
             f"no MPI library can be loaded ({str(error).splitlines()[0]}); install one (pip install 'asyncfeded[mpich]'), "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfeded import record
+from asyncfeded.store import record
 from cluster.hosts import Hosts
 from cluster.slurm import Slurm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfeded import record
+from asyncfeded.store import record
 from cluster.conftest import HOSTFILE, TOML, is_whole
 from conftest import run
 

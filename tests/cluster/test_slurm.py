@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfeded import record
-from asyncfeded.checkpoint import newest
+from asyncfeded.store import record
+from asyncfeded.store.checkpoint import newest
 from cluster.conftest import TOML, is_whole
 from cluster.slurm import Slurm
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from asyncfeded import checkpoint, record
+from asyncfeded.store import checkpoint, record
 from conftest import Job, run_asyncfeded
 
 TOML = """

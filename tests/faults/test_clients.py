@@ -5,7 +5,7 @@ import os
 import random
 import signal
 
-from asyncfeded import record
+from asyncfeded.store import record
 from conftest import Job, run_asyncfeded
 from faults.conftest import VIRTUAL, goes_on, updates_of
 

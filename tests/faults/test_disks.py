@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncfeded import checkpoint, record
+from asyncfeded.store import checkpoint, record
 from conftest import Job, run, run_asyncfeded
 from faults.conftest import TOML, VIRTUAL, broken, names
 
@@ -79,7 +79,7 @@ def test_a_run_that_cannot_be_written_any_more_is_not_resumed(own_mpi, jobs, dis
 
 SLOW = """
 import threading, time
-from asyncfeded.server import Server
+from asyncfeded.training.server import Server
 
 real, servers, merged = os.fsync, [], []
 init = Server.__init__

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from asyncfeded import checkpoint, record
-from asyncfeded.run import RESUMABLE
+from asyncfeded.run.run import RESUMABLE
+from asyncfeded.store import checkpoint, record
 from conftest import run
 from faults.conftest import goes_on, names, updates_of
 

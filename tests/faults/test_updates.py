@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from asyncfeded import record
+from asyncfeded.store import record
 from conftest import run
 from faults.conftest import broken
 
 NAN = """
 import torch
-from asyncfeded.client import Trainer
+from asyncfeded.training.client import Trainer
 
 real = Trainer.round
 

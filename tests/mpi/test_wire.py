@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded import launcher, world
-from asyncfeded.flat import Entry, Layout
-from asyncfeded.launcher import MPI
-from asyncfeded.messages import HEADER, HEADER_TAG, LAST, MAGIC, Arrival, Lost, Order, Refused
-from asyncfeded.patience import Patience
-from asyncfeded.staging import Staging
-from asyncfeded.staleness import GlobalModel
-from asyncfeded.transfer import CHUNK, UNDER_WAY, WEIGHTS_TAG, Receiving, Sending
-from asyncfeded.wire import ServerWire
-from asyncfeded.worker import ClientWire
-from asyncfeded.world import PROTOCOL, Backoff, RefusedError
+from asyncfeded.model.flat import Entry, Layout
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.mpi import launcher, world
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.world import PROTOCOL, Backoff, RefusedError
+from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.deadlines import Patience
+from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, Arrival, Lost, Order, Refused
+from asyncfeded.wire.server_wire import ServerWire
+from asyncfeded.wire.staging import Staging
+from asyncfeded.wire.transfer import CHUNK, UNDER_WAY, WEIGHTS_TAG, Receiving, Sending
 
 RANKS = (launcher.launched_by() or ("", 1, 0))[1]
 if RANKS < 2:
@@ -423,7 +423,7 @@ def test_a_client_that_was_never_answered_is_stopped(here, comm):
 
 @together
 def test_one_receive_buffer_serves_all_clients_whose_updates_do_not_stall(here, comm, monkeypatch):
-    monkeypatch.setattr("asyncfeded.wire.STALLED_S", 60.0)
+    monkeypatch.setattr("asyncfeded.wire.server_wire.STALLED_S", 60.0)
     if here.rank == SERVER:
         wire, places = server(comm, 1000, comm.size - 1, lambda *part: None), set()
         buffers = [torch.zeros(1000) for _ in range(comm.size - 1)]

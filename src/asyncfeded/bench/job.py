@@ -4,8 +4,8 @@ import math
 import sys
 from collections.abc import Callable
 
-from asyncfeded import launcher, world
-from asyncfeded.world import Backoff, World
+from asyncfeded.mpi import launcher, world
+from asyncfeded.mpi.world import Backoff, World
 
 
 def in_job(measure: Callable[[World], None]) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asyncfeded import kernel
 from asyncfeded.bench import ROUNDS, report
+from asyncfeded.model import kernel
 
 ETA = 0.3
 READS_AND_WRITES = {"triad": (2, 1), "sums": (3, 0), "apply": (3, 2)}

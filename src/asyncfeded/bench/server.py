@@ -14,24 +14,27 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 
-from asyncfeded import kernel, placement, plan, resume, rules, world
+from asyncfeded import rules
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
-from asyncfeded.checkpoint import FOLDER, Writer
 from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits, known_device
-from asyncfeded.evaluation import Evaluator, NoEvaluator
-from asyncfeded.flat import Entry, Layout
-from asyncfeded.heterogeneity import CLIENT
-from asyncfeded.messages import HEADER, Wire
-from asyncfeded.placement import PLACE
-from asyncfeded.progress import Progress
-from asyncfeded.record import Record
-from asyncfeded.server import Server
-from asyncfeded.staging import Staging
-from asyncfeded.staleness import GlobalModel
-from asyncfeded.wire import ServerWire
-from asyncfeded.worker import ClientWire
-from asyncfeded.world import World
+from asyncfeded.model import kernel
+from asyncfeded.model.flat import Entry, Layout
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.mpi import placement, world
+from asyncfeded.mpi.placement import PLACE
+from asyncfeded.mpi.world import World
+from asyncfeded.run import plan, resume
+from asyncfeded.run.progress import Progress
+from asyncfeded.store.checkpoint import FOLDER, Writer
+from asyncfeded.store.record import Record
+from asyncfeded.training.evaluation import Evaluator, NoEvaluator
+from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.server import Server
+from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.messages import HEADER, Wire
+from asyncfeded.wire.server_wire import ServerWire
+from asyncfeded.wire.staging import Staging
 
 ECHO_BYTES = 4e8
 """Sent and sent back in the echoes of a round, if that makes 3 to 200 of them."""

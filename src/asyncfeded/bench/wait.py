@@ -13,10 +13,10 @@ import torch
 
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, together
-from asyncfeded.messages import Arrival, Order
-from asyncfeded.wire import ServerWire
-from asyncfeded.worker import ClientWire
-from asyncfeded.world import Backoff, World
+from asyncfeded.mpi.world import Backoff, World
+from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.messages import Arrival, Order
+from asyncfeded.wire.server_wire import ServerWire
 
 SIZE = 16
 """Elements of the models that are sent."""

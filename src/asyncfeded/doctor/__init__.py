@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from asyncfeded import launcher, placement, record, world
 from asyncfeded.doctor import folder, links, problem
 from asyncfeded.doctor.problem import Link, Problem
-from asyncfeded.launcher import MPI
-from asyncfeded.placement import columns, numbers
-from asyncfeded.world import World
+from asyncfeded.mpi import launcher, placement, world
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.placement import columns, numbers
+from asyncfeded.mpi.world import World
+from asyncfeded.store import record
 
 SHOWN = 32
 """Links that the table shows; of more, the slowest."""
@@ -29,7 +30,7 @@ LAUNCHED = ("PMI", "PRTE_", "OMPI_COMM_WORLD_", "HYD", "SLURM_")
 """Beginnings of what launchers leave in the environment."""
 TRY_GPU = """
 import sys, torch
-from asyncfeded.launcher import MPI
+from asyncfeded.mpi.launcher import MPI
 MPI.Init()
 there = torch.arange(1 << 20, dtype=torch.float32, device="cuda")
 back = torch.zeros_like(there)

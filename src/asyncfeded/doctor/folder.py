@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.checkpoint.file import write
 from asyncfeded.doctor.problem import Problem
+from asyncfeded.store.checkpoint.file import write
 
 SYNCS = 5
 ROOM = 1 << 30

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from asyncfeded.doctor.problem import Link
-from asyncfeded.launcher import MPI
-from asyncfeded.world import Backoff, World
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.world import Backoff, World
 
 PINGS, PING = 60, 8
 """Round trips for the latency, after one of warm-up, and their bytes: the client's time comes back."""

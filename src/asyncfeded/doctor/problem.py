@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.placement import numbers
+from asyncfeded.mpi.placement import numbers
 
 SKEW_S = 1.0
 """Clocks may differ by so much."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asyncfeded import record
+from asyncfeded.store import record
 
 if TYPE_CHECKING:  # drawing needs no torch
-    from asyncfeded.study import Grid, Row
+    from asyncfeded.studies.study import Grid, Row
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000")
 """Okabe and Ito's palette, told apart by the colour-blind too; repeated with other dashes when clients are more."""

@@ -11,9 +11,9 @@ import numpy as np
 from asyncfeded.plots import COLORS, STYLE, pyplot, save
 
 if TYPE_CHECKING:
-    from asyncfeded.scaling.grid import Grid
-    from asyncfeded.scaling.prediction import Prediction
-    from asyncfeded.scaling.table import Comparison, Row
+    from asyncfeded.studies.scaling.grid import Grid
+    from asyncfeded.studies.scaling.prediction import Prediction
+    from asyncfeded.studies.scaling.table import Comparison, Row
 
 GREY = "#777777"
 

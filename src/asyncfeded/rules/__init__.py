@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from asyncfeded.config import Settings, choose
+from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.ace import Ace
 from asyncfeded.rules.area import Area
 from asyncfeded.rules.asyncfeded import AsyncFedED
@@ -21,7 +22,6 @@ from asyncfeded.rules.fedasync import FedAsync
 from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.rules.fedbuff import FedBuff
 from asyncfeded.rules.fedprox import FedProx
-from asyncfeded.staleness import GlobalModel
 
 
 class Rule(Protocol):

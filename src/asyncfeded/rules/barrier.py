@@ -8,9 +8,9 @@ Shared by FedAvg and FedProx, which differ in the clients' local loss only.
 import numpy as np
 import torch
 
+from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.buffers import parts, take_statistics, zeros
 from asyncfeded.rules.decision import Decision, Reply, State, Update
-from asyncfeded.staleness import GlobalModel
 
 
 def init(model: GlobalModel, epochs: np.ndarray) -> State:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from asyncfeded import kernel
-from asyncfeded.staleness import GlobalModel
+from asyncfeded.model import kernel
+from asyncfeded.model.global_model import GlobalModel
 
 
 def zeros(model: GlobalModel, *shape: int) -> Tensor:

@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from asyncfeded.config import Settings
+from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.buffers import add_delta, zeros
 from asyncfeded.rules.decision import Decision, Reply, State, Update
 from asyncfeded.rules.local_epochs import check_bounds, check_first, nearest
-from asyncfeded.staleness import GlobalModel
 
 
 @final

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 
 from asyncfeded.config import Settings
+from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.buffers import add_delta, gather_statistics, parts, take_statistics, zeros
 from asyncfeded.rules.decision import Decision, Reply, State, Update
-from asyncfeded.staleness import GlobalModel
 
 
 @final

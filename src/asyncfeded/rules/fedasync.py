@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from asyncfeded.config import Settings
+from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.decision import Decision, Reply, State, Update
-from asyncfeded.staleness import GlobalModel
 
 
 @final

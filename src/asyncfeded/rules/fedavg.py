@@ -5,9 +5,9 @@ from typing import ClassVar, Literal, final
 import numpy as np
 
 from asyncfeded.config import Settings
+from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules import barrier
 from asyncfeded.rules.decision import Decision, Reply, State, Update
-from asyncfeded.staleness import GlobalModel
 
 
 @final

@@ -1,0 +1,233 @@
+"""The global model, the models that clients are out with, and how far apart they are.
+
+Holds x_t, its version t, and for each client the base model x_s that it was sent last. The base of a client is also the
+buffer that its reply is sent from: it may be written only when the client's next update has arrived. Decides nothing: how
+an update enters is for the rules.
+"""
+
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asyncfeded.model import kernel
+from asyncfeded.model.flat import Layout
+
+HELPER = ThreadPoolExecutor(1, "measure")
+"""The second core, beside the one that receives; its thread starts with the first large update."""
+
+
+@dataclass
+class Arriving:
+    """What is known of an update of which parts have arrived."""
+
+    version: int
+    """Of x when the first part came."""
+    moved_sq: Future[float]
+    """||x - x_s||^2."""
+    change_sq: float = 0.0
+    """||w - x_s||^2 over the parts."""
+    finite: bool = True
+    """Whether the statistics in the parts are."""
+
+
+class GlobalModel:
+    """x_t and the bases x_s of all clients.
+
+    An update is measured part by part as it arrives. Where a merge is followed by a reply to its client, it is carried out
+    part by part as that is sent; otherwise when x is next looked at. Either way to the bit as in one piece.
+
+    Args:
+        initial: float32 (layout.size,), x_0; copied. The bases are on its device.
+        layout: what lies where.
+        num_clients: number of clients.
+
+    Attributes:
+        version: t, the number of updates merged.
+        base: float32 (size,) by client; x_s, valid after the client's first `hand_out`, and after a merge of the client's
+            update when that is settled.
+        base_version: int64 (clients,); s, or -1 before the first `hand_out`.
+    """
+
+    def __init__(self, initial: Tensor, layout: Layout, num_clients: int) -> None:
+        self.layout = layout
+        self._x = initial.detach().clone()
+        self.version = 0
+        self.base = [torch.zeros_like(self._x) for _ in range(num_clients)]  # zeros: written now, not page by page later
+        self.base_version = np.full(num_clients, -1, np.int64)
+        self._arriving: dict[int, Arriving] = {}  # by client: updates of which a part is measured
+        self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
+        self._merged = 0  # elements that it is done for
+        self._copied: dict[int, int] = {}  # by client: elements handed out, where that is under way
+
+    @property
+    def x(self) -> Tensor:
+        """float32 (size,), the global model; the first `layout.num_params` elements are parameters, the rest statistics."""
+        self.settle()
+        return self._x
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the global model and the bases."""
+        return 4 * (self._x.numel() + sum(base.numel() for base in self.base))
+
+    def is_finite(self) -> bool:
+        """Whether all of x is finite."""
+        moved, _ = kernel.sums(self.x, self.x, self.x)  # inf - inf is not; torch.isfinite would take 1.5 models of memory
+        return math.isfinite(moved)
+
+    def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
+        """Take of `distances` what a part that has arrived allows; `distances` does what is left.
+
+        Args:
+            client: whose base.
+            w: float32 (size,), the client's model, of which [start, stop) is there.
+            start: first element, 0 or the `stop` before; a multiple of kernel.CHUNK.
+            stop: end of the part.
+        """
+        if stop - start == w.numel() or not self.base[client].numel():
+            return  # it is here at once, or nobody will ask
+        n, base = self.layout.num_params, self.base[client]
+        if start == 0:
+            # How far x is from the base does not depend on the update: another core finds out while this one receives.
+            moved = HELPER.submit(kernel.squared_distance, self.x, base, 0, n)
+            self._arriving[client] = Arriving(self.version, moved)
+        arriving = self._arriving[client]
+        if start < n:
+            arriving.change_sq = kernel.squared_distance(w, base, start, min(stop, n), arriving.change_sq)
+        arriving.finite &= self._statistics_are_finite(w, start, stop)
+
+    def distances(self, client: int, w: Tensor) -> tuple[float, float]:
+        """How far the global model and a client's model are from where the client started.
+
+        The numerator and the denominator of gamma (arXiv 2205.13797).
+
+        Args:
+            client: whose base.
+            w: float32 (size,), the client's model.
+
+        Returns:
+            ||x_t - x_s||_2 and ||w - x_s||_2 over the parameters. The second is not finite if any element of w is not
+            (parameters and statistics), or is too far from x_s for float32.
+        """
+        n, base = self.layout.num_params, self.base[client]
+        arriving = self._arriving.pop(client, None)
+        if arriving is None:
+            moved_sq, change_sq = kernel.sums(self.x, w, base, n)
+            finite = self._statistics_are_finite(w, 0, w.numel())
+        else:
+            moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite
+            if arriving.version != self.version:  # x has moved meanwhile
+                moved_sq = kernel.squared_distance(self.x, base, 0, n)
+        return math.sqrt(moved_sq), math.sqrt(change_sq) if finite else math.nan
+
+    def merge(self, client: int, w: Tensor, eta: float) -> None:
+        """x_{t+1} = x_t + eta (w - x_s) for the parameters, and hand the result out to the client.
+
+        Statistics (batch-norm means and variances) are averaged with weight min(eta, 1) instead: a sum of differences
+        could make a variance negative.
+
+        Args:
+            client: whose update.
+            w: float32 (size,), the client's model, finite; not to be written before `settle`.
+            eta: step size.
+        """
+        self.settle()
+        self._merging, self._merged = (client, w, eta), 0
+        self.version += 1
+        self.base_version[client] = self.version
+
+    def mix(self, w: Tensor, a: float) -> None:
+        """x_{t+1} = (1 - a) x_t + a w, statistics too.
+
+        Args:
+            w: float32 (size,), a client's model, finite.
+            a: weight of it, at most 1.
+        """
+        self.x.lerp_(w, a)
+        self.version += 1
+
+    def step(self, direction: Tensor, eta: float) -> None:
+        """x_{t+1} = x_t + eta direction, statistics too.
+
+        Args:
+            direction: float32 (size,).
+            eta: step size.
+        """
+        self.x.add_(direction, alpha=eta)
+        self.version += 1
+
+    def settle(self) -> None:
+        """Carry out what is left of the last merge."""
+        if self._merging is not None:
+            self._merge_up_to(self._x.numel())
+
+    def hand_out(self, client: int, stop: int | None = None) -> Tensor:
+        """The base of a client, made x_t: what to send it.
+
+        Args:
+            client: whose base.
+            stop: make only elements up to here x_t (None: all), after those of an earlier call; x must not move meanwhile.
+        """
+        size = self._x.numel()
+        stop = size if stop is None else stop
+        if self._merging is not None and self._merging[0] == client:
+            self._merge_up_to(stop)
+        elif self.base_version[client] != self.version:
+            part = slice(self._copied.pop(client, 0), stop)
+            self.base[client][part].copy_(self.x[part])
+            if stop < size:
+                self._copied[client] = stop
+            else:
+                self.base_version[client] = self.version
+        return self.base[client]
+
+    def forget(self, client: int) -> None:
+        """Give the base of a client back to the system."""
+        if self._merging is not None and self._merging[0] == client:
+            self.settle()
+        self._arriving.pop(client, None)
+        self._copied.pop(client, None)
+        self.base[client], self.base_version[client] = torch.empty(0), -1
+
+    def hold(self, client: int) -> None:
+        """Have a buffer for the base of a client again, if it was forgotten."""
+        if not self.base[client].numel():
+            self.base[client] = torch.zeros_like(self._x)
+
+    def restore(self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor]) -> None:
+        """Stand as at a checkpoint.
+
+        Args:
+            x: float32 (size,), x_t; copied, as the bases are.
+            version: t.
+            base_version: int64 (clients,), s of each client.
+            bases: float32 (size,) by version, the x_s that clients are out with; that of `version` is x.
+        """
+        self._x.copy_(x)
+        self.version, self.base_version[:] = version, base_version
+        for base, s in zip(self.base, base_version.tolist(), strict=True):
+            if s == version or s in bases:  # a client that is not out is handed out a new base before its old one is read
+                base.copy_(x if s == version else bases[s])
+
+    def _statistics_are_finite(self, w: Tensor, start: int, stop: int) -> bool:
+        """Whether those within a part are; they count into no norm."""
+        n = self.layout.num_params
+        return stop <= n or bool(torch.isfinite(w[max(start, n) : stop]).all())
+
+    def _merge_up_to(self, stop: int) -> None:
+        assert self._merging is not None
+        client, w, eta = self._merging
+        start, n, base = self._merged, self.layout.num_params, self.base[client]
+        if start < n:
+            kernel.apply(self._x, w, base, eta, start, min(stop, n))
+        if stop > n:
+            statistics = slice(max(start, n), stop)
+            self._x[statistics].lerp_(w[statistics], min(eta, 1.0))
+            base[statistics].copy_(self._x[statistics])
+        self._merged = stop
+        if stop == self._x.numel():
+            self._merging = None

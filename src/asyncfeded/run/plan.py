@@ -1,0 +1,95 @@
+"""What is to be done and where: the run as its file says it, and this rank's place in it; the same on every rank."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from asyncfeded import rules, tasks
+from asyncfeded.config import Config, load
+from asyncfeded.mpi import placement, world
+from asyncfeded.mpi.world import World
+
+T = TypeVar("T")
+
+
+class Plan(NamedTuple):
+    """A run that was read."""
+
+    config: Config
+    """Every default filled in."""
+    task: tasks.Task
+    rule: rules.Rule
+    device: torch.device
+    """Of this rank."""
+
+
+def agree(here: World, prepare: Callable[[], T], tell: Callable[[T], np.ndarray]) -> T:
+    """What `prepare` makes, if no rank had a problem with it and all tell the same of it. Collective.
+
+    Args:
+        here: all ranks.
+        prepare: may raise ValueError or OSError; sends no message.
+        tell: the statement (world.statement) about what was made.
+
+    Raises:
+        RefusedError: on every rank, with the same text.
+    """
+    try:
+        made = prepare()
+        said = tell(made)
+    except (ValueError, OSError) as error:
+        said = world.statement(problem=str(error) or repr(error))
+    world.agree(here, said)
+    return made
+
+
+def read(here: World, path: Path, overrides: list[str]) -> Plan:
+    """The run in a file, for these ranks.
+
+    Raises:
+        ValueError, OSError: something is wrong that a user can mend.
+    """
+    config = load(path, overrides)
+    task, rule = tasks.load(config.task), rules.load(config.rule)
+    workers = here.size - 1
+    num_clients = config.clients or workers
+    if config.clock == "wall" and num_clients != workers:
+        raise ValueError(
+            f"clients = {num_clients}, but {here.size} ranks make 1 server and {workers} clients; start it with "
+            f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
+        )
+    if config.server > workers:
+        raise ValueError(f"server = {config.server}, but the ranks are 0 to {workers}; set server to one of them")
+    wanted, key = (config.server_device, "server_device") if here.rank == config.server else (config.device, "device")
+    device = placement.device(wanted, here.turn(config.server), key)
+    return Plan(_resolved(config, task, rule, num_clients), task, rule, device)
+
+
+def settle(here: World, plan: Plan) -> tuple[World, np.ndarray]:
+    """Take the GPU, run near it, with as many threads as this rank has cores then. Collective.
+
+    Returns:
+        The ranks with their new shares of cores, and the map of all: placement.PLACE (ranks,), by rank in MPI_COMM_WORLD.
+    """
+    config, device = plan.config, plan.device
+    placement.take(device)
+    here = world.share_cores(here)
+    if config.threads or config.clock == "virtual":
+        torch.set_num_threads(config.threads or 1)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(here.threads)
+    role = "server" if here.rank == config.server else "worker"
+    return here, world.places(here, role, placement.describe(device), torch.get_num_threads())
+
+
+def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
+    """The config with every default filled in, those of task and rule too, and the run's folder named."""
+    run_dir = config.run_dir or str(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{task.name}-{rule.name}")
+    sections = {"task": task, "rule": rule}
+    filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
+    return config.model_copy(update=filled | {"clients": num_clients, "run_dir": run_dir})

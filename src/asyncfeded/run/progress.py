@@ -1,0 +1,131 @@
+"""What a person sees while a run goes on: a live view on a terminal, a line every few seconds elsewhere, and the log.
+
+Everything goes to standard error and to log.txt in the run's folder; standard output is for the result.
+"""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from asyncfeded.training.server import Server
+
+CLIENTS_SHOWN = 16
+"""Clients in the live view; of more, the fastest and the slowest."""
+
+
+class Progress:
+    """Shows a run and logs it. Rank 0.
+
+    Args:
+        log: the log file.
+
+    Attributes:
+        LIVE_S: seconds between two views on a terminal.
+        LINE_S: seconds between two lines; a twentieth of the time so far when that is longer, a minute at most.
+    """
+
+    LIVE_S = 0.25
+    LINE_S = 5.0
+
+    def __init__(self, log: Path) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._file = log.open("a", encoding="utf-8")
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._interactive = self._console.is_interactive and self._console.is_terminal
+        self._next_view = self._next_line = 0.0
+
+    def __enter__(self) -> "Progress":
+        if self._interactive:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+        if error is not None:
+            self.log(f"ended by {type(error).__name__}: {error}")
+        with suppress(OSError):
+            self._file.close()
+
+    def say(self, text: str) -> None:
+        """A line for the person and the log."""
+        self.log(text)
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def tick(self, server: Server) -> None:
+        """Show how the server stands, if it is time."""
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + min(max(self.LINE_S, server.elapsed_s / 20), 60)  # rarer in a long run
+            line = status(server)
+            self.log(line)
+            if not self._interactive:
+                self._console.print(line, markup=False, soft_wrap=True)
+        if self._interactive and now >= self._next_view:
+            self._next_view = now + self.LIVE_S
+            self._live.update(view(server), refresh=True)
+
+    def log(self, text: str) -> None:
+        """A line for the log alone."""
+        with suppress(OSError):  # a full disk must not end the run
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
+
+
+def status(server: Server) -> str:
+    """One line: time, updates and their rate, accuracy, staleness, K and shares, time left."""
+    elapsed = server.elapsed_s
+    parts = [f"{elapsed:6.1f} s", f"{server.updates} updates ({server.updates / max(elapsed, 1e-9):.1f}/s)"]
+    if server.score:
+        parts.append(f"accuracy {server.score.accuracy:.4f} (version {server.score.version})")
+    if server.recent:
+        gamma, eta = np.median(np.array(server.recent), axis=0)
+        parts.append(f"gamma {gamma:.2f} eta {eta:.3f}")
+        parts.append(f"K {server.epochs.min()}-{server.epochs.max()}")
+        shares = server.counts / max(server.updates, 1)
+        parts.append(f"share {shares.min():.0%}-{shares.max():.0%}")
+    if server.refused:
+        parts.append(f"{server.refused} refused")
+    if left := time_left(server):
+        parts.append(f"{left} left")
+    return "  ".join(parts)
+
+
+def view(server: Server) -> Group:
+    """The live view: the status line and a row of every client."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("client", "K", "updates", "share"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    order = np.arange(len(server.counts))
+    if len(order) > CLIENTS_SHOWN:
+        order = np.argsort(-server.counts, kind="stable")
+        order = np.concatenate([order[: CLIENTS_SHOWN // 2], order[-CLIENTS_SHOWN // 2 :]])
+    most = max(int(server.counts.max()), 1)
+    for client in order:
+        count = int(server.counts[client])
+        share = count / max(server.updates, 1)
+        bar = "━" * round(30 * count / most)
+        table.add_row(str(client), str(server.epochs[client]), str(count), f"{share:.1%}", bar)
+    return Group(Text(status(server)), table)
+
+
+def time_left(server: Server) -> str:
+    """Until the first limit at the rate so far, as text; empty while unknown."""
+    elapsed, limits = server.elapsed_s, server.limits
+    left = []
+    if limits.seconds:
+        left.append(limits.seconds - elapsed)
+    if limits.updates and server.updates:
+        left.append((limits.updates - server.updates) * elapsed / server.updates)
+    if not left:
+        return ""
+    seconds = max(0.0, min(left))
+    return (
+        f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,69 @@
+"""What a finished run prints: its figures, for people and as one line of JSON."""
+
+import hashlib
+import json
+import math
+import resource
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from asyncfeded.mpi.world import World
+from asyncfeded.store import record
+from asyncfeded.training.server import Outcome, Server
+
+
+def figures(
+    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, here: World
+) -> dict[str, object]:
+    """The figures of a finished run, from its record where it has them."""
+    gamma = record.read(run_dir).updates["gamma"]
+    gamma = gamma[np.isfinite(gamma)]
+    loss = outcome.score.loss
+    return {
+        "run_dir": str(run_dir),
+        "updates": server.updates,
+        "seconds": round(outcome.seconds, 3),
+        "wall_s": round(outcome.wall_s, 3),
+        "updates_per_s": round(server.updates / outcome.seconds, 3),
+        "accuracy": round(outcome.score.accuracy, 6),
+        "loss": round(loss, 6) if math.isfinite(loss) else None,
+        "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
+        "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
+        "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
+        "workers_busy": round(server.compute_s / ((here.size - 1) * outcome.wall_s), 6),
+        "server_bytes": server_bytes,
+        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "params": server.model.layout.num_params,
+        "hosts": len(set(here.hosts)),
+        "cores": round(here.cores, 3),
+        "refused": server.refused,
+        "discarded": outcome.discarded,
+        "stopped": outcome.reason,
+        "model_sha256": hashlib.sha256(server.model.x.cpu().numpy().data).hexdigest(),
+    }
+
+
+def show(result: dict[str, object], run_dir: Path) -> None:
+    """The result for people, and as one line of JSON, the last of standard output."""
+    console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
+    updates = record.read(run_dir).updates
+    updates = updates[updates["accepted"]]
+    by_client = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("client", "updates", "share", "K", "gamma", "eta", "compute s", "wait s"):
+        by_client.add_column(column, justify="right")
+    for who in np.unique(updates["client"]):
+        own = updates[updates["client"] == who]
+        medians = [f"{np.median(own[field]):.3g}" for field in ("gamma", "eta", "compute_s", "wait_s")]
+        by_client.add_row(
+            str(who), str(len(own)), f"{len(own) / len(updates):.1%}", f"{np.median(own['epochs']):g}", *medians
+        )
+    console.print(by_client)
+    console.print("(K, gamma, eta and seconds: medians over the client's updates)\n")
+    rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, value in result.items():
+        rows.add_row(key, str(value))
+    console.print(rows)
+    print(json.dumps(result), flush=True)  # noqa: T201

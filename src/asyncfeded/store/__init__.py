@@ -1,0 +1,1 @@
+"""What a run writes to the disk: its record and its checkpoints."""

@@ -1,0 +1,215 @@
+"""What a run needs to go on, to a file and back; and its model alone."""
+
+import re
+import sys
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from asyncfeded.model.flat import Entry, Layout, named_views
+from asyncfeded.store.checkpoint.file import checksum, text, write
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the same module under its older name
+
+SCHEMA = 1
+"""Version of the layout of a checkpoint."""
+FOLDER = "checkpoints"
+"""In the folder of a run."""
+NAME = re.compile(r"checkpoint-\d{10}\.h5")
+
+CLIENT = np.dtype(
+    [
+        ("epochs", np.int64),  # K that it was sent last
+        ("rounds", np.int64),  # asked of it, the one that it is out with included
+        ("updates", np.int64),  # merged
+        ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
+        ("out", np.bool_),  # it has an order, (client, rounds - 1, base_version, epochs), whose update is not yet taken
+        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out or not yet given, or wall clock
+        ("refused", np.int64),  # in a row
+        ("dropped", np.bool_),  # it was refused too often, and is asked no more
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run between two updates. Arrays are C-contiguous, in host memory."""
+
+    config: str
+    """Resolved, as TOML."""
+    provenance: dict[str, str]
+    """Of the program (record.provenance)."""
+    time_s: float
+    """Of the run's clock."""
+    wall_s: float
+    """Of training, on the wall; so are `busy_s`, `evaluating_s` and `compute_s` (see `Server`)."""
+    busy_s: float
+    evaluating_s: float
+    compute_s: float
+    version: int
+    """t, of the global model."""
+    updates: int
+    """Merged."""
+    refused: int
+    update_rows: int
+    """Rows of the record's `updates` that belong to this state: those behind them came later."""
+    evaluation_rows: int
+    """As `update_rows`."""
+    evaluation_due_s: float
+    """When the next evaluation is due, on the run's clock."""
+    score_version: int
+    """Of the last evaluation. -1: there was none; accuracy and loss are NaN then."""
+    score_accuracy: float
+    score_loss: float
+    layout: Layout
+    model: np.ndarray
+    """float32 (size,), x_t."""
+    bases: dict[int, np.ndarray]
+    """float32 (size,) by version: those that clients are out with, except `version`, which is the model."""
+    clients: np.ndarray
+    """CLIENT (clients,)."""
+    rule: dict[str, np.ndarray]
+    """State of the rule."""
+
+    @property
+    def file_name(self) -> str:
+        """Of its checkpoint; sorts by age."""
+        return f"checkpoint-{self.update_rows:010d}.h5"
+
+
+class Found(NamedTuple):
+    """The checkpoint to go on from."""
+
+    path: Path
+    snapshot: Snapshot
+    damaged: tuple[str, ...]
+    """The newer ones that cannot be used: which file, and what is wrong with it."""
+
+
+def save(path: Path, snapshot: Snapshot) -> int:
+    """Write a checkpoint. Returns its size in bytes.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
+    """
+    layout = snapshot.layout
+    names = [entry.name.encode() for entry in layout.entries]
+    arrays = {"config": text(snapshot.config.encode()), "names": text(names), "clients": snapshot.clients}
+    for name, view in named_views(torch.from_numpy(snapshot.model), layout).items():
+        arrays[f"model/{name}"] = view.numpy()
+    arrays |= {f"bases/{version}": base for version, base in snapshot.bases.items()}
+    arrays |= {f"rule/{name}": array for name, array in snapshot.rule.items()}
+    numbers = {name: getattr(snapshot, name) for name in _numbers()}
+    return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | numbers | snapshot.provenance)
+
+
+def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None:
+    """Write a model alone: one dataset per parameter or statistic, under its name in the module.
+
+    Args:
+        path: the file; replaced if it exists.
+        buffer: float32 (layout.size,) in host memory.
+        layout: names and shapes.
+        version: of the global model, stored as the attribute `version`.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
+    """
+    write(path, {name: view.numpy() for name, view in named_views(buffer, layout).items()}, {"version": version})
+
+
+def read(path: Path) -> Snapshot:
+    """A checkpoint, its checksum checked.
+
+    Raises:
+        ValueError: it cannot be read, is damaged, or is none that this program knows.
+    """
+    checksum(path)
+    return _load(path)
+
+
+def newest(run_dir: Path) -> Found:
+    """The newest good checkpoint of a run.
+
+    Raises:
+        ValueError: there is none; those that cannot be used are named.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(run_dir / FOLDER)):
+        try:
+            snapshot = read(path)
+            if path.name != snapshot.file_name:
+                raise ValueError(f"{path}: holds what was written as {snapshot.file_name}")
+            return Found(path, snapshot, tuple(damaged))
+        except ValueError as error:
+            damaged.append(str(error))
+    if not damaged:
+        raise ValueError(f"{run_dir}: has no checkpoint; give the folder of a run that has written one (run_dir)")
+    raise ValueError(f"{run_dir}: none of its checkpoints can be used\n  " + "\n  ".join(damaged))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder, good or not, oldest first."""
+    return sorted(path for path in folder.glob("checkpoint-*.h5") if NAME.fullmatch(path.name))
+
+
+def describe(path: Path) -> dict[str, str]:
+    """A checkpoint for people, its checksum checked. Raises ValueError as `read`."""
+    digest, at = checksum(path), _load(path)
+    config, layout = tomllib.loads(at.config), at.layout
+    score = f"{at.score_accuracy:.4f} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet"
+    return {
+        "checkpoint": str(path),
+        "run": config["run_dir"],
+        "task": config["task"]["name"],
+        "rule": config["rule"]["name"],
+        "time": f"{at.time_s:.1f} s ({config['clock']} clock)",
+        "updates": f"{at.updates} merged, {at.refused} refused",
+        "version": str(at.version),
+        "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
+        "accuracy": score,
+        "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
+        "size": f"{path.stat().st_size / 1e6:.1f} MB",
+        "checksum": f"right (sha256 {digest})",
+        "written by": " ".join(filter(None, ("asyncfeded", *map(at.provenance.get, ("asyncfeded", "commit"))))),
+    }
+
+
+def _load(path: Path) -> Snapshot:
+    with h5py.File(path, "r", locking=False) as file:
+        if (schema := file.attrs.get("schema", "none, as a model alone")) != SCHEMA:
+            raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}")
+        entries, size = [], 0
+        for raw in file["names"][...]:
+            entries.append(Entry(raw.decode(), file["model"][raw].shape, size))
+            size += prod(entries[-1].shape)
+        model = np.empty(size, np.float32)
+        layout = Layout(tuple(entries), int(file.attrs["num_params"]), size)
+        for name, view in named_views(torch.from_numpy(model), layout).items():
+            view.numpy()[...] = file["model"][name][...]
+        numbers: dict[str, Any] = {name: kind(file.attrs[name]) for name, kind in _numbers().items()}
+        return Snapshot(
+            config=file["config"][()].decode(),
+            provenance={name: value for name, value in file.attrs.items() if isinstance(value, str)},
+            layout=layout,
+            model=model,
+            bases={int(version): base[...] for version, base in file.get("bases", {}).items()},
+            clients=file["clients"][...],
+            rule={name: array[...] for name, array in file.get("rule", {}).items()},
+            **numbers,
+        )
+
+
+def _numbers() -> dict[str, type[int] | type[float]]:
+    """The fields of a snapshot that are numbers, and of which kind."""
+    kinds = {field.name: field.type for field in fields(Snapshot)}
+    return {name: kind for name, kind in kinds.items() if kind is int or kind is float}

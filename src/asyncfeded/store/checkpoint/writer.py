@@ -1,0 +1,120 @@
+"""Checkpoints in the background, while the server goes on."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from asyncfeded.store.checkpoint.file import sync
+from asyncfeded.store.checkpoint.snapshot import Snapshot, checkpoints, save
+
+
+class Written(NamedTuple):
+    """How writing a checkpoint went."""
+
+    path: Path
+    num_bytes: int
+    seconds: float
+    """In the background."""
+    problem: str
+    """Empty, or what went wrong, as a sentence: the last good checkpoint is as it was."""
+
+
+class Writer:
+    """Writes checkpoints, one at a time. Rank 0.
+
+    A thread writes, since a process that MPI has initialised must not fork. It makes no MPI call, and lets go of the
+    interpreter's lock while it sums and writes. What it writes is a copy, whose memory serves again for the next checkpoint:
+    of 500 MB the first takes seconds, its memory being new, and any other 0.05 to 0.2 s.
+
+    Args:
+        folder: for the checkpoints; made when the first is written.
+        keep: how many stay, the last ones; at least 1.
+        before: called in the thread before a checkpoint is written: brings to the disk what must not be older. Whatever
+            OSError it raises is a problem of that checkpoint.
+        resumed: the checkpoint that the run goes on from; None: it is new. Later ones in the folder are damaged, or of a
+            run that was given up: they go when the first is written.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, resumed: Path | None = None, before: Callable[[], None] = lambda: None
+    ) -> None:
+        assert keep >= 1
+        self._folder, self._keep, self._before = folder, keep, before
+        self._good = [path.name for path in checkpoints(folder) if resumed and path.name <= resumed.name]
+        self._copies: dict[str, np.ndarray] = {}
+        self._thread: threading.Thread | None = None
+        self._written: Written | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the copy."""
+        return sum(array.nbytes for array in self._copies.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint was begun, and how it went was not yet asked for."""
+        return self._thread is not None
+
+    def start(self, snapshot: Snapshot) -> bool:
+        """Copy a snapshot, whose arrays may change on return, and begin to write it.
+
+        Returns:
+            Whether it was begun: not if `busy`.
+        """
+        if self.busy:
+            return False
+        copied = replace(
+            snapshot,
+            model=self._copy("model", snapshot.model),
+            bases={version: self._copy(f"base {i}", base) for i, (version, base) in enumerate(snapshot.bases.items())},
+            clients=self._copy("clients", snapshot.clients),
+            rule={name: self._copy(f"rule {name}", array) for name, array in snapshot.rule.items()},
+        )
+        # A daemon: a job that ends by an error does not wait for a disk.
+        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
+        self._thread.start()
+        return True
+
+    def poll(self) -> Written | None:
+        """How the checkpoint went that was begun last: once, when it is done, else None. Does not wait."""
+        return None if self._thread is None or self._thread.is_alive() else self.wait()
+
+    def wait(self) -> Written | None:
+        """As `poll`, when it is done; None if none was begun since."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        return self._written
+
+    def _copy(self, slot: str, source: np.ndarray) -> np.ndarray:
+        copy = self._copies.get(slot)
+        if copy is None or (copy.shape, copy.dtype) != (source.shape, source.dtype):
+            copy = self._copies[slot] = np.empty(source.shape, source.dtype)
+        np.copyto(copy, source)
+        return copy
+
+    def _write(self, snapshot: Snapshot) -> None:
+        began, path, num_bytes, problem = time.perf_counter(), self._folder / snapshot.file_name, 0, ""
+        try:
+            if not self._folder.is_dir():
+                self._folder.mkdir()
+                sync(self._folder.parent)
+            for leftover in self._folder.glob("checkpoint-*.part"):  # of a crash
+                leftover.unlink()
+            self._before()
+            num_bytes = save(path, snapshot)
+            self._good = [*(name for name in self._good if name != path.name), path.name][-self._keep :]
+            for other in checkpoints(self._folder):
+                if other.name not in self._good:
+                    other.unlink()
+        except Exception as error:  # whatever it is, training goes on, and whoever asks is told
+            why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            last = self._good[-1] if self._good else "none"
+            problem = f"checkpoint {path}: {why}; the last good one: {last}"
+        self._written = Written(path, num_bytes, time.perf_counter() - began, problem)

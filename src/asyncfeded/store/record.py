@@ -1,0 +1,273 @@
+"""What a run writes down: `record.h5`, one row per update and per evaluation, and where the run came from.
+
+While a run goes on its rows are appended, every few seconds, to two files of nothing but rows, `record.h5.updates` and
+`record.h5.evaluations`: a kill at any instant leaves them whole but for the last row, and a full disk makes rows wait in
+memory. From these record.h5 is written anew in the background, now and then and at the end, whole or not at all; then they
+go. HDF5 itself does not write to the disk: a kill between two of its writes could cost the file, and on a full disk it ends
+the process. Read a record with `read`, which takes the rows of a run that goes on or was killed from these files, or with
+h5py: the tables are compound datasets.
+"""
+
+import fcntl
+import os
+import platform
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from asyncfeded.store.checkpoint.file import text, write
+
+SCHEMA = 2
+"""Version of the layout of record.h5; 1 had `hosts` in the place of `placement`, and no `queue`."""
+
+UPDATE = np.dtype(
+    [
+        ("time_s", np.float64),  # since the first model was sent, on the run's clock
+        ("client", np.int32),
+        ("round", np.int32),  # of this client
+        ("version", np.int64),  # of the global model after this update
+        ("base_version", np.int64),  # of the model that the client started from
+        ("tau", np.int64),  # versions in between
+        ("gamma", np.float64),
+        ("eta", np.float64),
+        ("epochs", np.int32),  # K of this update
+        ("next_epochs", np.int32),  # K that the client got next; 0: no reply yet
+        ("moved_norm", np.float64),  # ||x_t - x_s||
+        ("change_norm", np.float64),  # ||w - x_s||
+        ("train_loss", np.float64),
+        ("samples", np.int64),
+        ("steps", np.int64),
+        ("compute_s", np.float64),  # of the client's round, its pacing included; wall time
+        ("wait_s", np.float64),  # of the worker, between its previous update and the reply; wall time
+        ("service_s", np.float64),  # of the server, from taking the update to having replied
+        ("queue", np.int32),  # other updates that had come and were not taken yet; wall clock
+        ("bytes", np.int64),  # of the update and its replies
+        ("accepted", np.bool_),  # False: refused, and the global model is untouched
+    ]
+)
+EVALUATION = np.dtype([("time_s", np.float64), ("version", np.int64), ("accuracy", np.float64), ("loss", np.float64)])
+
+
+class Table:
+    """The file of one table's rows, and the rows not yet written.
+
+    Args:
+        path: the file; replaced if it exists.
+        rows: (n,), those that there are already.
+
+    Attributes:
+        count: rows so far, written or not.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray) -> None:
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(rows.tobytes())
+        part.replace(path)
+        self.path, self.count = path, len(rows)
+        self.file = path.open("ab", buffering=0)
+        self._row, self._pending = np.zeros(1, rows.dtype), bytearray()
+
+    def append(self, row: tuple[object, ...]) -> None:
+        """Add a row, values in the order of the fields."""
+        self._row[0] = row
+        self._pending += self._row.tobytes()
+        self.count += 1
+
+    def write(self) -> None:
+        """Hand the rows over to the system. Raises OSError; what was not written is kept."""
+        while self._pending:
+            del self._pending[: self.file.write(self._pending)]
+
+    def rows(self) -> np.ndarray:
+        """The whole rows that were written."""
+        return np.fromfile(self.path, self._row.dtype)
+
+
+class Record:
+    """The record of a run in progress. Rank 0 alone writes it.
+
+    Args:
+        path: the file, which must not exist if the run is new.
+        config: the resolved config as TOML, stored with versions, commit and places.
+        places: placement.PLACE (ranks,).
+        clients: heterogeneity.CLIENT (clients,).
+        before: rows of the run so far, if it goes on; those that are on the disk beyond them are dropped.
+
+    Raises:
+        FileExistsError: the file exists, and the run is new.
+
+    Attributes:
+        provenance: see `provenance`.
+        threads: the most of a worker; results are the same to the bit only with the same.
+        problem: why rows wait in memory, as a sentence; empty while there is room on the disk.
+    """
+
+    FLUSH_S = 2.0
+    PUBLISH_S = 10.0
+    """Least seconds between two writings of record.h5; 50 times as long as one took when that is more."""
+
+    def __init__(
+        self, path: Path, config: str, places: np.ndarray, clients: np.ndarray, before: "Tables | None" = None
+    ) -> None:
+        if before is None and path.exists():
+            raise FileExistsError(f"{path}: File exists")
+        self._path, self.provenance, self.problem = path, provenance(), ""
+        self.threads = int(places["threads"][places["role"] == b"worker"].max(initial=0))
+        self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
+        # Datasets: an attribute holds 64 KiB at most, the places of some hundred ranks.
+        self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
+        self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
+        self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
+        with suppress(OSError):  # a file system may have no locks
+            fcntl.flock(self.updates.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._thread: threading.Thread | None = None
+        self._publish()
+        self._flush_due = self._publish_due = 0.0
+
+    def write(self) -> None:
+        """Hand all rows so far over to the system. Raises OSError if the disk is full; they are kept then."""
+        self.updates.write()
+        self.evaluations.write()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk. For any thread."""
+        os.fsync(self.updates.file.fileno())
+        os.fsync(self.evaluations.file.fileno())
+
+    def flush_if_due(self) -> None:
+        """Write what is pending, if it is time."""
+        now = time.monotonic()
+        if now < self._flush_due:
+            return
+        self._flush_due = now + self.FLUSH_S
+        try:
+            self.write()
+            self.problem = ""
+        except OSError as error:
+            self.problem = f"rows of the record wait in memory: {error.strerror}"
+        if now >= self._publish_due and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._publish_now_and_then, name="record", daemon=True)
+            self._thread.start()
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with suppress(*([] if error is None else [OSError])):  # the error of the run is the one to be told
+            self.close()
+
+    def close(self) -> None:
+        """Write everything into record.h5, if that is not done.
+
+        Raises:
+            OSError: it cannot be written; what could be written of the rows stays beside it.
+        """
+        if self.updates.file.closed:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self.write()
+            self._publish()
+            for table in (self.updates, self.evaluations):
+                table.path.unlink(missing_ok=True)
+        finally:
+            self.updates.file.close()
+            self.evaluations.file.close()
+
+    def _publish(self) -> None:
+        tables = {"updates": self.updates.rows(), "evaluations": self.evaluations.rows()}
+        write(self._path, tables | self._origin, self._attributes)
+
+    def _publish_now_and_then(self) -> None:
+        began = time.monotonic()
+        with suppress(OSError):  # the disk is full, of which `problem` tells
+            self._publish()
+        ended = time.monotonic()
+        self._publish_due = ended + max(self.PUBLISH_S, 50 * (ended - began))
+
+
+class Tables(NamedTuple):
+    """A record that was read."""
+
+    updates: np.ndarray
+    """UPDATE (n,)."""
+    evaluations: np.ndarray
+    """EVALUATION (m,)."""
+    attributes: dict[str, object]
+    """Versions, commit, platform, placement (PLACE of each rank) and config (TOML)."""
+
+
+def read(run_dir: Path) -> Tables:
+    """The record in a run's folder, also while the run goes on or after it was killed.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    path = run_dir / "record.h5"
+    try:
+        tables = {}
+        for name, dtype in (("updates", UPDATE), ("evaluations", EVALUATION)):
+            with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, holds all
+                tables[name] = np.fromfile(_rows_of(path, name), dtype)
+        with h5py.File(path, "r", locking=False) as file:
+            origin = {"placement": file["placement"][:], "config": file["config"].asstr()[()]}
+            stored = {name: file[name][:] for name in ("updates", "evaluations")}
+            return Tables(**stored | tables, attributes=dict(file.attrs) | origin)
+    except (OSError, KeyError, TypeError) as error:
+        what = "no such file" if not path.exists() else f"not a readable record ({error})"
+        raise ValueError(f"{path}: {what}; give the folder of a run (run_dir)") from None
+
+
+def is_going_on(run_dir: Path) -> bool:
+    """Whether a process writes the record in a run's folder now, as far as the file system knows."""
+    try:
+        with _rows_of(run_dir / "record.h5", "updates").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or there are no locks
+        return False
+    return False
+
+
+def _rows_of(path: Path, table: str) -> Path:
+    return path.with_name(f"{path.name}.{table}")
+
+
+def provenance() -> dict[str, str]:
+    """Versions of the program and what it stands on, commit, Python and platform."""
+    return {"platform": platform.platform(), "commit": _commit()} | versions()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the program and what it stands on."""
+    found = {"python": platform.python_version()}
+    for package in ("asyncfeded", "torch", "numpy", "mpi4py", "h5py"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def _commit() -> str:
+    """Commit of the source tree this program runs from, with `+` if it was changed since; empty if it is installed."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        if tracked.returncode:
+            return ""
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=10).returncode
+        return head.stdout.strip() + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,129 @@
+"""The runs of a grid: their configs, in layers, and each as a job of its own, skipped when it is done.
+
+A run is done when its result.json is there, and a crash loses that run alone. What the runs are for is not known here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asyncfeded import rules, tasks
+from asyncfeded.config import Config, section
+from asyncfeded.mpi import launcher
+
+
+class Job(NamedTuple):
+    """A run to be done."""
+
+    name: str
+    """Of its folder; ends in the hash of its config."""
+    config: Config
+    ranks: int
+    """MPI ranks."""
+
+
+def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
+    """The config that layers make, each over those before it, the defaults of task and rule filled in.
+
+    Args:
+        layers: parts of a run's table.
+        where: what to call the run in a message.
+
+    Raises:
+        ValueError: a key or a value is wrong.
+    """
+    table: dict[str, Any] = {"limits": {}}
+    for layer in layers:
+        table = overlay(table, layer)
+    config = section(Config, table, where)
+    filled = {"task": tasks.load(config.task), "rule": rules.load(config.rule)}
+    dumped = {key: part.model_dump(mode="json", by_alias=True) for key, part in filled.items()}  # type: ignore[attr-defined]
+    return config.model_copy(update=dumped)
+
+
+def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`layer` over `table`, sections merged."""
+    merged = dict(table)
+    for key, value in layer.items():
+        old = merged.get(key)
+        merged[key] = overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def nest(values: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    table: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        inner = table
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return table
+
+
+def is_done(folder: Path, name: str) -> bool:
+    """Whether the run of this name has ended well."""
+    return (folder / name / "result.json").exists()
+
+
+def execute(planned: Sequence[Job], folder: Path, side_by_side: int, say: Callable[[str], None]) -> list[Job]:
+    """Do the runs that are not done.
+
+    Args:
+        planned: all of them; those of one name are one.
+        folder: a run has its folder in it.
+        side_by_side: runs at a time.
+        say: told what is going on.
+
+    Returns:
+        The runs that failed; their log lies beside their folder.
+    """
+    distinct = {job.name: job for job in planned}
+    pending = [job for job in distinct.values() if not is_done(folder, job.name)]
+    sizes = sorted({job.ranks for job in planned})
+    with_ranks = f"{sizes[0]} ranks each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} ranks"
+    done_already = len(distinct) - len(pending)
+    say(f"{len(distinct)} runs, {done_already} of them done already; {side_by_side} at a time with {with_ranks}")
+    failed, began = [], time.monotonic()
+    # Runs side by side share cores, of which each knows its own ranks only.
+    crowded = side_by_side > 1 and side_by_side * sizes[-1] > len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(side_by_side) as pool:
+        running = {pool.submit(_execute, job, folder, "yield" if crowded else "auto"): job for job in pending}
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                job, trouble = running[future], future.result()
+                if trouble:
+                    failed.append(job)
+                left = (time.monotonic() - began) / done * (len(pending) - done) / 60
+                say(f"[{done}/{len(pending)}] {job.name} {trouble or 'done'}; {left:.0f} min left")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _execute(job: Job, folder: Path, wait: str) -> str:
+    """Returns what went wrong; empty if nothing did."""
+    run_dir = folder / job.name
+    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was cut off
+    folder.mkdir(parents=True, exist_ok=True)
+    file, log = folder / f"{job.name}.toml", folder / f"{job.name}.log"
+    file.write_text(job.config.to_toml(), encoding="utf-8")
+    overrides = [f"run_dir={json.dumps(str(run_dir))}"] + ([f"wait={wait}"] if job.config.wait == "auto" else [])
+    command, env = launcher.command(job.ranks, ["train", str(file), *overrides])
+    env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
+    with log.open("w") as out:
+        status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
+    if status or not is_done(folder, job.name):
+        (run_dir / "result.json").unlink(missing_ok=True)  # of a run that was interrupted, or has lost its clients
+        return f"failed with status {status}, see {log}"
+    file.unlink()
+    log.unlink()
+    return ""

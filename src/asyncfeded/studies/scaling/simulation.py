@@ -1,0 +1,170 @@
+"""The server of a run, its global model and its rule on declared times: up to 10,000 clients in one process, without MPI.
+
+Nobody trains: a client moves its model by a tenth of the way to a point of its own, as on a quadratic loss. What an update
+takes of the server is declared too, so that the clock tells how the server would stand with so many clients, and staleness
+is that of the real rule.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asyncfeded import rules
+from asyncfeded.config import Config, Evaluation, Faults, Limits
+from asyncfeded.model.flat import Entry, Layout
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.seeds import Stream, numpy_rng, seed_torch
+from asyncfeded.store.record import UPDATE, Record
+from asyncfeded.studies.scaling.queueing import Times
+from asyncfeded.studies.study import quartiles
+from asyncfeded.training.evaluation import Evaluator, NoEvaluator
+from asyncfeded.training.heterogeneity import draw
+from asyncfeded.training.server import Server
+from asyncfeded.wire.messages import Arrival, Order
+
+PARAMS = 10_000
+"""Of the simulated model."""
+STEP = 0.1
+"""Part of the way to its point that a client goes in a round."""
+WARM_ROUNDS, ROUNDS = 3, 4
+"""Rounds of each client, in the mean, that are left out, and those that are measured."""
+LEAST = 2000
+"""Updates measured, where so many rounds of few clients are fewer."""
+
+
+class QueueWire:
+    """A `wire.Wire` on which time is declared: the server serves one update after the other, who came first first.
+
+    Args:
+        times: what an update takes.
+        epochs: int (clients,), K of the first round; a round of another K takes in proportion.
+        seed: of the rounds' durations, drawn from those measured.
+        exponential: whether service times are drawn, exponential with mean S; else each is S.
+    """
+
+    def __init__(self, times: Times, epochs: np.ndarray, seed: int, exponential: bool = False) -> None:
+        clients = len(epochs)
+        self._times, self._epochs, self._think_s, self._exponential = times, epochs, times.think(clients), exponential
+        self._rng = numpy_rng(seed, Stream.SPEED)
+        seed_torch(seed, Stream.TRAINING)
+        self._points = torch.randn(PARAMS + clients)  # of client i: from element i on
+        self._weights = torch.empty(PARAMS)  # of the update being taken
+        self._now = self._free_s = 0.0  # of the update taken last, and when its service ends
+        self._coming: list[tuple[float, int]] = []  # heap of (arrival, client)
+        self._waiting: deque[tuple[float, int]] = deque()
+        self._sent_s = np.zeros(clients)
+        self._wait_s = np.zeros(clients)  # before the round that a client is in
+        self._orders: dict[int, tuple[Order, Tensor]] = {}
+
+    def now(self) -> float:
+        """See `Wire`: when the update taken last was taken."""
+        return self._now
+
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
+        """See `Wire`: leaves when the service under way ends."""
+        ready(PARAMS)
+        client = order.client
+        here_s = self._free_s + self._times.latency_s  # there and back, in one piece
+        self._wait_s[client] = here_s - self._sent_s[client]
+        think_s = float(self._rng.choice(self._think_s)) * order.epochs / self._epochs[client]
+        self._sent_s[client] = here_s + think_s
+        self._orders[client] = (order, weights)
+        heapq.heappush(self._coming, (here_s + think_s, client))
+
+    def next(self) -> Arrival | None:
+        """See `Wire`."""
+        if not self._waiting:
+            self._free_s = max(self._free_s, self._coming[0][0])
+        while self._coming and self._coming[0][0] <= self._free_s:
+            self._waiting.append(heapq.heappop(self._coming))
+        self._now, (_, client) = self._free_s, self._waiting.popleft()
+        service_s = self._times.service_s
+        self._free_s += self._rng.exponential(service_s) if self._exponential else service_s
+        order, base = self._orders.pop(client)
+        torch.lerp(base, self._points[client : client + PARAMS], STEP, out=self._weights)
+        figures = (order.epochs, 1, 1, 0.0, 0.0, float(self._wait_s[client]))
+        return Arrival(client, order.round, order.version, *figures, self._weights, len(self._waiting))
+
+    def release(self, arrival: Arrival) -> None:
+        """See `Wire`."""
+
+    def pause(self) -> None:
+        """See `Wire`: never called, somebody always comes."""
+
+    def stop(self) -> int:
+        """See `Wire`."""
+        return len(self._waiting)
+
+
+class Rows:
+    """A `record.Record` in memory."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[object, ...]] = []
+        self.evaluations: list[tuple[object, ...]] = []
+
+    def flush_if_due(self) -> None:
+        """See `Record`: nothing is written."""
+
+
+class Simulated(NamedTuple):
+    """How the server stands with so many clients."""
+
+    clients: int
+    updates_per_s: float
+    client_wait: float
+    queue: float
+    """Updates waiting when one is taken, in the mean."""
+    gamma: np.ndarray
+    """Quartiles (3,)."""
+    tau: np.ndarray
+    """Quartiles (3,)."""
+
+
+def simulate(times: Times, config: Config, clients: int, exponential: bool = False) -> Simulated:
+    """Serve so many clients on declared times.
+
+    Args:
+        times: what an update takes.
+        config: of a run, for its rule, first K and seed.
+        clients: number of clients.
+        exponential: see `QueueWire`.
+    """
+    epochs = draw(config, np.ones(clients, np.int64)).clients["epochs"].astype(np.int64)
+    model = GlobalModel(torch.zeros(PARAMS), Layout((Entry("w", (PARAMS,), 0),), PARAMS, PARAMS), clients)
+    rule, book = rules.load(config.rule), Rows()
+    wire = QueueWire(times, epochs, config.seed, exponential)
+    warm = WARM_ROUNDS * clients
+    server = Server(
+        wire=wire,
+        rule=rule,
+        state=rule.init(model, epochs),
+        model=model,
+        evaluator=cast("Evaluator", NoEvaluator()),
+        record=cast("Record", book),
+        limits=Limits(updates=warm + max(ROUNDS * clients, LEAST)),
+        epochs=epochs,
+        evaluation=Evaluation(every_s=1e12),
+        in_idle_moments=True,
+        tick=lambda server: None,
+        faults=Faults(),
+        say=print,
+    )
+    server.run()
+    updates = np.array(book.updates, UPDATE)
+    steady = updates[warm:]
+    seconds = steady["time_s"][-1] - updates["time_s"][warm - 1]
+    rate = len(steady) / seconds
+    return Simulated(
+        clients,
+        float(rate),
+        float(steady["wait_s"].mean() * rate / clients),
+        float(steady["queue"].mean()),
+        quartiles(steady["gamma"]),
+        quartiles(steady["tau"]),
+    )

@@ -1,0 +1,205 @@
+"""The runs of a scaling study measured, from their records and results and from nothing else."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asyncfeded.store import record
+from asyncfeded.studies.jobs import is_done
+from asyncfeded.studies.scaling.grid import Grid, Run
+from asyncfeded.studies.study import quartiles
+
+
+class Row(NamedTuple):
+    """A run's line in the table.
+
+    Rates are of the time after warm-up, which lasts until every client's first update has been taken.
+    """
+
+    run: Run
+    params: int
+    updates: int
+    """Merged, warm-up included."""
+    updates_per_s: float
+    samples_per_s: float
+    """That clients trained on: the work done, also where K changes."""
+    seconds_to_target: float
+    """From the first model sent; infinity if it was not reached, NaN if there is no target."""
+    server_busy: float
+    """Part of the run's time: the processor time of receiving, measuring, merging, replying and recording."""
+    client_wait: float
+    """Part of the clients' time between having trained and having the next model: transfers, queue and service."""
+    queue: np.ndarray
+    """Mean and maximum (2,) of the updates that had come, and were waiting, when another was taken."""
+    gamma: np.ndarray
+    """Quartiles (3,)."""
+    tau: np.ndarray
+    """Quartiles (3,)."""
+    bytes_per_s: float
+    """Of updates and replies."""
+    peak_rss_bytes: int
+    """Memory of the server's process at its most."""
+    hosts: int
+    cores: float
+    """That a rank has; of a core that several share, its part."""
+    service_s: float
+    """Processor time of the server for an update."""
+    wait_s: float
+    """Mean of what a client waits after an update."""
+    think_s: np.ndarray
+    """(n,) from having a model to having sent the update, by update."""
+
+
+class Comparison(NamedTuple):
+    """What a row is against the rows of the fewest clients; NaN where there is none."""
+
+    speedup: float
+    """Samples per second, times those of the fewest clients (median over the seeds)."""
+    efficiency: float
+    """Speed-up over how many times as many clients there are."""
+
+
+def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
+    """A row for each run that is done."""
+    folder = out / "runs"
+    return [measure(run, folder / run.name, grid.target) for run in runs if is_done(folder, run.name)]
+
+
+def measure(run: Run, run_dir: Path, target: float) -> Row:
+    """The row of a run.
+
+    Args:
+        run: which.
+        run_dir: its folder.
+        target: test accuracy whose time is measured; 0: none.
+    """
+    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    updates, evaluations, _ = record.read(run_dir)
+    warm = int(np.unique(updates["client"], return_index=True)[1].max())
+    steady = updates[warm + 1 :]
+    seconds = updates["time_s"][-1] - updates["time_s"][warm] if len(steady) else np.nan
+    merged = steady[steady["accepted"]]
+    cycle_s, wait_s = _cycles(updates)
+    reached = evaluations["time_s"][evaluations["accuracy"] >= target]
+    return Row(
+        run,
+        params=int(result["params"]),
+        updates=int(result["updates"]),
+        updates_per_s=float(len(merged) / seconds),
+        samples_per_s=float(merged["samples"].sum() / seconds),
+        seconds_to_target=(float(reached[0]) if len(reached) else np.inf) if target else np.nan,
+        server_busy=float(result["server_busy"]),
+        client_wait=float(wait_s.sum() / cycle_s.sum()) if len(cycle_s) else np.nan,
+        queue=np.array([steady["queue"].mean(), steady["queue"].max()]) if len(steady) else np.full(2, np.nan),
+        gamma=quartiles(merged["gamma"]),
+        tau=quartiles(merged["tau"]),
+        bytes_per_s=float(steady["bytes"].sum() / seconds),
+        peak_rss_bytes=int(result["peak_rss_bytes"]),
+        hosts=int(result["hosts"]),
+        cores=float(result["cores"]),
+        service_s=float(result["server_busy"] * result["wall_s"] / len(updates)),
+        wait_s=float(wait_s.mean()) if len(wait_s) else np.nan,
+        think_s=np.maximum(cycle_s - wait_s, 0.0),
+    )
+
+
+def compare(grid: Grid, rows: Sequence[Row]) -> list[Comparison]:
+    """For each row, what it is against those of the fewest clients of its line."""
+    made, fewest = [], grid.clients[0]
+    for row in rows:
+        first = [one.samples_per_s for one in rows if (one.run.line, one.run.clients) == (row.run.line, fewest)]
+        speedup = row.samples_per_s / float(np.median(first)) if first else np.nan
+        made.append(Comparison(speedup, speedup * fewest / row.run.clients))
+    return made
+
+
+def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
+    """All rows, one line a run; a target that was not reached is empty."""
+    lines = []
+    for row, against in zip(rows, compare(grid, rows), strict=True):
+        run, numbers = row.run, row._asdict()
+        where = {"scaling": run.scaling, "model": run.model, "params": row.params, "rule": run.rule}
+        where |= {"ranks_per_node": run.ranks_per_node, "nodes": run.nodes, "clients": run.clients, "seed": run.seed}
+        where |= {"config_sha256": run.config.digest().hex(), "updates": row.updates}
+        rates = {"updates_per_s": row.updates_per_s, "samples_per_s": row.samples_per_s, **against._asdict()}
+        aim = {"target": grid.target or "", "seconds_to_target": row.seconds_to_target}
+        shares = {"server_busy": row.server_busy, "client_wait": row.client_wait}
+        queue = {"queue_mean": row.queue[0], "queue_max": row.queue[1]}
+        stale = {f"{name}_{q}": numbers[name][i] for name in ("gamma", "tau") for i, q in enumerate(("q1", "median", "q3"))}
+        rest = ("bytes_per_s", "peak_rss_bytes", "hosts", "cores", "service_s", "wait_s")
+        line: dict[str, Any] = where | rates | aim | shares | queue | stale | {name: numbers[name] for name in rest}
+        lines.append(line | {"think_s": row.think_s.mean() if len(row.think_s) else np.nan})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
+        writer.writeheader()
+        for line in lines:
+            writer.writerow({key: _cell(value) for key, value in line.items()})
+
+
+def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
+    """A table for each line of the figures, medians over the seeds."""
+    lines = [grid.caption.strip(), ""] if grid.caption else []
+    comparisons = compare(grid, rows)
+    for line in dict.fromkeys(row.run.line for row in rows):
+        mine = [(row, against) for row, against in zip(rows, comparisons, strict=True) if row.run.line == line]
+        lines += [f"### {title(line, mine[0][0].params)}", ""]
+        target = f" s to {grid.target:g} |" if grid.target else ""
+        head = "clients | nodes | runs | updates/s | speed-up | efficiency | server busy | clients wait | queue: mean, max"
+        lines += [f"| {head} | gamma | tau | MB/s | server's MB |{target}", "|" + "---:|" * (13 + bool(grid.target))]
+        for clients in sorted({row.run.clients for row, _ in mine}):
+            some = [pair for pair in mine if pair[0].run.clients == clients]
+            lines.append(_line([row for row, _ in some], [against for _, against in some], bool(grid.target)))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def title(line: tuple[str, str, str, int], params: int) -> str:
+    """What to call a line of the figures."""
+    scaling, model, rule, ranks_per_node = line
+    nodes = f", {ranks_per_node} ranks per node" if ranks_per_node else ""
+    return f"{scaling} scaling, {model} ({params:,} parameters), {rule}{nodes}"
+
+
+def _line(rows: Sequence[Row], against: Sequence[Comparison], targeted: bool) -> str:
+    def middle(values: Sequence[float]) -> float:
+        return float(np.median(values))
+
+    gamma, tau = (np.median([getattr(row, name) for row in rows], axis=0) for name in ("gamma", "tau"))
+    seconds = middle([row.seconds_to_target for row in rows])
+    cells = [
+        str(rows[0].run.clients),
+        str(rows[0].run.nodes),
+        str(len(rows)),
+        f"{middle([row.updates_per_s for row in rows]):.4g}",
+        f"{middle([one.speedup for one in against]):.2f}",
+        f"{middle([one.efficiency for one in against]):.0%}",
+        f"{middle([row.server_busy for row in rows]):.1%}",
+        f"{middle([row.client_wait for row in rows]):.1%}",
+        f"{middle([row.queue[0] for row in rows]):.2f}, {middle([row.queue[1] for row in rows]):.0f}",
+        f"{gamma[1]:.2f} ({gamma[0]:.2f} to {gamma[2]:.2f})",
+        f"{tau[1]:.0f} ({tau[0]:.0f} to {tau[2]:.0f})",
+        f"{middle([row.bytes_per_s for row in rows]) / 1e6:.3g}",
+        f"{middle([row.peak_rss_bytes for row in rows]) / 1e6:.0f}",
+    ]
+    cells += [f"{seconds:.2f}" if np.isfinite(seconds) else "never"] * targeted
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cycles(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds (n,) from a client's update being taken to its next one, and what of them it waited; first ones left out.
+
+    What an update waited before it was taken is in the wait of the next: over a run that makes no difference.
+    """
+    rows = updates[np.lexsort((updates["time_s"], updates["client"]))]
+    again = rows["client"][1:] == rows["client"][:-1]
+    return np.diff(rows["time_s"])[again], rows["wait_s"][1:][again]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):  # numpy's too
+        return f"{value:.6g}" if np.isfinite(value) else ""
+    return value

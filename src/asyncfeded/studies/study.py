@@ -1,0 +1,277 @@
+"""A grid of runs into one table: tasks x rules x error probabilities x seeds. Skips what is done, so it can be stopped.
+
+Each run is a job of its own (jobs.py). Tables are made from the runs' records and from nothing else. `Grid` is the schema of
+the file.
+"""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tomli_w
+from pydantic import Field
+
+from asyncfeded.config import Config, Settings, load_section
+from asyncfeded.store import record
+from asyncfeded.studies import jobs
+
+
+class TaskPlan(Settings):
+    """One task of the grid."""
+
+    run: dict[str, Any]
+    """Config of a run that belongs to the task."""
+    targets: tuple[float, ...]
+    """Test accuracies whose time is measured."""
+    tune: dict[str, list[Any]] = Field(default_factory=dict)
+    """Values that tuning tries for every rule on this task, by key (section.key): a learning rate belongs here."""
+
+
+class RulePlan(Settings):
+    """One rule of the grid."""
+
+    run: dict[str, Any]
+    """Config of a run that belongs to the rule."""
+    on: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What of it differs on a task, by task: the values that tuning chose."""
+    tune: dict[str, list[Any]] = Field(default_factory=dict)
+    """Values that tuning tries, by key (section.key): all combinations, with those of the task."""
+
+
+class Tuning(Settings):
+    """How values are chosen."""
+
+    seed: int = 1000
+    """Of the tuning runs; must not be among the seeds of the results."""
+    error_probability: float = 0.1
+    """Of the tuning runs."""
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Config of a run in which tuning runs differ from those of the results, such as fewer seconds."""
+
+
+class Grid(Settings):
+    """A study: every task with every rule, error probability and seed."""
+
+    run: dict[str, Any]
+    """Config that all runs share."""
+    tasks: dict[str, TaskPlan]
+    """By label."""
+    rules: dict[str, RulePlan]
+    """By label. The first is what the others are compared with."""
+    error_probabilities: tuple[float, ...]
+    """heterogeneity.error_probability of the runs."""
+    seeds: tuple[int, ...]
+    """Seeds of the runs; draw data, initial model and errors."""
+    tuning: Tuning = Tuning()
+    caption: str = ""
+    """Stands above the tables: what was made smaller than in the source, and the like."""
+
+
+class Run(NamedTuple):
+    """One run of the grid."""
+
+    task: str
+    rule: str
+    error_probability: float
+    seed: int
+    config: Config
+    values: dict[str, Any]
+    """What tuning tries, by key; empty in a run of the results."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder; ends in the hash of its config."""
+        return f"{self.task}-{self.rule}-p{self.error_probability:g}-s{self.seed}-{self.config.digest().hex()[:8]}"
+
+
+class Row(NamedTuple):
+    """A run's line in the table."""
+
+    run: Run
+    run_dir: Path
+    max_accuracy: float
+    final_accuracy: float
+    mean_accuracy: float
+    """Over the evaluations, which are evenly spaced: high for runs that are both fast and good."""
+    seconds_to: tuple[float, ...]
+    """Of the run's clock to each target of the task; infinity if it was not reached."""
+    updates: int
+    gamma: np.ndarray
+    """Quartiles (3,) over the merged updates."""
+    tau: np.ndarray
+    wall_s: float
+    workers_busy: float
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
+    """A grid, checked, with the config of every run that it makes.
+
+    Args:
+        path: a TOML file.
+        overrides: `section.key=value`, as for a run.
+
+    Raises:
+        ValueError: a key or a value is wrong.
+    """
+    grid = load_section(Grid, path, overrides)
+    if grid.tuning.seed in grid.seeds:
+        raise ValueError(f"{path}: tuning.seed = {grid.tuning.seed} is among the seeds of the results; choose another")
+    for label, plan in grid.rules.items():
+        if unknown := set(plan.on) - set(grid.tasks):
+            raise ValueError(f"{path}: rules.{label}.on names {', '.join(sorted(unknown))}, which is not among the tasks")
+    for _ in itertools.chain(expand(grid), expand_tuning(grid)):
+        pass  # all configs are checked as they are made
+    return grid
+
+
+def expand(grid: Grid) -> Iterator[Run]:
+    """The runs of a grid."""
+    for seed, p, task, rule in itertools.product(grid.seeds, grid.error_probabilities, grid.tasks, grid.rules):
+        yield _run(grid, task, rule, p, seed, {})
+
+
+def expand_tuning(grid: Grid) -> Iterator[Run]:
+    """The runs that choose values: each task and rule with all combinations of what the `tune` of both lists."""
+    for task, rule in itertools.product(grid.tasks, grid.rules):
+        lists = grid.tasks[task].tune | grid.rules[rule].tune
+        for values in itertools.product(*lists.values()):
+            tried = dict(zip(lists, values, strict=True))
+            yield _run(grid, task, rule, grid.tuning.error_probability, grid.tuning.seed, tried)
+
+
+def execute(runs: Sequence[Run], out: Path, ranks: int, side_by_side: int, say: Callable[[str], None]) -> list[jobs.Job]:
+    """Do the runs that are not done, each with so many MPI ranks, in the folder `runs` of the study (`jobs.execute`)."""
+    return jobs.execute([jobs.Job(run.name, run.config, ranks) for run in runs], out / "runs", side_by_side, say)
+
+
+def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
+    """A row for each run that is done."""
+    rows = []
+    for run in runs:
+        run_dir = out / "runs" / run.name
+        if not jobs.is_done(out / "runs", run.name):
+            continue
+        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+        updates, evaluations, _ = record.read(run_dir)
+        merged = updates[updates["accepted"]]
+        times, accuracy = evaluations["time_s"], evaluations["accuracy"]
+        reached = [times[accuracy >= target] for target in grid.tasks[run.task].targets]
+        rows.append(
+            Row(
+                run,
+                run_dir,
+                float(accuracy.max()),
+                float(accuracy[-1]),
+                float(accuracy.mean()),
+                tuple(float(t[0]) if len(t) else np.inf for t in reached),
+                len(merged),
+                quartiles(merged["gamma"]),
+                quartiles(merged["tau"]),
+                float(result["wall_s"]),
+                float(result["workers_busy"]),
+            )
+        )
+    return rows
+
+
+def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
+    """All rows, one line a run; targets that were not reached are empty."""
+    most = max(len(plan.targets) for plan in grid.tasks.values())
+    head = ["task", "rule", "error_probability", "seed", "config_sha256", "max_accuracy", "final_accuracy", "mean_accuracy"]
+    head += ["updates"]
+    head += [f"{name}_{quartile}" for name in ("gamma", "tau") for quartile in ("q1", "median", "q3")]
+    head += ["wall_s", "workers_busy"]
+    head += [f"{what}_{i + 1}" for i in range(most) for what in ("target", "seconds_to_target")]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for row in rows:
+            run = row.run
+            line: list[Any] = [run.task, run.rule, run.error_probability, run.seed, run.config.digest().hex()]
+            line += [
+                row.max_accuracy,
+                row.final_accuracy,
+                row.mean_accuracy,
+                row.updates,
+                *row.gamma,
+                *row.tau,
+                row.wall_s,
+                row.workers_busy,
+            ]
+            for target, seconds in zip(grid.tasks[run.task].targets, row.seconds_to, strict=True):
+                line += [target, seconds if np.isfinite(seconds) else ""]
+            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
+
+
+def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
+    """The comparison, a table for each task and error probability.
+
+    Accuracies are means and standard deviations over the seeds, times medians; `x` is the time as a multiple of that of
+    the grid's first rule.
+    """
+    lines = [grid.caption.strip(), ""] if grid.caption else []
+    for task, plan in grid.tasks.items():
+        for p in grid.error_probabilities:
+            here = [row for row in rows if row.run.task == task and row.run.error_probability == p]
+            if not here:
+                continue
+            targets = " | ".join(f"s to {target:.4g} | x" for target in plan.targets)
+            lines += [f"### {task}, error probability {p:g}", ""]
+            lines += [f"| rule | runs | max accuracy (%) | final (%) | updates | {targets} |"]
+            lines += ["|---|" + "---:|" * (4 + 2 * len(plan.targets))]
+            first: list[float] = []
+            for rule in grid.rules:
+                mine = [row for row in here if row.run.rule == rule]
+                if not mine:
+                    continue
+                seconds = [float(np.median([row.seconds_to[i] for row in mine])) for i in range(len(plan.targets))]
+                first = first or seconds
+                cells = [rule, str(len(mine)), _spread([row.max_accuracy for row in mine])]
+                cells += [_spread([row.final_accuracy for row in mine]), f"{np.mean([row.updates for row in mine]):.0f}"]
+                for mean, reference in zip(seconds, first, strict=True):
+                    known = np.isfinite(mean) and np.isfinite(reference) and reference > 0
+                    cells += [f"{mean:.0f}" if np.isfinite(mean) else "never", f"{mean / reference:.1f}" if known else ""]
+                lines.append("| " + " | ".join(cells) + " |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def chosen(grid: Grid, rows: Sequence[Row]) -> str:
+    """The best variant of each rule on each task, as the part of the grid's TOML that holds it.
+
+    Best: of the highest mean accuracy over the run, so that both speed and end count.
+    """
+    best: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in grid.tasks:
+        here = [row for row in rows if row.run.task == task]
+        for rule in grid.rules:
+            mine = [row for row in here if row.run.rule == rule and row.run.values]
+            if mine:
+                row = max(mine, key=lambda row: row.mean_accuracy)
+                best.setdefault(rule, {})[task] = row.run.values
+    table = {"rules": {rule: {"on": {t: jobs.nest(values) for t, values in on.items()}} for rule, on in best.items()}}
+    return tomli_w.dumps(table)
+
+
+def _run(grid: Grid, task: str, rule: str, p: float, seed: int, values: dict[str, Any]) -> Run:
+    plan = grid.rules[rule]
+    settled = grid.tuning.run if values else plan.on.get(task, {})
+    errors = {"seed": seed, "heterogeneity": {"error_probability": p}}
+    layers = (grid.run, grid.tasks[task].run, plan.run, settled, jobs.nest(values), errors)
+    return Run(task, rule, p, seed, jobs.compose(layers, f"{task} with {rule}"), values)
+
+
+def quartiles(values: np.ndarray) -> np.ndarray:
+    """The quartiles (3,) of the values that are finite; NaN if none is."""
+    finite = values[np.isfinite(values)]
+    return np.percentile(finite, [25, 50, 75]) if len(finite) else np.full(3, np.nan)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation in percent."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{100 * np.mean(values):.2f} ± {100 * deviation:.2f}"

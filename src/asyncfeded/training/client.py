@@ -1,0 +1,161 @@
+"""A client: takes a model, trains K epochs on its own data at its own pace, sends the result, until told to stop."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from asyncfeded.config import Training
+from asyncfeded.model.flat import FlatModel
+from asyncfeded.seeds import Stream, seed_torch
+from asyncfeded.tasks import Task
+from asyncfeded.tasks.classification import Data
+from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.messages import Order
+
+
+class Lot(NamedTuple):
+    """What is a client's own."""
+
+    data: Data
+    """On the model's device."""
+    batch_size: int
+    slowdown: float = 1.0
+    """How many times its own time a round takes."""
+
+
+class Trainer:
+    """Trains clients' models in place, one at a time.
+
+    Args:
+        task: loss of the task.
+        flat: the model; its parameters are trained in their buffer.
+        training: how to train.
+        proximal: mu of the proximal term.
+        seed: of the run.
+    """
+
+    def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
+        self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
+        self._params = [p for p in flat.module.parameters() if p.requires_grad]
+        # The function behind torch.optim.SGD: the class imports torch._dynamo, 1.2 s of processor time on every worker.
+        self._descend = partial(
+            sgd,
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        self._momentum: list[Tensor | None] = []  # by parameter
+        # The proximal term's anchor x_s: a copy of the parameters at the start of a round, only where there is such a term.
+        self._anchor = [torch.empty_like(p) for p in self._params] if proximal else []
+        self.samples, self.steps, self.loss = 0, 0, 0.0
+
+    def round(self, order: Order, lot: Lot, stopped: Callable[[], bool]) -> bool:
+        """Train K epochs from the model as it stands.
+
+        Everything random follows from the seed, the client and the number of its round. Afterwards `samples`, `steps` and
+        `loss` (mean over the samples seen) tell what was done.
+
+        Args:
+            order: client, round and K.
+            lot: of this client.
+            stopped: asked after every step whether to give up.
+
+        Returns:
+            Whether the round was finished.
+        """
+        seed_torch(self._seed, Stream.TRAINING, order.client, order.round)
+        self._momentum = [None] * len(self._params)  # it starts at zero
+        with torch.no_grad():
+            for anchor, p in zip(self._anchor, self._params, strict=False):
+                anchor.copy_(p)
+        self._flat.module.train()
+        inputs, targets = lot.data
+        loss_sum = torch.zeros((), dtype=torch.float64, device=inputs.device)
+        self.samples = self.steps = 0
+        for _ in range(order.epochs):
+            shuffled = torch.randperm(len(targets)).to(inputs.device)
+            for batch in torch.split(shuffled, lot.batch_size):
+                began = time.perf_counter()
+                loss_sum += self._step(inputs[batch], targets[batch]).double() * len(batch)
+                self.samples += len(batch)
+                self.steps += 1
+                if lot.slowdown > 1:
+                    if inputs.is_cuda:
+                        torch.cuda.synchronize(inputs.device)
+                    time.sleep((lot.slowdown - 1) * (time.perf_counter() - began))
+                if stopped():
+                    return False
+        self.loss = float(loss_sum) / self.samples
+        self._flat.check_views()
+        return True
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        for p in self._params:
+            p.grad = None
+        loss = self._task.loss(self._flat.module(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for anchor, p in zip(self._anchor, self._params, strict=False):
+            if p.grad is not None:
+                p.grad.add_(p.detach(), alpha=self._mu).add_(anchor, alpha=-self._mu)
+        trained = {i: (p, p.grad) for i, p in enumerate(self._params) if p.grad is not None}
+        params, gradients = zip(*trained.values(), strict=True)
+        momentum = [self._momentum[i] for i in trained]
+        with torch.no_grad():
+            self._descend(list(params), list(gradients), momentum)
+        for i, buffer in zip(trained, momentum, strict=True):
+            self._momentum[i] = buffer
+        return loss.detach()
+
+
+def work(
+    wire: ClientWire,
+    trainer: Trainer,
+    lot: Callable[[int], Lot],
+    lost_s: Callable[[Order, float], float],
+    flat: FlatModel,
+    host: Tensor,
+) -> None:
+    """The loop of a worker, until the server says stop. Client ranks.
+
+    Args:
+        wire: to the server.
+        trainer: trains in `flat`.
+        lot: of a client.
+        lost_s: seconds to let pass after a round that took so long, for failures and network; wall clock.
+        flat: the model that the trainer trains.
+        host: float32 (size,), the wire's buffer: the model's own where that lies in host memory, else a pinned copy.
+    """
+    staged = host.data_ptr() != flat.buffer.data_ptr()
+    waiting_since = time.perf_counter()
+    while (order := wire.receive()) is not None:
+        began = time.perf_counter()
+        if staged:
+            flat.buffer.copy_(host)
+        if not trainer.round(order, lot(order.client), wire.stopped):
+            break
+        if staged:
+            host.copy_(flat.buffer)
+        ended = time.perf_counter()
+        if (lost := lost_s(order, ended - began)) and not _pass(lost, wire.stopped):
+            break
+        wait_s, waiting_since = began - waiting_since, time.perf_counter()
+        wire.send(order, trainer.samples, trainer.steps, trainer.loss, compute_s=ended - began, wait_s=wait_s)
+    wire.finish()
+
+
+def _pass(seconds: float, stopped: Callable[[], bool]) -> bool:
+    """Let time pass. Returns whether it passed without a stop."""
+    until = time.perf_counter() + seconds
+    while (left := until - time.perf_counter()) > 0:
+        if stopped():
+            return False
+        time.sleep(min(left, 0.05))
+    return True

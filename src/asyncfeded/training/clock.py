@@ -1,0 +1,122 @@
+"""Whose update is next. On the wall clock: whose has arrived (`wire.ServerWire`). Here: who is due.
+
+An ordered clock stands between server and wire. It hands out orders to the workers and holds their updates back until it is
+their turn, so that the server sees the same updates in the same order whatever the number of ranks, the MPI or the load of
+the machine. It decides nothing but the order.
+"""
+
+import heapq
+from collections.abc import Callable
+
+from torch import Tensor
+
+from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
+from asyncfeded.wire.server_wire import ServerWire
+
+Due = Callable[[Order, float], float]
+"""When the update of an order is due that is given at a time, both in seconds; infinity: never."""
+
+
+class OrderedClock:
+    """A `Wire` on which updates arrive when they are due; ties go to the lower client id.
+
+    A worker trains one client at a time, of those that live on it the one that is due first. Trained ahead of its turn, an
+    update waits in its receive buffer: the wire needs one for each client.
+
+    Args:
+        pipe: the wire to the workers.
+        due: when an update is due.
+        start_s: of the clock.
+
+    Attributes:
+        due_s: by client, when the update of its last order is due; infinity: never.
+    """
+
+    def __init__(self, pipe: ServerWire, due: Due, start_s: float = 0.0) -> None:
+        self._pipe, self._due = pipe, due
+        self._now = start_s
+        self.due_s: dict[int, float] = {}
+        self._out: list[tuple[float, int]] = []  # heap of (due, client): orders given and not yet taken
+        self._here: dict[int, Arrival | Refused] = {}  # by client: answered, and not yet due
+
+    def now(self) -> float:
+        """See `Wire`: when the update taken last was due."""
+        return self._now
+
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
+        """See `Wire`. Rank 0."""
+        due = self.due_s[order.client] = self._due(order, self._now)
+        heapq.heappush(self._out, (due, order.client))
+        if due < float("inf"):
+            self._pipe.reply(order, weights, ready, due)
+        else:
+            ready(weights.numel())
+
+    def next(self) -> Arrival | Refused | Lost | None:
+        """See `Wire`. Rank 0."""
+        while (event := self._pipe.next()) is not None:
+            if isinstance(event, Lost):
+                self._out = [(due, client) for due, client in self._out if client not in event.clients]
+                heapq.heapify(self._out)
+                return event
+            if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
+                return event
+            # It does not wait for the server but for its turn.
+            self._here[event.client] = event._replace(queue=0) if isinstance(event, Arrival) else event
+        if not self._out or self._out[0][1] not in self._here:
+            return None
+        self._now, client = heapq.heappop(self._out)
+        return self._here.pop(client)
+
+    def release(self, arrival: Arrival) -> None:
+        """See `Wire`."""
+        self._pipe.release(arrival)
+
+    def pause(self) -> None:
+        """See `Wire`."""
+        self._pipe.pause()
+
+    def stop(self) -> int:
+        """See `Wire`. Rank 0; afterwards the wire is closed. Updates trained ahead of their turn count as discarded."""
+        waiting = [event for event in self._here.values() if isinstance(event, Arrival)]
+        for arrival in waiting:
+            self._pipe.release(arrival)
+        return len(waiting) + self._pipe.stop()
+
+    @property
+    def _waited_for(self) -> set[int]:
+        return {client for _, client in self._out}
+
+
+class Resumed:
+    """`Due` of a run that goes on: orders that were out when it was left keep their time.
+
+    Args:
+        kept: by client, when the update of the order is due that it is given first.
+        due: of all other orders.
+    """
+
+    def __init__(self, kept: dict[int, float], due: Due) -> None:
+        self._kept, self._due = kept, due
+
+    def __call__(self, order: Order, now: float) -> float:
+        """See `Due`."""
+        return self._kept.pop(order.client) if order.client in self._kept else self._due(order, now)
+
+
+class Replay:
+    """`Due` for the order of arrival that a record tells: the n-th update of a client is due when it was then.
+
+    Args:
+        clients: int (n,), the client of each update in order of arrival.
+    """
+
+    def __init__(self, clients: list[int]) -> None:
+        self._turns: dict[int, list[int]] = {}
+        for turn, client in enumerate(clients):
+            self._turns.setdefault(client, []).append(turn)
+
+    def __call__(self, order: Order, now: float) -> float:
+        """The place of the update in the record, or infinity if it did not arrive."""
+        turns = self._turns.get(order.client, [])
+        return float(turns[order.round]) if order.round < len(turns) else float("inf")

@@ -1,0 +1,90 @@
+"""The accuracy of a snapshot of the global model, one batch at a time.
+
+The server calls `step` when it has nothing to do; a client that arrives meanwhile waits for one batch at most. Decides
+nothing about when.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asyncfeded.model.flat import FlatModel
+from asyncfeded.tasks import Task
+
+
+class Score(NamedTuple):
+    """The result of an evaluation."""
+
+    version: int
+    accuracy: float
+    loss: float
+
+
+class Evaluator:
+    """Tests snapshots of the global model.
+
+    Args:
+        task: gives the test data and the metric.
+        flat: a model of its own, for the snapshot, on the device that evaluates.
+        batch_size: samples per step.
+    """
+
+    def __init__(self, task: Task, flat: FlatModel, batch_size: int) -> None:
+        device = flat.buffer.device
+        inputs, targets = task.test_data()
+        self._task, self._flat = task, flat
+        self._batches = list(
+            zip(torch.split(inputs.to(device), batch_size), torch.split(targets.to(device), batch_size), strict=True)
+        )
+        self._next = len(self._batches)
+        self._version = -1
+        self._loss, self._correct, self._count = 0.0, 0, 0
+        flat.module.eval()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the snapshot."""
+        return 4 * self._flat.layout.size
+
+    @property
+    def running(self) -> bool:
+        """Whether a snapshot has batches left."""
+        return self._next < len(self._batches)
+
+    def start(self, x: Tensor, version: int) -> None:
+        """Take a snapshot of x, float32 (size,)."""
+        self._flat.buffer.copy_(x)
+        self._version, self._next = version, 0
+        self._loss, self._correct, self._count = 0.0, 0, 0
+
+    @torch.inference_mode()
+    def step(self) -> Score | None:
+        """Test the snapshot on its next batch; the score after the last one."""
+        inputs, targets = self._batches[self._next]
+        loss, correct, count = self._task.evaluate(self._flat.module(inputs), targets)
+        self._loss, self._correct, self._count = self._loss + loss, self._correct + correct, self._count + count
+        self._next += 1
+        if self.running:
+            return None
+        return Score(self._version, self._correct / self._count, self._loss / self._count)
+
+    def score(self, x: Tensor, version: int) -> Score:
+        """The whole evaluation of x at once."""
+        self.start(x, version)
+        while True:
+            if (score := self.step()) is not None:
+                return score
+
+
+class NoEvaluator:
+    """An `Evaluator` that takes no time and tests nothing: for measurements of the server alone."""
+
+    running = False
+
+    def start(self, x: Tensor, version: int) -> None:
+        """See `Evaluator`."""
+
+    def score(self, x: Tensor, version: int) -> Score:
+        """See `Evaluator`."""
+        return Score(version, 0.0, 0.0)

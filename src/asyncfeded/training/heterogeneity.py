@@ -1,0 +1,95 @@
+"""Who is slow, when, by how much, and whose round fails; all declared in the config and drawn from the run's seed.
+
+How much data a client has is for the task. On the virtual clock these figures say when an update arrives, on the wall clock
+a client paces itself by them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from asyncfeded.config import Config
+from asyncfeded.seeds import Stream, numpy_rng
+from asyncfeded.wire.messages import Order
+
+CLIENT = np.dtype(
+    [
+        ("slowdown", np.float64),  # times the work's own time
+        ("batch_size", np.int32),
+        ("epochs", np.int32),  # first K
+        ("delay_s", np.float64),  # of the network, for each round
+        ("round_s", np.float64),  # declared time of a round of the first K
+        ("samples", np.int64),  # of training data
+    ]
+)
+"""A client's lot, as stored in the record."""
+
+
+@dataclass(frozen=True)
+class Heterogeneity:
+    """The clients' lots, and the fate of each round."""
+
+    clients: np.ndarray
+    """CLIENT (clients,)."""
+    error_probability: float
+    seed: int
+    declared: bool = False
+    """Whether `round_s` was given, and not estimated from the samples."""
+
+    def lost_rounds(self, client: int, number: int) -> float:
+        """What the failures before an update cost, in units of the client's normal round.
+
+        With probability p a round yields no update and costs uniform(0, 3) normal rounds; the client then trains again
+        (the authors' experiment, arXiv 2205.13797, read off their published runs).
+
+        Args:
+            client: which.
+            number: of the round.
+        """
+        lost = 0.0
+        if self.error_probability:
+            rng = numpy_rng(self.seed, Stream.ERRORS, client, number)
+            while rng.random() < self.error_probability:
+                lost += rng.uniform(0.0, 3.0)
+        return lost
+
+    def due(self, order: Order, now: float) -> float:
+        """When the update of an order given now arrives on the virtual clock, failures and network included (clock.Due)."""
+        lot = self.clients[order.client]
+        normal = self._round_s(order)
+        return float(now + lot["delay_s"] + normal * (1.0 + self.lost_rounds(order.client, order.round)))
+
+    def pause_s(self, order: Order, took_s: float) -> float:
+        """What a client lets pass after a round on the wall clock: the rest of a declared round, failures and network.
+
+        Args:
+            order: of the round.
+            took_s: how long the round took.
+        """
+        round_s = max(took_s, self._round_s(order)) if self.declared else took_s
+        lost = self.lost_rounds(order.client, order.round)
+        return float(self.clients["delay_s"][order.client] + round_s - took_s + round_s * lost)
+
+    def _round_s(self, order: Order) -> float:
+        lot = self.clients[order.client]
+        return float(lot["round_s"] * order.epochs / lot["epochs"])
+
+
+def draw(config: Config, sizes: np.ndarray) -> Heterogeneity:
+    """The clients' lots.
+
+    Args:
+        config: of the run.
+        sizes: int64 (clients,), training samples of each.
+    """
+    settings, training = config.heterogeneity, config.training
+    lots = np.zeros(len(sizes), CLIENT)
+    spread = np.exp(settings.slowdown_sigma * numpy_rng(config.seed, Stream.SPEED).standard_normal(len(sizes)))
+    lots["slowdown"] = np.resize(settings.slowdown, len(sizes)) * spread / spread.min()
+    lots["batch_size"] = np.resize(settings.batch_size or training.batch_size, len(sizes))
+    lots["epochs"] = np.resize(settings.epochs or training.epochs, len(sizes))
+    lots["delay_s"] = np.resize(settings.delay_s, len(sizes))
+    lots["samples"] = sizes
+    work_s = np.resize(settings.round_s, len(sizes)) if settings.round_s else settings.sample_s * sizes * lots["epochs"]
+    lots["round_s"] = work_s * lots["slowdown"]
+    return Heterogeneity(lots, settings.error_probability, config.seed, bool(settings.round_s))

@@ -1,0 +1,106 @@
+"""A worker's side of the wire, over MPI: orders in, updates out. The server's side is wire.py, the messages messages.py."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.world import PROTOCOL, Backoff
+from asyncfeded.wire.messages import APART, HEADER, HEADER_TAG, LAST, MAGIC, NOTHING, STOP, Order
+from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
+
+T = TypeVar("T")
+BULK_S = 20e-6
+"""How long a client that would spin sleeps between two looks at an update of several chunks: it is the server that moves the
+data, and its second thread can use the core."""
+
+
+class ServerLostError(RuntimeError):
+    """MPI reports that the server has died."""
+
+
+class ClientWire:
+    """A worker's side; the server is rank 0.
+
+    Every method raises ServerLostError where MPI reports that the server has died (ULFM).
+
+    Args:
+        comm: the job's communicator.
+        buffer: float32 (size,) in host memory, to receive into and to send from; belongs to MPI inside `receive` and
+            `send`, to the caller between them.
+        backoff: how to wait.
+
+    Attributes:
+        apart: whether the server said at the end that a rank is lost, so that ranks leave without waiting for each other.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff) -> None:
+        self._comm, self._backoff, self.apart = comm, backoff, False
+        self._buffer = buffer.numpy()
+        self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
+        self._said = 0  # messages, which chunks are tagged with
+        # Posted whenever no header is being read: while the worker trains, only a STOP can complete it.
+        self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
+        self._request.Start()
+
+    def receive(self) -> Order | None:
+        """Wait for the server's next word: an order, or None to stop. Client ranks."""
+        self._backoff.reset()
+        while not _told(self._request.Test):
+            self._backoff.pause()
+        _, _, flags, client, epochs, number, _, version, *_ = self._inbox[0].item()
+        if flags & STOP:
+            return None
+        receiving = Receiving(self._comm, self._buffer, 0)
+        while not receiving.complete:
+            if _told(receiving.poll) is None:
+                self._backoff.pause()
+            else:
+                self._backoff.reset()
+        self._request.Start()
+        return Order(client, number, version, epochs)
+
+    def stopped(self) -> bool:
+        """Whether the server has called for a stop; for use while training. Never waits. Client ranks."""
+        return _told(self._request.Test)
+
+    def send(self, order: Order, samples: int, steps: int, train_loss: float, compute_s: float, wait_s: float) -> None:
+        """Send the update that an order asked for, the weights being in the buffer. Client ranks.
+
+        Returns when the buffer may be written.
+        """
+        fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
+        self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
+        self._said += 1
+        header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
+        sending, size, given = Sending(self._comm, self._buffer, 0, header, self._said), len(self._buffer), 0
+        while not _told(lambda: sending.push(size) and sending.sent()):
+            if sending.given > given:
+                given = sending.given
+                self._backoff.reset()
+            elif self._backoff.spin and size > CHUNK:
+                time.sleep(BULK_S)
+            else:
+                self._backoff.pause()
+
+    def finish(self) -> None:
+        """Answer a stop, and wait until all have; afterwards the wire is closed. Client ranks."""
+        self._outbox[0] = (MAGIC, PROTOCOL, LAST, *NOTHING)
+        self._request.Start()
+        last = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
+        for request in (last, self._request):
+            self._backoff.reset()
+            while not _told(request.Test):
+                self._backoff.pause()
+        self.apart = bool(self._inbox[0]["flags"] & APART)
+        self._request.Free()
+
+
+def _told(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except MPI.Exception as error:
+        raise ServerLostError(error.Get_error_string()) from None

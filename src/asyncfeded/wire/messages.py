@@ -1,0 +1,191 @@
+"""What server and clients say to each other: headers, orders, updates, and what an update is refused for.
+
+Clients train on workers, the ranks but the server's: client i on worker i modulo the number of workers, so that its data
+lies on one rank, unless that rank dies. An update is a header (64 bytes) and the model's raw buffer in chunks (transfer.py);
+so is a reply. By turns:
+
+1. The server replies to a client: header (round, version, K), weights. It does not touch that reply buffer until the
+   client's next update: it *is* the client's base model x_s. A worker has one order in hand at a time.
+2. The worker trains K epochs and sends an update: header (base version, epochs done, ...), weights.
+3. To end, the server sends a header with STOP to every worker, at any time. A worker answers with exactly one header with
+   LAST, after the update that it may be sending. When all have, nothing is left unreceived, and the server sends a header
+   with BYE; with APART too if a rank is lost, so that the others must leave without waiting for each other.
+
+Nothing is pickled. The chunks of a worker's n-th message bear a tag that follows from n, so that what is left of a message
+that was refused is never taken for a part of the next. The rooms that send and receive are wire.py and worker.py.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from asyncfeded.mpi.world import PROTOCOL
+from asyncfeded.wire.transfer import Receiving
+
+HEADER = np.dtype(
+    [
+        ("magic", np.uint32),
+        ("protocol", np.uint16),
+        ("flags", np.uint16),
+        ("client", np.int32),
+        ("epochs", np.int32),  # to a client: K, the epochs to train; from a client: epochs done
+        ("round", np.int32),  # of this client: 0, 1, ...
+        ("steps", np.int32),  # steps of SGD done
+        ("version", np.int64),  # to a client: of the model sent; from a client: of the model it started from
+        ("samples", np.int64),  # samples seen
+        ("train_loss", np.float64),  # mean over the samples seen
+        ("compute_s", np.float64),  # of this round
+        ("wait_s", np.float64),  # between the previous update and its reply
+    ]
+)
+MAGIC = 0xA5F3DED0
+STOP, LAST, BYE, APART = 1, 2, 4, 8  # flags
+HEADER_TAG = 1
+NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
+
+
+class Header(NamedTuple):
+    """The fields of a header that has arrived, as HEADER names them."""
+
+    magic: int
+    protocol: int
+    flags: int
+    client: int
+    epochs: int
+    round: int
+    steps: int
+    version: int
+    samples: int
+    train_loss: float
+    compute_s: float
+    wait_s: float
+
+    @property
+    def foreign(self) -> str:
+        """Why this is no header of this program, as a sentence; empty if it is one."""
+        if self.magic != MAGIC:
+            return f"magic {self.magic:#x}, expected {MAGIC:#x}"
+        if self.protocol != PROTOCOL:
+            return f"protocol {self.protocol}, expected {PROTOCOL}"
+        if self.flags not in (0, LAST):
+            return f"flags {self.flags:#x}, expected 0 or {LAST:#x}"
+        return ""
+
+
+class Order(NamedTuple):
+    """What the server asks of a client, together with the weights of that version."""
+
+    client: int
+    round: int
+    """How many rounds the client has been asked for before."""
+    version: int
+    epochs: int
+    """K."""
+
+    def unanswered(self, header: Header) -> str:
+        """Why a header does not answer this order, as a sentence; empty if it does."""
+        if header.client != self.client:
+            return f"it is from client {header.client}, who was not asked"
+        if header.round != self.round:
+            return f"it answers round {header.round}, expected {self.round}"
+        if header.version != self.version:
+            return f"it started from version {header.version}, which the client does not hold: it was sent {self.version}"
+        if header.epochs != self.epochs:
+            return f"it has done {header.epochs} epochs, expected {self.epochs}"
+        if header.samples < 1 or header.steps < 1:
+            return f"it has done {header.steps} steps and seen {header.samples} samples"
+        if not (0 <= header.compute_s < math.inf and 0 <= header.wait_s < math.inf):
+            return f"it took {header.compute_s} s and waited {header.wait_s} s"
+        return ""
+
+
+class Arrival(NamedTuple):
+    """An update that has arrived whole."""
+
+    client: int
+    round: int
+    base_version: int
+    epochs: int
+    samples: int
+    steps: int
+    train_loss: float
+    compute_s: float
+    wait_s: float
+    weights: Tensor
+    """float32 (size,), in a receive buffer of the wire, until `release`."""
+    queue: int = 0
+    """Other updates that had come, their headers at least, and were not taken yet when this one was."""
+
+
+class Refused(NamedTuple):
+    """A message that is no update: it was not read, or read and dropped."""
+
+    client: int
+    """Whose order it should have answered; -1: none was out."""
+    reason: str
+    """A sentence."""
+    answered: bool
+    """Whether it took the place of the answer, so that the client waits for the next order."""
+
+
+class Lost(NamedTuple):
+    """A worker that was given up: its clients will send nothing."""
+
+    worker: int
+    clients: tuple[int, ...]
+    """Those that nobody trains now."""
+    reason: str
+    """A sentence."""
+
+
+class Job(NamedTuple):
+    """An order on its way to a worker; compares by what is due first."""
+
+    due: float
+    number: int
+    order: Order
+    weights: Tensor
+
+
+class Incoming(NamedTuple):
+    """An update that the server is receiving."""
+
+    worker: int
+    header: Header
+    slot: int
+    """Index of its buffer."""
+    receiving: Receiving
+    refusal: str
+    """What is wrong with its header, as a sentence; empty: nothing."""
+
+
+class Wire(Protocol):
+    """What the server needs of its wire. `wire.ServerWire` is the one over MPI."""
+
+    def next(self) -> Arrival | Refused | Lost | None:
+        """What has come and waited longest, or None if nothing has. Never waits."""
+
+    def release(self, arrival: Arrival) -> None:
+        """The arrival's weights have been read: their buffer may take the next update."""
+
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
+        """Give a client an order and the model for it.
+
+        Args:
+            order: what to do.
+            weights: float32 (size,); belongs to the wire until the client's next update arrives.
+            ready: makes `weights[:stop]` what is to be sent; called with a rising `stop`, last with size, before this
+                returns.
+        """
+
+    def now(self) -> float:
+        """Seconds of training, on the clock of the run."""
+
+    def pause(self) -> None:
+        """Let others run, since there is nothing to do."""
+
+    def stop(self) -> int:
+        """Tell all to stop, receive what is under way, and return how many updates that discarded."""

@@ -1,0 +1,395 @@
+"""The server's side of the wire, over MPI: posted receives, a pool of buffers, replies in chunks, and workers that die.
+
+The messages are described in messages.py. What an update means is not known here, and nothing of model size is allocated
+after start-up.
+"""
+
+import heapq
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asyncfeded.mpi import launcher
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.world import PROTOCOL, Backoff
+from asyncfeded.wire.assignment import Homes
+from asyncfeded.wire.deadlines import Patience
+from asyncfeded.wire.messages import (
+    APART,
+    BYE,
+    HEADER,
+    HEADER_TAG,
+    LAST,
+    MAGIC,
+    NOTHING,
+    STOP,
+    Arrival,
+    Header,
+    Incoming,
+    Job,
+    Lost,
+    Order,
+    Refused,
+)
+from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
+
+T = TypeVar("T")
+STALLED_S = 50e-3
+"""A transfer that has not moved for so long does not keep another from starting."""
+WATCH_S = 0.1
+"""How often to look for workers that have died."""
+
+
+class ServerWire:
+    """The server's side. Worker i is rank i + 1.
+
+    Headers are received into one posted receive per worker; weights into a buffer of a pool, one update at a time, the
+    next one beginning before the last has arrived only if that stalls: so most buffers are never touched, and the system
+    gives them no memory. Updates are taken in the order in which their headers were seen: a poll looks at all, and who
+    came with an earlier poll is first, so that no rank starves another.
+
+    A worker is given up when MPI reports its death, or when it has been silent for too long. One that was only silent may
+    come back: what it then sends is received and refused.
+
+    Args:
+        comm: the job's communicator; this is rank 0.
+        num_workers: number of workers.
+        size: elements of a model.
+        backoff: how to wait.
+        num_clients: number of clients, and of receive buffers.
+        measure: told of every part of an update, in order, as soon as it is here: client, weights, start, stop. Without it
+            an update may wait for its turn, and the next is received meanwhile.
+        start_s: of the clock.
+        patience: how long a worker may be silent. Without it: for ever.
+        reassign: whether the clients of a worker that is given up move to the others, with their orders.
+        pinned: whether to receive into memory that a GPU reads itself.
+
+    Attributes:
+        receiving_s: processor time spent on receiving.
+        homes: where clients live, and which workers are lost.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        num_workers: int,
+        size: int,
+        backoff: Backoff,
+        num_clients: int,
+        measure: Callable[[int, Tensor, int, int], None] | None = None,
+        start_s: float = 0.0,
+        patience: Patience | None = None,
+        reassign: bool = False,
+        pinned: bool = False,
+    ) -> None:
+        self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
+        self._patience, self.homes = patience or Patience(0, 0), Homes(num_workers, num_clients, reassign)
+        # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
+        self._headers = np.zeros(num_workers, HEADER)
+        self._header_requests = [
+            comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], i + 1, HEADER_TAG)
+            for i in range(num_workers)
+        ]
+        # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
+        self._buffers = [torch.empty(size, pin_memory=pinned) for _ in range(num_clients)]
+        self._arrays = [buffer.numpy() for buffer in self._buffers]
+        self._free = list(range(num_clients))  # the last one used is used next
+        self._used: set[int] = set()
+        self._announced: deque[tuple[int, Header]] = deque()  # workers whose header is here, their weights not posted
+        self._incoming: list[Incoming] = []
+        self._moved_s = 0.0  # when the last part arrived
+        self._arrived: deque[Arrival | Refused | Lost] = deque()
+        self._taken: dict[int, int] = {}  # client: buffer of its arrival
+        self._heard = [0] * num_workers  # messages of each worker, which chunks are tagged with
+        # HEADER (workers,): rows are sent from, and rewritten only after the worker's next update.
+        self._replies = np.zeros(num_workers, HEADER)
+        self._reply_rows = [self._replies[i : i + 1].view(np.uint8) for i in range(num_workers)]
+        self._outgoing: list[Sending | None] = [None] * num_workers
+        self._unsent: set[int] = set()  # workers with chunks that could not be given to MPI yet
+        self._numbers = itertools.count()
+        self._jobs: list[list[Job]] = [[] for _ in range(num_workers)]  # heaps: not yet sent
+        self._in_hand: list[Job | None] = [None] * num_workers
+        self._asked_s = [0.0] * num_workers  # when the order in hand was sent, in seconds of listening
+        self._sign_s = [0.0] * num_workers  # when the worker gave its last sign of life
+        self._failed: dict[int, str] = {}  # workers that MPI gave an error for, and which
+        self._left: set[int] = set()
+        self._stopping = False
+        self._stops: dict[int, MPI.Request | None] = {}
+        self._watched_s = 0.0
+        self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
+        self.receiving_s = 0.0
+        self._start = time.perf_counter() - start_s
+        MPI.Prequest.Startall(self._header_requests)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory of the receive buffers that were used, at least one."""
+        return 4 * self._size * max(1, len(self._used))
+
+    def now(self) -> float:
+        """See `Wire`: wall time since the wire was made, and what had passed before."""
+        return time.perf_counter() - self._start
+
+    def next(self) -> Arrival | Refused | Lost | None:
+        """See `Wire`. Rank 0."""
+        for worker in self._completed():
+            self._read(worker)
+        for worker in list(self._unsent):
+            self._push(worker, self._size)
+        if self._announced or self._incoming:
+            self._receive()
+        if self._patience.listen() - self._watched_s > WATCH_S or self._failed:
+            self._watch()
+        if not self._arrived:
+            return None
+        event = self._arrived.popleft()
+        if isinstance(event, Arrival):
+            event = event._replace(queue=len(self._announced) + len(self._incoming) + len(self._arrived))
+        return event
+
+    def release(self, arrival: Arrival) -> None:
+        """See `Wire`. Rank 0."""
+        self._free.append(self._taken.pop(arrival.client))
+
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object], due: float = 0.0) -> None:
+        """See `Wire`. Rank 0. Of the orders that wait for one worker, that with the least `due` goes first."""
+        worker, job = self.homes.of(order.client), Job(due, next(self._numbers), order, weights)
+        if self._in_hand[worker] is None:
+            self._send(worker, job, ready)
+        else:
+            ready(self._size)
+            heapq.heappush(self._jobs[worker], job)
+
+    def pause(self) -> None:
+        """See `Wire`."""
+        self._backoff.pause()
+
+    def stop(self) -> int:
+        """See `Wire`. Rank 0; afterwards the wire is closed, but for what is under way with workers that are lost."""
+        self._stopping, discarded = True, 0
+        for worker in range(len(self._outgoing)):
+            self._jobs[worker].clear()
+            self._sign_s[worker] = self._patience.listened_s
+            self._stops[worker] = self._flag(worker, STOP)
+        while not (self._left | self.homes.lost).issuperset(range(len(self._outgoing))):
+            event = self.next()
+            if event is None:
+                self.pause()
+            elif isinstance(event, Arrival):
+                discarded += 1
+                self.release(event)
+        here = self._left - self.homes.lost
+        flags = BYE | APART if self.homes.lost else BYE
+        sent = [(worker, sending.sent) for worker in here if (sending := self._outgoing[worker])]
+        requests = [(worker, request) for worker in here for request in (self._stops[worker], self._flag(worker, flags))]
+        sent += [(worker, request.Test) for worker, request in requests if request]
+        while not all(self._test(worker, is_sent) or worker in self._failed for worker, is_sent in sent):
+            self.pause()
+        for worker in here:
+            self._header_requests[worker].Free()
+        return discarded
+
+    def _flag(self, worker: int, flags: int) -> MPI.Request | None:
+        """Send a worker a header that says only this, unless it is lost: to a host that was cut off MPICH crashed."""
+        row = np.zeros(1, HEADER)  # the request keeps it
+        row[0] = (MAGIC, PROTOCOL, flags, *NOTHING)
+        return self._isend(worker, row.view(np.uint8)) if worker not in self.homes.lost else None
+
+    def _completed(self) -> list[int]:
+        """Workers whose header has arrived."""
+        try:
+            return MPI.Request.Testsome(self._header_requests) or []
+        except MPI.Exception:
+            # Of requests that completed in the same call nobody is told. Their rows are written, and were zero before.
+            return [
+                worker
+                for worker, request in enumerate(self._header_requests)
+                if self._test(worker, request.Test) and self._headers[worker].tobytes().strip(b"\0")
+            ]
+
+    def _read(self, worker: int) -> None:
+        """A header: of an update that now follows, of something else, or the last of a worker."""
+        header = Header(*self._headers[worker].item())
+        self._headers[worker] = 0
+        self._heard[worker] += 1
+        self._sign_s[worker] = now = self._patience.listened_s
+        job = self._in_hand[worker]
+        if header.foreign:  # nobody knows what follows it, if anything
+            self._test(worker, self._header_requests[worker].Start)
+            client = job.order.client if job and worker not in self.homes.lost else -1
+            self._arrived.append(Refused(client, f"rank {worker + 1} sent a header with {header.foreign}", False))
+        elif header.flags & LAST:
+            self._left.add(worker)
+        else:
+            if job:
+                self._patience.note(job.order.client, job.order.epochs, now - self._asked_s[worker])
+            self._announced.append((worker, header))
+
+    def _receive(self) -> None:
+        """Carry on with what is arriving, and begin the next update if nothing else moves."""
+        began, cpu = time.perf_counter(), time.thread_time()
+        moved = self._take_parts()
+        waits = any(i.worker not in self.homes.lost for i in self._incoming) or (self._measure is not None and self._arrived)
+        if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
+            (worker, header), slot = self._announced.popleft(), self._free.pop()
+            self._used.add(slot)
+            job = self._in_hand[worker]
+            refusal = job.order.unanswered(header) if job else f"it is a second answer, to round {header.round}"
+            receiving = Receiving(self._comm, self._arrays[slot], worker + 1, self._heard[worker])
+            self._incoming.append(Incoming(worker, header, slot, receiving, refusal))
+            self._take_parts()  # a small model is here already
+            moved = True
+        if moved:
+            self._moved_s = time.perf_counter()
+            self.receiving_s += time.thread_time() - cpu
+            self._backoff.reset()
+
+    def _take_parts(self) -> bool:
+        """Take what has arrived of all updates. Returns whether that was anything."""
+        moved = False
+        for incoming in list(self._incoming):
+            worker, header, slot, receiving, refusal = incoming
+            while (part := self._test(worker, receiving.poll)) is not None:
+                moved = True
+                self._sign_s[worker] = self._patience.listened_s
+                if self._measure is not None and not refusal and worker not in self.homes.lost:
+                    self._measure(header.client, self._buffers[slot], *part)
+            replied = self._outgoing[worker]
+            # A worker that answers has received what it answers.
+            if receiving.complete and (replied is None or self._test(worker, replied.sent)):
+                self._incoming.remove(incoming)
+                self._conclude(incoming)
+        return moved
+
+    def _conclude(self, incoming: Incoming) -> None:
+        """An update that is here whole is an arrival, or refused; its worker may be told the next."""
+        worker, header, slot, receiving, refusal = incoming
+        job, self._in_hand[worker] = self._in_hand[worker], None
+        self._test(worker, self._header_requests[worker].Start)
+        refusal, client = refusal or receiving.fault, job.order.client if job else -1
+        if worker in self.homes.lost:
+            self.homes.lost.discard(worker)
+            self.homes.silent.discard(worker)
+            refusal, client = "it came after its rank was given up", -1 if self.homes.moving else client
+            if self._stopping:
+                self._stops[worker] = self._flag(worker, STOP)
+        if refusal:
+            self._free.append(slot)
+            self._arrived.append(Refused(client, f"rank {worker + 1} sent an update: {refusal}", True))
+        else:
+            self._taken[header.client] = slot
+            done = (header.samples, header.steps, header.train_loss, header.compute_s, header.wait_s)
+            self._arrived.append(
+                Arrival(header.client, header.round, header.version, header.epochs, *done, self._buffers[slot])
+            )
+        if self._jobs[worker]:
+            self._send(worker, heapq.heappop(self._jobs[worker]), _is_ready)
+
+    def _send(self, worker: int, job: Job, ready: Callable[[int], object]) -> None:
+        """Give a worker that is free an order."""
+        order = job.order
+        self._in_hand[worker] = job
+        self._asked_s[worker] = self._sign_s[worker] = self._patience.listened_s
+        fields = (order.client, order.epochs, order.round, 0, order.version, 0, 0.0, 0.0, 0.0)
+        self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
+        header = self._isend(worker, self._reply_rows[worker])
+        self._outgoing[worker] = Sending(self._comm, job.weights.numpy(), worker + 1, header) if header else None
+        for start in range(0, self._size, CHUNK):
+            stop = min(start + CHUNK, self._size)
+            ready(stop)
+            self._push(worker, stop)
+
+    def _push(self, worker: int, ready: int) -> None:
+        """Go on sending a reply; what cannot be given to MPI yet is left to the next poll."""
+        sending = self._outgoing[worker]
+        if sending is None or worker in self._failed:
+            self._unsent.discard(worker)
+            return
+        given = sending.given
+        all_given = self._test(worker, sending.push, ready)
+        if sending.given > given:
+            self._sign_s[worker] = self._patience.listened_s
+            self._backoff.reset()
+        if all_given:
+            self._unsent.discard(worker)
+        else:
+            self._unsent.add(worker)
+
+    # Workers that die
+
+    def _test(self, worker: int, call: Callable[..., T], *arguments: int) -> T | None:
+        """A call about a worker; None if MPI has an error for it, which `_watch` then looks at."""
+        try:
+            return call(*arguments)
+        except MPI.Exception as error:
+            self._failed.setdefault(worker, error.Get_error_string())
+            return None
+
+    def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
+        return self._test(worker, lambda: self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG))
+
+    def _watch(self) -> None:
+        """Give up who has died, or has been silent for too long."""
+        self._watched_s = now = self._patience.listened_s
+        for worker, error in self._failed.items():
+            self._give_up(worker, f"MPI says of rank {worker + 1}: {error}", gone=True)
+        self._failed.clear()
+        if self._detects:
+            failed = self._comm.Get_failed()
+            for rank in failed.Translate_ranks(range(failed.size), self._group) if failed.size else ():
+                self._give_up(rank - 1, f"MPI reports that rank {rank} has died", gone=True)
+            failed.Free()
+        for worker, _ in self._announced:  # it is the server that lets them wait
+            self._sign_s[worker] = now
+        for worker in range(len(self._outgoing)):
+            job, silent_s = self._in_hand[worker], now - self._sign_s[worker]
+            if worker in self.homes.lost or worker in self._left or not (job or self._stopping):
+                continue
+            deadline_s = self._patience.deadline_s(job.order.client, job.order.epochs) if job else math.inf
+            if self._stopping and deadline_s == math.inf:
+                deadline_s = self._patience.last_s
+            if silent_s > deadline_s:
+                self._give_up(worker, f"rank {worker + 1} was silent for {silent_s:.1f} s, {deadline_s:.1f} s are allowed")
+
+    def _give_up(self, worker: int, reason: str, gone: bool = False) -> None:
+        """Expect nothing more of a worker.
+
+        Args:
+            worker: which.
+            reason: a sentence.
+            gone: it cannot come back.
+        """
+        receiving = any(incoming.worker == worker for incoming in self._incoming)
+        if gone:
+            self.homes.silent.discard(worker)
+            self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
+            self._announced = deque(item for item in self._announced if item[0] != worker)
+        if worker in self.homes.lost:
+            return
+        self.homes.lost.add(worker)
+        if receiving:  # its buffer stays with MPI
+            self._buffers.append(torch.empty_like(self._buffers[0]))
+            self._arrays.append(self._buffers[-1].numpy())
+            self._free.append(len(self._buffers) - 1)
+        jobs, self._jobs[worker] = self._jobs[worker], []
+        if (job := self._in_hand[worker]) is not None:
+            jobs.append(job)
+        if gone:
+            self._in_hand[worker] = None
+        else:
+            self.homes.silent.add(worker)
+        if self.homes.can_move and not self._stopping:
+            for job in sorted(jobs):
+                self.reply(job.order, job.weights, _is_ready, job.due)
+        self._arrived.append(Lost(worker, self.homes.stranded(worker), reason))
+
+
+def _is_ready(stop: int) -> None:
+    """The weights were made ready when the order was given."""

@@ -1,0 +1,103 @@
+"""Between the wire, which knows host memory only, and a global model on a GPU: pinned buffers, copied part by part.
+
+The parts of an update are copied to the GPU as they arrive, and measured there; a reply is merged and made on the GPU in one
+go, and each part of it sent as soon as its copy is in host memory, while those of the next parts are under way. Where the
+model is in host memory none of this is needed.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.wire.messages import Arrival, Lost, Order, Refused, Wire
+from asyncfeded.wire.transfer import CHUNK
+
+
+class Staging:
+    """A `Wire` for a global model that lies elsewhere than what the wire below sends and receives.
+
+    Args:
+        model: the global model.
+
+    Attributes:
+        below: the wire below; to be set before the first message.
+    """
+
+    below: Wire
+
+    def __init__(self, model: GlobalModel) -> None:
+        self._model, self._size, self._pinned = model, model.layout.size, model.x.is_cuda
+        # By client: a reply, float32 (size,) in host memory, as the base that it is a copy of.
+        self._replies = [torch.empty(self._size, pin_memory=self._pinned) for _ in model.base]
+        self._there: dict[int, Tensor] = {}  # by client: its update, beside the model
+        self._staged: dict[int, int] = {}  # by client: elements of it that are there
+        self._spare: list[Tensor] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all that is held here."""
+        return 4 * self._size * (len(self._replies) + len(self._there) + len(self._spare))
+
+    def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
+        """Take a part of an update that has arrived; see `GlobalModel.measure`. For the wire below."""
+        self._model.measure(client, self._stage(client, w, start, stop), start, stop)
+
+    def next(self) -> Arrival | Refused | Lost | None:
+        """See `Wire`. The weights of an arrival are where the model is."""
+        event = self.below.next()
+        if not isinstance(event, Arrival):
+            return event
+        there = self._stage(event.client, event.weights, self._staged.get(event.client, 0), self._size)
+        del self._staged[event.client]
+        return event._replace(weights=there)
+
+    def release(self, arrival: Arrival) -> None:
+        """See `Wire`."""
+        self._spare.append(self._there.pop(arrival.client))
+        self.below.release(arrival)
+
+    def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
+        """See `Wire`."""
+        here = self._replies[order.client]
+        wait_for: list[Callable[[], object]] = []
+
+        def ready_here(stop: int) -> None:
+            if not wait_for:
+                ready(self._size)
+                wait_for.extend(self._copy(here, weights, start) for start in range(0, self._size, CHUNK))
+            wait_for[(stop - 1) // CHUNK]()
+
+        self.below.reply(order, here, ready_here)
+
+    def now(self) -> float:
+        """See `Wire`."""
+        return self.below.now()
+
+    def pause(self) -> None:
+        """See `Wire`."""
+        self.below.pause()
+
+    def stop(self) -> int:
+        """See `Wire`."""
+        return self.below.stop()
+
+    def _stage(self, client: int, w: Tensor, start: int, stop: int) -> Tensor:
+        """Copy [start, stop) of a client's update to where the model is. Returns the update there."""
+        if client not in self._there:
+            self._there[client] = self._spare.pop() if self._spare else torch.empty_like(self._model.x)
+        there = self._there[client]
+        there[start:stop].copy_(w[start:stop], non_blocking=True)
+        self._staged[client] = stop
+        return there
+
+    def _copy(self, here: Tensor, there: Tensor, start: int) -> Callable[[], object]:
+        """Start to copy a chunk into host memory. Returns what waits until it is there."""
+        part = slice(start, start + CHUNK)
+        here[part].copy_(there[part], non_blocking=True)
+        if not self._pinned:
+            return int  # it is there
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event.synchronize

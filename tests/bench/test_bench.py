@@ -1,0 +1,208 @@
+"""The measurements as a user starts them, and what they count; none of the figures is judged here."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from asyncfeded import bench
+from asyncfeded.bench import kernel, wait
+from asyncfeded.wire.messages import Arrival
+from conftest import run, run_asyncfeded
+
+KERNEL = [
+    "params", "threads", "sums_gb_per_s", "apply_gb_per_s", "triad_gb_per_s", "fraction_of_triad",
+    "torch_inplace_over_kernel", "torch_naive_over_kernel",
+]  # fmt: skip
+WAIT = [
+    "ranks", "cores", "wait", "server_idle_core_fraction", "client_idle_core_fraction", "throughput_kept",
+    "reaction_s_p50", "reaction_s_p99",
+]  # fmt: skip
+SERVER = [
+    "params", "clients", "mpi", "device", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s",
+    "echo_s_p50", "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s",
+    "bytes_touched_per_update", "server_peak_bytes", "server_models",
+]  # fmt: skip
+CHECKPOINTING = [
+    "turnaround_s_p50_checkpointing", "turnaround_s_p99_checkpointing", "p99_checkpointing_over_p99", "checkpoints",
+    "checkpoint_bytes",
+]  # fmt: skip
+
+
+# the kernel
+
+
+@pytest.mark.parametrize("params", [1, 3_000_001])
+def test_the_kernel_is_measured(tmp_path, params):
+    done = run_asyncfeded("bench", "kernel", "--params", params, "--threads", 1, cwd=tmp_path)
+    assert done.status == 0, str(done)
+    figures = done.result
+    assert list(figures) == KERNEL
+    assert figures.pop("params") == params
+    assert figures.pop("threads") == 1
+    assert min(figures.values()) > 0
+    slower = min(figures["sums_gb_per_s"], figures["apply_gb_per_s"])
+    assert figures["fraction_of_triad"] == pytest.approx(slower / figures["triad_gb_per_s"], rel=1e-2)
+    assert figures["triad_gb_per_s"] < 1e5
+    assert "naive, torch" in done.stdout
+
+
+def test_measuring_the_kernel_loads_no_mpi(tmp_path):
+    code = "import sys, asyncfeded.bench.kernel; sys.exit('mpi4py' in sys.modules)"
+    done = run([sys.executable, "-c", code], tmp_path)
+    assert done.status == 0, str(done)
+
+
+@pytest.mark.parametrize("kind", ["", " in place, torch", " naive, torch"])
+def test_the_passes_compared_do_the_same(kind):
+    """Four elements, x = 1, w = 2, base = 0.5: sums 4 (0.5)^2 and 4 (1.5)^2. Merged, x = base = 1 + 0.3 * 1.5 = 1.45."""
+    passes = kernel._passes(4)
+    assert passes["sums" + kind]() == (1.0, 9.0)
+    passes["apply" + kind]()
+    assert passes["sums" + kind]() == pytest.approx((0.0, 4 * 0.55**2))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--params", 0), ("--params", -5), ("--threads", -1)])
+def test_a_kernel_that_cannot_be_measured_is_refused_in_one_line(tmp_path, option, value):
+    arguments = {"--params": 10, "--threads": 1} | {option: value}
+    done = run_asyncfeded("bench", "kernel", *(part for pair in arguments.items() for part in pair), cwd=tmp_path)
+    refused(done, f"{option} {value}: expected")
+
+
+# waiting
+
+
+@pytest.mark.parametrize(("ranks", "how"), [(2, "spin"), (3, "yield")])
+def test_waiting_is_measured(mpi, tmp_path, ranks, how):
+    arguments = ["bench", "wait", "--ranks", ranks, "--wait", how, "--seconds", 0.05]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    figures = done.result
+    assert list(figures) == WAIT
+    assert figures["ranks"] == ranks
+    assert figures["cores"] >= 1
+    assert figures["wait"] == how
+    for who in ("server", "client"):
+        assert 0 < figures[f"{who}_idle_core_fraction"] < 2
+    assert 0 < figures["throughput_kept"] < 100
+    assert 0 < figures["reaction_s_p50"] <= figures["reaction_s_p99"] < 60
+
+
+@pytest.mark.parametrize("ranks", [0, 1, -3])
+def test_one_rank_has_nobody_to_wait_for(tmp_path, ranks):
+    refused(run_asyncfeded("bench", "wait", "--ranks", ranks, cwd=tmp_path), f"--ranks {ranks}: at least 2 are needed")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--wait", "nap"), ("--seconds", 0), ("--seconds", "nan")])
+def test_a_wait_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, value):
+    done = run_asyncfeded("bench", "wait", "--ranks", 3, option, value, cwd=tmp_path, env=own_mpi.env)
+    assert done.status != 0, str(done)
+    assert done.stderr.count(f"asyncfeded: {option} {value}: expected") == 1, str(done)
+    assert "Traceback" not in done.stderr
+
+
+def test_notice_takes_from_the_end_of_the_poll_before(monkeypatch):
+    """Polls of 0.25 s and pauses of 1 s: the third poll ends 1.25 s after the second."""
+    update = Arrival(0, 0, 0, 1, 1, 1, 0.0, 0.0, 0.0, torch.zeros(1))
+    clock, arrivals, released = [0.0], [None, None, update], []
+
+    def passing(seconds, value=None):
+        clock[0] += seconds
+        return value
+
+    wire = SimpleNamespace(next=lambda: passing(0.25, arrivals.pop(0)), pause=lambda: passing(1.0), release=released.append)
+    monkeypatch.setattr(wait, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert wait._take(wire) == 1.25
+    assert released == [update]
+
+
+# the server
+
+
+@pytest.mark.parametrize(("params", "clients"), [(1, 1), (10_000, 3), (25_000_000, 1)])
+def test_the_server_is_measured(mpi, tmp_path, params, clients):
+    arguments = ["bench", "server", "--params", params, "--clients", clients, "--seconds", 0.3]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    figures = done.result
+    assert list(figures) == SERVER
+    assert (figures["params"], figures["clients"]) == (params, clients)
+    assert 0 < figures["turnaround_s_p50"] <= figures["turnaround_s_p99"] < 60
+    ratio = figures["turnaround_s_p50"] / figures["echo_s_p50"]
+    assert figures["turnaround_over_echo"] == pytest.approx(ratio, rel=1e-2)
+    assert figures["payload_gb_per_s"] == pytest.approx(8e-9 * params * figures["updates_per_s"], rel=1e-2)
+    assert 0 < figures["server_busy_s_per_update"] < 60
+    assert figures["bytes_touched_per_update"] == 36 * params
+    if params == 25_000_000:  # a base for the client, the global model, a receive buffer; beside them little
+        assert 2.9 < figures["server_models"] < 3.9
+
+
+def test_the_server_is_measured_while_checkpoints_are_written(own_mpi, tmp_path):
+    """In which are the model and three bases."""
+    arguments = ["bench", "server", "--params", 10_000, "--clients", 3, "--seconds", 0.3, "--checkpoints"]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=own_mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    figures = done.result
+    assert list(figures) == [*SERVER, *CHECKPOINTING]
+    assert 0 < figures["turnaround_s_p50_checkpointing"] <= figures["turnaround_s_p99_checkpointing"] < 60
+    ratio = figures["turnaround_s_p99_checkpointing"] / figures["turnaround_s_p99"]
+    assert figures["p99_checkpointing_over_p99"] == pytest.approx(ratio, rel=1e-2)
+    assert figures["checkpoints"] >= 6  # each of the 6 windows begins with one
+    assert 0 < figures["checkpoint_bytes"] - 4 * 4 * 10_000 < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("--params", 0), ("--seconds", "inf"), ("--wait", "nap")])
+def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, value):
+    arguments = {"--params": 10, "--clients": 2} | {option: value}
+    done = run_asyncfeded(
+        "bench", "server", *(part for pair in arguments.items() for part in pair), cwd=tmp_path, env=own_mpi.env
+    )
+    assert done.status != 0, str(done)
+    assert done.stderr.count(f"asyncfeded: {option} {value}: expected") == 1, str(done)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("gpu", "expected the device auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("cuda:99", "--device = 'cuda:99': this host has"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_once(own_mpi, tmp_path, device, why):
+    arguments = ["bench", "server", "--params", 10, "--clients", 1, "--device", device]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=own_mpi.env)
+    assert done.status != 0, str(done)
+    assert done.stderr.count(f"asyncfeded: {why}") == 1, str(done)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("params", [1, 10_000, 25_000_000])
+def test_a_server_on_a_gpu_is_measured(mpi, tmp_path, params):
+    arguments = ["bench", "server", "--params", params, "--clients", 1, "--seconds", 0.3, "--device", "cuda"]
+    done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    assert list(done.result) == SERVER
+    assert done.result["device"] == "cuda:0"
+
+
+# what is printed
+
+
+def test_a_report_ends_with_its_figures_in_one_line(capsys):
+    bench.report([("what", "how much"), ("it", "1.5")], {"name": "it", "count": 12345678, "rate": 1.2345678e-6}, "a note")
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == {"name": "it", "count": 12345678, "rate": 1.235e-6}
+    assert [line.split() for line in lines[:2]] == [["what", "how", "much"], ["it", "1.5"]]
+    assert "(a note)" in lines
+
+
+def refused(done, text):
+    """One line on standard error, and nothing measured."""
+    assert done.status == 2, str(done)
+    assert done.stderr.startswith(f"asyncfeded: {text}"), str(done)
+    assert len(done.stderr.splitlines()) == 1, str(done)
+    assert done.stdout == ""

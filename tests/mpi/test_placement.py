@@ -1,0 +1,231 @@
+"""GPUs, near cores, quotas and the map, on systems made of files."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from asyncfeded.mpi import placement
+from asyncfeded.mpi.placement import PLACE, numbers, table
+from conftest import places
+
+# --- GPUs
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A host with so many GPUs."""
+
+    def have(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return have
+
+
+def test_gpus_are_dealt_in_turn(gpus):
+    gpus(2)
+    assert [placement.device("auto", turn).index for turn in range(5)] == [0, 1, 0, 1, 0]
+    assert [placement.device("cuda", turn).index for turn in range(3)] == [0, 1, 0]
+
+
+def test_a_gpu_may_be_named(gpus):
+    gpus(4)
+    assert placement.device("cuda:3", 0) == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("cpu", 4), ("auto", 0)])
+def test_the_cpu_is_taken_where_it_is_wanted_or_all_there_is(gpus, wanted, count):
+    gpus(count)
+    assert placement.device(wanted, 1) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_that_is_not_there_is_refused(gpus, wanted, count):
+    gpus(count)
+    with pytest.raises(
+        ValueError, match=f"device = '{wanted}': this host has {count} GPUs that torch can use; take device="
+    ):
+        placement.device(wanted, 0)
+
+
+def test_a_gpu_is_told_with_its_pci_address(monkeypatch):
+    about = SimpleNamespace(pci_domain_id=1, pci_bus_id=0x3B, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: about)
+    assert placement.describe(torch.device("cuda", 2)) == "cuda:2 0001:3b:00.0"
+    assert placement.describe(torch.device("cpu")) == "cpu"
+
+
+def test_an_older_torch_does_not_tell_the_address(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace())
+    assert placement.describe(torch.device("cuda", 0)) == "cuda:0"
+
+
+# --- near cores
+
+
+@pytest.fixture
+def near(tmp_path, monkeypatch):
+    """Where a rank runs after `run_near`, which may run on some cores, beside a GPU whose near cores the system says so."""
+
+    def run_near(may, said):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(may))
+        now = [set(may)]
+        monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: now.append(set(cores)))
+        gpu = tmp_path / "bus/pci/devices/0000:3b:00.0"
+        if said is not None:
+            gpu.mkdir(parents=True)
+            (gpu / "local_cpulist").write_text(said)
+        placement.run_near("0000:3b:00.0", tmp_path)
+        return now[-1]
+
+    return run_near
+
+
+def test_a_rank_keeps_to_the_cores_near_its_gpu(near):
+    assert near(range(8), "4-6,8,10-11\n") == {4, 5, 6}
+
+
+def test_a_rank_that_was_bound_elsewhere_stays_there(near):
+    assert near([0, 1], "4-7\n") == {0, 1}
+
+
+@pytest.mark.parametrize("said", [None, "\n", "?\n"])
+def test_where_the_system_does_not_tell_nothing_changes(near, said):
+    assert near(range(4), said) == {0, 1, 2, 3}
+
+
+# --- quotas
+
+
+@pytest.fixture
+def quota(tmp_path):
+    """The quota of a process in a control group, of a system with these files."""
+
+    def find(own, files):
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        cores, group = placement.quota(tmp_path, tmp_path / "own")
+        return cores, group, lambda folder: (tmp_path / folder).stat().st_ino
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/job/step\n", {"job/step/memory.max": "max\n", "job/step/memory.current": "5\n"}, np.inf),
+        ("0::/job\n", {"job/memory.max": "1000\n", "job/memory.current": "300\n", "memory.max": "800\n"}, 700),
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "9000\n", "memory/a/memory.usage_in_bytes": "8000\n"}, 1000),
+        ("4:cpu:/a\n", {"memory/a/memory.limit_in_bytes": "9000\n", "memory/a/memory.usage_in_bytes": "8000\n"}, np.inf),
+    ],
+)
+def test_the_memory_that_control_groups_leave(tmp_path, quota, own, files, left):
+    quota(own, files)
+    assert placement.memory(tmp_path, tmp_path / "own") == left
+
+
+def test_the_least_quota_above_a_process_counts(quota):
+    """Version 2: none of its own, 1.5 cores for its job, 4 for the pod."""
+    files = {"pod/job/step/cpu.max": "max 100000\n", "pod/job/cpu.max": "150000 100000\n", "pod/cpu.max": "400000 100000\n"}
+    cores, group, number = quota("0::/pod/job/step\n", files)
+    assert (cores, group) == (1.5, number("pod/job"))
+
+
+def test_version_1_is_read(quota):
+    files = {"cpu,cpuacct/box/cpu.cfs_quota_us": "200000\n", "cpu,cpuacct/box/cpu.cfs_period_us": "50000\n"}
+    cores, group, number = quota("5:memory:/box\n4:cpu,cpuacct:/box\n0::/box\n", files)
+    assert (cores, group) == (4.0, number("cpu,cpuacct/box"))
+
+
+def test_a_container_that_sees_its_own_group_as_the_root(quota):
+    """/proc names the group of the host, which is not there."""
+    cores, group, number = quota("4:cpu:/docker/abc\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"})
+    assert (cores, group) == (0.5, number("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("", {}),
+        ("0::/a\n", {}),
+        ("0::/a\n", {"a/cpu.max": "broken"}),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}),
+    ],
+)
+def test_without_a_quota_there_is_no_limit(quota, own, files):
+    assert quota(own, files)[0] == np.inf
+
+
+def test_a_system_without_control_groups_has_no_limit(tmp_path):
+    assert placement.quota(tmp_path, tmp_path / "none") == (np.inf, 0)
+
+
+def test_this_system_gives_a_quota():
+    assert placement.quota()[0] > 0
+
+
+# --- shares
+
+
+def shares(masks, quotas=None, groups=None):
+    masks = np.array(masks, np.uint8)
+    quotas = np.full(len(masks), np.inf) if quotas is None else np.array(quotas)
+    return placement.share_cores(masks, quotas, np.zeros(len(masks), int) if groups is None else np.array(groups)).tolist()
+
+
+def test_a_core_that_several_ranks_may_run_on_counts_in_equal_parts():
+    """Core 0 is the first rank's alone, core 1 of all three, core 2 of two, core 3 of none."""
+    thirds = shares([[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]])
+    assert thirds == pytest.approx([1 + 1 / 3, 1 / 3 + 1 / 2, 1 / 3 + 1 / 2])
+
+
+def test_a_quota_is_shared_by_the_ranks_of_its_group():
+    """8 cores for all four ranks, 2 each; two share a quota of 3 cores, one has 0.5 for itself, one has none."""
+    assert shares([[1] * 8] * 4, [3.0, 3.0, 0.5, np.inf], [7, 7, 8, 0]) == [1.5, 1.5, 0.5, 2.0]
+
+
+def test_a_quota_above_the_cores_changes_nothing():
+    assert shares([[1, 1]], [64.0]) == [2.0]
+
+
+# --- the map
+
+
+def test_the_map_has_a_row_for_every_rank():
+    assert table(places("node1", "b", "b", threads=12)) == [
+        "rank  host   role    device  cores  threads",
+        "0     node1  server  cpu     1      12",
+        "1     b      worker  cpu     1      12",
+        "2     b      worker  cpu     1      12",
+    ]
+
+
+def test_many_equal_ranks_share_a_row():
+    """1 server and 4 hosts of 5 workers with 2 GPUs: on each host 3 on the first, 2 on the second."""
+    large = places("head", *(f"n{i // 5}" for i in range(20)))
+    large["device"][1:] = [f"cuda:{i % 5 % 2}" for i in range(20)]
+    large["cores"] = 1 / 3
+    assert table(large) == [
+        "rank              host     role    device  cores  threads",
+        "0                 head     server  cpu     0.333  1",
+        "1,3,5-6,... (12)  4 hosts  worker  cuda:0  0.333  1",
+        "2,4,7,... (8)     4 hosts  worker  cuda:1  0.333  1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("some", "words"),
+    [([], ""), ([3], "3"), ([0, 1, 2, 3, 7], "0-3,7"), ([0, 2, 4, 6], "0,2,4,6"), ([0, 2, 4, 6, 8, 9], "0,2,4,... (6)")],
+)
+def test_ranks_are_told_as_ranges(some, words):
+    assert numbers(some) == words
+
+
+def test_the_fields_of_the_map_are_frozen():
+    """They stand in records."""
+    assert PLACE.names == ("host", "role", "device", "cores", "threads")

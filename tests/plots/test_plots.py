@@ -1,0 +1,119 @@
+"""Figures from records, also from odd ones. What they look like is for the eye; that they come is for here."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from asyncfeded.store.record import UPDATE, Record
+from asyncfeded.training.heterogeneity import CLIENT
+from conftest import places
+
+pytest.importorskip("matplotlib", reason="plots need matplotlib")
+
+from asyncfeded.plots import _smooth, plot_run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+CLIENTS = np.zeros(1, CLIENT)
+
+
+def row(number, client, gamma=1.0, accepted=True):
+    fields = {
+        "time_s": float(number),
+        "client": client,
+        "version": number,
+        "gamma": gamma,
+        "epochs": 2,
+        "accepted": accepted,
+    }
+    return tuple(fields.get(name, 0) for name in UPDATE.names)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Writes the record of a run; gives its folder."""
+
+    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3))):
+        book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS)
+        for update in updates:
+            book.updates.append(update)
+        for evaluation in evaluations:
+            book.evaluations.append(evaluation)
+        book.close()
+        return tmp_path
+
+    return write
+
+
+def drawn(run_dir):
+    path = plot_run(run_dir, run_dir / "run.png")
+    assert path == run_dir / "run.png"
+    return path.read_bytes().startswith(PNG)
+
+
+def test_a_run_is_drawn(run_dir):
+    assert drawn(run_dir([row(i, i % 3, gamma=i / 2) for i in range(12)]))
+
+
+def test_more_clients_than_a_legend_holds_are_drawn(run_dir):
+    assert drawn(run_dir([row(i, i) for i in range(40)]))
+
+
+def test_a_client_that_was_never_stale_is_drawn(run_dir):
+    assert drawn(run_dir([row(i, 0, gamma=0.0) for i in range(5)]))
+
+
+def test_infinite_staleness_is_drawn(run_dir):
+    assert drawn(run_dir([row(0, 0), row(1, 1, gamma=float("inf")), row(2, 0)]))
+
+
+def test_refused_updates_among_others_are_drawn(run_dir):
+    assert drawn(run_dir([row(0, 0), row(1, 1, gamma=float("nan"), accepted=False)]))
+
+
+def test_a_run_whose_updates_were_all_refused_is_drawn(run_dir):
+    assert drawn(run_dir([row(i, i, gamma=float("nan"), accepted=False) for i in range(3)]))
+
+
+def test_one_update_and_one_evaluation_are_enough(run_dir):
+    assert drawn(run_dir([row(0, 0)], [(0.0, 0, 0.1, 2.3)]))
+
+
+def test_no_figure_stays_open(run_dir):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    drawn(run_dir([row(0, 0)]))
+    assert pyplot.get_fignums() == before
+
+
+@pytest.mark.parametrize(("updates", "evaluations"), [([], [(0.0, 0, 0.1, 2.3)]), ([row(0, 0)], []), ([], [])])
+def test_an_empty_record_is_refused_with_what_it_holds(run_dir, updates, evaluations):
+    words = f"holds {len(updates)} updates and {len(evaluations)} evaluations, nothing to plot"
+    with pytest.raises(ValueError, match=words):
+        drawn(run_dir(updates, evaluations))
+
+
+def test_a_folder_without_a_record_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"record\.h5: no such file"):
+        plot_run(tmp_path, tmp_path / "run.png")
+
+
+def test_a_picture_that_cannot_be_written_is_told(run_dir, tmp_path):
+    folder = run_dir([row(0, 0)])
+    with pytest.raises(ValueError, match=r"cannot write .*none/run\.png: No such file or directory"):
+        plot_run(folder, tmp_path / "none" / "run.png")
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"pip install 'asyncfeded\[plots\]'"):
+        plot_run(tmp_path, tmp_path / "run.png")
+
+
+def test_the_running_median_is_shorter_at_the_ends():
+    """Of 5, 1, 4 by three: the medians of (5, 1), (5, 1, 4) and (1, 4)."""
+    import numpy as np
+
+    assert _smooth(np.array([5.0, 1.0, 4.0]), width=3).tolist() == [3.0, 4.0, 2.5]

@@ -1,0 +1,225 @@
+"""A grid becomes runs, runs become rows, rows become tables; and one small study for real."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asyncfeded.config import read
+from asyncfeded.store.record import EVALUATION, UPDATE, Record
+from asyncfeded.studies import study
+from asyncfeded.training.heterogeneity import CLIENT
+from conftest import places, run_asyncfeded
+
+GRID = """
+error_probabilities = [0.0, 0.5]
+seeds = [1, 2]
+caption = "Small."
+
+[run]
+clock = "virtual"
+clients = 3
+limits.seconds = 4
+evaluation.every_s = 1.0
+heterogeneity.round_s = [1.0]
+task.split = "even"
+
+[tuning]
+run.limits.seconds = 2
+
+[tasks.digits]
+run.task.name = "digits"
+run.training.epochs = 1
+targets = [0.5, 0.9]
+tune."training.learning_rate" = [0.01, 0.1, 0.2]
+
+[rules.asyncfeded]
+run.rule.name = "asyncfeded"
+tune."rule.lambda" = [0.5, 1.0]
+[rules.asyncfeded.on.digits]
+rule.lambda = 0.7
+
+[rules.hinge]
+run.rule = {name = "fedasync", staleness = "hinge"}
+tune."rule.staleness" = ["hinge", "polynomial"]
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID)
+    return tmp_path / "grid.toml"
+
+
+def changed(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    return path
+
+
+# --- the grid
+
+
+def test_a_grid_is_every_combination_once(path):
+    runs = list(study.expand(study.load(path)))
+    told = {(run.task, run.rule, run.error_probability, run.seed) for run in runs}
+    assert len(runs) == len(told) == 1 * 2 * 2 * 2
+
+
+def test_a_run_has_its_seed_its_errors_and_the_layers_of_the_grid(path):
+    run = next(r for r in study.expand(study.load(path)) if (r.rule, r.seed, r.error_probability) == ("asyncfeded", 2, 0.5))
+    assert (run.config.seed, run.config.heterogeneity.error_probability) == (2, 0.5)
+    assert (run.config.clock, run.config.task["split"], run.config.training.epochs) == ("virtual", "even", 1)
+    assert run.config.rule["lambda"] == 0.7
+
+
+def test_what_differs_on_a_task_is_not_in_the_way_of_tuning(path):
+    tried = [run for run in study.expand_tuning(study.load(path)) if run.rule == "asyncfeded"]
+    assert sorted((run.config.rule["lambda"], run.config.training.learning_rate) for run in tried) == [
+        (0.5, 0.01), (0.5, 0.1), (0.5, 0.2), (1.0, 0.01), (1.0, 0.1), (1.0, 0.2),
+    ]  # fmt: skip
+    assert {(run.config.seed, run.config.limits.seconds) for run in tried} == {(1000, 2)}
+
+
+def test_every_rule_is_tuned_with_what_its_task_lists(path):
+    tried = [run.values for run in study.expand_tuning(study.load(path)) if run.rule == "hinge"]
+    assert len(tried) == 3 * 2
+    assert all(set(values) == {"training.learning_rate", "rule.staleness"} for values in tried)
+
+
+def test_keys_given_beside_the_grid_replace_its_own(path):
+    runs = list(study.expand(study.load(path, ["tasks.digits.run.training.epochs=3", "seeds=[7]", "run.clients=2"])))
+    assert {(run.config.training.epochs, run.seed, run.config.clients) for run in runs} == {(3, 7, 2)}
+    with pytest.raises(ValueError, match="expected key=value"):
+        study.load(path, ["seeds"])
+
+
+def test_runs_of_other_configs_have_other_names(path):
+    grid = study.load(path)
+    names = [run.name for run in (*study.expand(grid), *study.expand_tuning(grid))]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seeds = [1, 2]", "seeds = [1, 1000]", "tuning.seed = 1000 is among the seeds"),
+        ("[rules.asyncfeded.on.digits]", "[rules.asyncfeded.on.digit]", "rules.asyncfeded.on names digit"),
+        ('name = "asyncfeded"', 'name = "asyncfedd"', "unknown rule"),
+        ("rule.lambda = 0.7", "rule.lamda = 0.7", "unknown key lamda; did you mean lambda"),
+        ("limits.seconds = 4", "limits.second = 4", "unknown key limits.second; did you mean seconds"),
+        ("clients = 3", "clients = 0", "clock = virtual needs clients"),
+        ("targets = [0.5, 0.9]", "", "targets: required"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_any_run(path, old, new, words):
+    with pytest.raises(ValueError, match=words):
+        study.load(changed(path, old, new))
+
+
+# --- rows and tables
+
+
+def finish(run, out, curve, updates=10):
+    """The folder of a run that is done: accuracies at 0, 1, 2, ... s."""
+    folder = out / "runs" / run.name
+    folder.mkdir(parents=True)
+    with Record(folder / "record.h5", "", places("here"), np.zeros(1, CLIENT)) as book:
+        for i, accuracy in enumerate(curve):
+            book.evaluations.append((float(i), i, accuracy, 1.0))
+        for i in range(updates):
+            fields = {"gamma": float(i), "tau": i, "accepted": True}
+            book.updates.append(tuple(fields.get(name, 0) for name in UPDATE.names))
+    assert len(EVALUATION) == 4
+    (folder / "result.json").write_text(json.dumps({"wall_s": 3.0, "workers_busy": 0.5}))
+
+
+@pytest.fixture
+def done(path, tmp_path):
+    """Seed 1 of asyncfeded reaches 0.5 after 1 s and 0.9 after 2 s, seed 2 after 3 s and never; hinge reaches nothing."""
+    grid = study.load(path)
+    runs = [run for run in study.expand(grid) if run.error_probability == 0.0]
+    for run in runs:
+        curve = {("asyncfeded", 1): [0.1, 0.6, 0.95, 0.9], ("asyncfeded", 2): [0.1, 0.2, 0.3, 0.8]}
+        finish(run, tmp_path, curve.get((run.rule, run.seed), [0.1, 0.2, 0.2, 0.2]))
+    return grid, study.collect(grid, list(study.expand(grid)), tmp_path)
+
+
+def test_a_row_has_the_best_and_last_accuracy_and_the_times_to_targets(done):
+    row = next(row for row in done[1] if (row.run.rule, row.run.seed) == ("asyncfeded", 1))
+    assert (row.max_accuracy, row.final_accuracy, row.seconds_to) == (0.95, 0.9, (1.0, 2.0))
+    assert row.mean_accuracy == pytest.approx((0.1 + 0.6 + 0.95 + 0.9) / 4)
+    assert row.gamma.tolist() == [2.25, 4.5, 6.75]
+
+
+def test_runs_that_are_not_done_have_no_row(done):
+    assert {row.run.error_probability for row in done[1]} == {0.0}
+    assert len(done[1]) == 4
+
+
+def test_the_table_tells_means_medians_and_never(done):
+    """Medians of 1 and 3 s, and of 2 s and never; the deviation of 95 and 80 is 15 / sqrt(2)."""
+    text = study.to_markdown(*done)
+    assert "| asyncfeded | 2 | 87.50 ± 10.61 | 85.00 ± 7.07 | 10 | 2 | 1.0 | never |  |" in text
+    assert "| hinge | 2 | 20.00 ± 0.00 | 20.00 ± 0.00 | 10 | never |  | never |  |" in text
+    assert text.startswith("Small.\n")
+
+
+def test_the_csv_has_a_line_for_each_run(done, tmp_path):
+    study.write_csv(*done, tmp_path / "table.csv")
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert len(lines) == 4
+    line = next(line for line in lines if (line["rule"], line["seed"]) == ("asyncfeded", "2"))
+    assert (line["target_1"], line["seconds_to_target_1"], line["seconds_to_target_2"]) == ("0.5", "3", "")
+    assert float(line["max_accuracy"]) == 0.8
+
+
+def test_tuning_chooses_the_best_run_over_its_whole_time(path, tmp_path):
+    grid = study.load(path)
+    runs = list(study.expand_tuning(grid))
+    for run in runs:
+        rule = {"rule.lambda": 1.0} if run.rule == "asyncfeded" else {"rule.staleness": "polynomial"}
+        good = run.values == {"training.learning_rate": 0.1} | rule
+        finish(run, tmp_path, [0.5, 0.6] if good else [0.1, 0.7])
+    (tmp_path / "chosen.toml").write_text(study.chosen(grid, study.collect(grid, runs, tmp_path)))
+    chosen = read(tmp_path / "chosen.toml")
+    assert chosen["rules"]["asyncfeded"]["on"]["digits"] == {"rule": {"lambda": 1.0}, "training": {"learning_rate": 0.1}}
+    assert chosen["rules"]["hinge"]["on"]["digits"]["rule"] == {"staleness": "polynomial"}
+
+
+# --- for real
+
+
+def test_a_study_runs_and_then_skips_what_is_done(own_mpi, path, tmp_path):
+    changed(path, "error_probabilities = [0.0, 0.5]", "error_probabilities = [0.2]")
+    changed(path, "seeds = [1, 2]", "seeds = [1]")
+    command = ("study", path, "--output", tmp_path / "out", "--jobs", "2")
+    first = run_asyncfeded(*command, cwd=tmp_path, env=own_mpi.env)
+    assert first.status == 0, str(first)
+    (run_dir, _) = sorted(path for path in (tmp_path / "out" / "runs").iterdir())
+    crowded = len(os.sched_getaffinity(0)) < 2 * 2
+    assert read(run_dir / "config.toml")["wait"] == ("yield" if crowded else "auto")
+    assert "### digits, error probability 0.2" in first.stdout
+    pictures = [line for line in first.stdout.splitlines() if line.endswith(".png")]
+    assert len(pictures) == 3
+    assert all(Path(picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    (cut_off, _) = sorted((tmp_path / "out" / "runs").iterdir())
+    (cut_off / "result.json").unlink()
+    again = run_asyncfeded(*command, cwd=tmp_path, env=own_mpi.env)
+    assert again.status == 0, str(again)
+    assert "2 runs, 1 of them done already" in again.stderr
+    assert again.stdout.replace("\n", "") == first.stdout.replace("\n", "")
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(own_mpi, path, tmp_path):
+    changed(path, "error_probabilities = [0.0, 0.5]", "error_probabilities = [0.2]")
+    changed(path, "seeds = [1, 2]", "seeds = [1]")
+    changed(path, "limits.seconds = 4", "limits.seconds = 40")
+    changed(path, 'staleness = "hinge"}', 'staleness = "hinge"}\nrun.training.learning_rate = 1e20')
+    done = run_asyncfeded("study", path, "--output", tmp_path / "out", cwd=tmp_path, env=own_mpi.env)
+    assert done.status == 2, str(done)
+    assert "1 of 2 runs failed: digits-hinge-p0.2-s1-" in done.stderr
+    assert "| asyncfeded | 1 |" in done.stdout

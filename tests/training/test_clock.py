@@ -1,0 +1,133 @@
+"""The order of updates on the virtual clock and in a replay, over a fake wire to the workers."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from asyncfeded.training.clock import OrderedClock, Replay
+from asyncfeded.wire.messages import Arrival, Order
+
+W = torch.zeros(1)
+
+
+class Workers:
+    """A wire whose workers take one order each, the one that is due first, and finish in an order drawn by `rng`."""
+
+    def __init__(self, num_workers, rng):
+        self.num_workers, self.rng = num_workers, rng
+        self.training, self.released, self.sent = {}, [], []
+        self.waiting = [[] for _ in range(num_workers)]
+
+    def reply(self, order, weights, ready, due):
+        self.waiting[order.client % self.num_workers].append((due, order))
+        self.begin()
+
+    def begin(self):
+        for worker, waiting in enumerate(self.waiting):
+            if waiting and worker not in self.training:
+                waiting.sort()
+                self.training[worker] = waiting.pop(0)[1]
+                self.sent.append(self.training[worker])
+
+    def next(self):
+        if not self.training or self.rng.random() < 0.3:
+            return None
+        worker = self.rng.choice(sorted(self.training))
+        order = self.training.pop(worker)
+        self.begin()
+        return Arrival(order.client, order.round, order.version, order.epochs, 1, 1, 0.0, 0.0, 0.0, W)
+
+    def release(self, arrival):
+        self.released.append((arrival.client, arrival.round))
+
+    def pause(self):
+        pass
+
+    def stop(self):
+        return len(self.training)
+
+
+def order_of_updates(num_workers, rng_seed, duration, num_clients=4, updates=40):
+    """(client, round, time) of the first updates, every client being replied to at once."""
+    clock = OrderedClock(Workers(num_workers, random.Random(rng_seed)), lambda order, now: now + duration(order))
+    for client in range(num_clients):
+        clock.reply(Order(client, 0, 0, 1), W, int)
+    seen = []
+    for _ in range(100_000):
+        if len(seen) == updates:
+            return seen
+        arrival = clock.next()
+        if arrival is not None:
+            seen.append((arrival.client, arrival.round, clock.now()))
+            clock.release(arrival)
+            clock.reply(Order(arrival.client, arrival.round + 1, len(seen), 1), W, int)
+    raise AssertionError(f"hangs after {seen}")
+
+
+def test_updates_come_at_their_declared_times():
+    seen = order_of_updates(2, 0, lambda order: (1.0, 2.5)[order.client], num_clients=2, updates=7)
+    assert seen == [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 2.5), (0, 2, 3.0), (0, 3, 4.0), (0, 4, 5.0), (1, 1, 5.0)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("rng_seed", range(5))
+def test_the_order_does_not_depend_on_workers_or_on_who_is_done_first(num_workers, rng_seed):
+    def duration(order):
+        return 1.0 + ((7 * order.client + 3 * order.round) % 5) / 4
+
+    assert order_of_updates(num_workers, rng_seed, duration) == order_of_updates(1, 99, duration)
+
+
+def test_when_all_times_tie_clients_go_in_turn():
+    seen = order_of_updates(3, 1, lambda order: 1.0, updates=8)
+    assert [client for client, _, _ in seen] == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_a_worker_is_given_first_what_is_due_first():
+    workers = Workers(1, random.Random(0))
+    clock = OrderedClock(workers, lambda order, now: 10.0 - order.client)
+    for client in range(3):
+        clock.reply(Order(client, 0, 0, 1), W, int)
+    while len(workers.sent) < 3:
+        clock.next()
+    assert [order.client for order in workers.sent] == [0, 2, 1]  # client 0 was there when nobody else was
+
+
+def test_updates_that_wait_for_their_turn_are_released_at_a_stop():
+    workers = Workers(2, random.Random(0))
+    clock = OrderedClock(workers, lambda order, now: 1.0 + 10 * order.client)
+    for client in (1, 0):
+        clock.reply(Order(client, 0, 0, 1), W, int)
+    while 1 in workers.training or (taken := clock.next()) is None:
+        if 1 in workers.training:
+            clock.next()
+    clock.release(taken)
+    assert taken.client == 0
+    assert clock.stop() == 1
+    assert sorted(workers.released) == [(0, 0), (1, 0)]
+
+
+def test_a_replay_takes_clients_in_the_recorded_order():
+    recorded = [2, 0, 2, 1, 2, 0]
+    clock = OrderedClock(Workers(2, random.Random(3)), Replay(recorded))
+    for client in range(3):
+        clock.reply(Order(client, 0, 0, 1), W, int)
+    seen = []
+    while len(seen) < len(recorded):
+        arrival = clock.next()
+        if arrival is not None:
+            seen.append(arrival.client)
+            clock.release(arrival)
+            clock.reply(Order(arrival.client, arrival.round + 1, 0, 1), W, int)
+    assert seen == recorded
+
+
+def test_an_update_that_never_arrived_is_not_trained_again():
+    replay = Replay([0, 0])
+    assert [replay(Order(0, n, 0, 1), 0.0) for n in range(3)] == [0.0, 1.0, math.inf]
+    workers = Workers(1, random.Random(0))
+    clock = OrderedClock(workers, replay)
+    clock.reply(Order(1, 0, 0, 1), W, int)
+    assert workers.sent == []
