@@ -48,7 +48,7 @@ def test_without_a_compiler_the_package_installs_and_names_its_twin(source: Path
     # -S keeps an editable install of the source tree out of the way; the dependencies are added after the wheel.
     code = f"import sys; sys.path[:0] = [{str(site)!r}]; sys.path += {sys.path!r}; " + (
         "import torch; from asyncfeded.model import kernel; x, w, b = torch.ones(3), torch.full((3,), 3.0), torch.zeros(3); "
-        "print(kernel.__file__, kernel.COMPILED, kernel.sums(x, w, b), kernel.describe())"
+        "print(kernel.__file__, kernel.COMPILED, kernel.sums(x, w, b), kernel.describe_kernel())"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

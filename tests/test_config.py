@@ -5,10 +5,10 @@ import json
 import pytest
 
 from asyncfeded import rules, tasks
-from asyncfeded.config import Config, Settings, describe, load
+from asyncfeded.config import Config, Settings, describe_keys, load_config
 
 MINIMAL = "[limits]\nupdates = 5\n"
-ROWS = {key: json.loads(default) for key, default, _ in describe(Config)}
+ROWS = {key: json.loads(default) for key, default, _ in describe_keys(Config)}
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def toml(tmp_path):
 
 
 def test_a_minimal_file_gets_the_defaults(toml):
-    assert load(toml(), []) == Config(limits={"updates": 5})
+    assert load_config(toml(), []) == Config(limits={"updates": 5})
 
 
 def test_values_of_the_file_are_taken(toml):
-    config = load(toml(MINIMAL + "[training]\nepochs = 3\n[task]\nname = 'digits'\nalpha = 0.5\n"), [])
+    config = load_config(toml(MINIMAL + "[training]\nepochs = 3\n[task]\nname = 'digits'\nalpha = 0.5\n"), [])
     assert config.training.epochs == 3
     assert config.task == {"name": "digits", "alpha": 0.5}
 
@@ -52,27 +52,27 @@ def test_values_of_the_file_are_taken(toml):
     ],
 )
 def test_an_override_takes_toml_or_a_bare_word(toml, override, value):
-    assert value(load(toml(), [override]))
+    assert value(load_config(toml(), [override]))
 
 
 def test_the_last_override_of_a_key_counts(toml):
-    assert load(toml(), ["seed=3", "seed=4"]).seed == 4
+    assert load_config(toml(), ["seed=3", "seed=4"]).seed == 4
 
 
 @pytest.mark.parametrize("overrides", [["task.name=other", "task.size=2"], ["task.size=2", "task.name=other"]])
 def test_another_task_clears_the_keys_of_the_one_before_in_any_order(toml, overrides):
     path = toml(MINIMAL + "[task]\nname = 'digits'\nalpha = 0.5\n")
-    assert load(path, overrides).task == {"name": "other", "size": 2}
+    assert load_config(path, overrides).task == {"name": "other", "size": 2}
 
 
 def test_the_same_task_again_keeps_its_keys(toml):
     path = toml(MINIMAL + "[task]\nname = 'digits'\nalpha = 0.5\n")
-    assert load(path, ["task.name=digits"]).task == {"name": "digits", "alpha": 0.5}
+    assert load_config(path, ["task.name=digits"]).task == {"name": "digits", "alpha": 0.5}
 
 
 def test_another_task_leaves_the_rule_alone(toml):
     path = toml(MINIMAL + "[rule]\nname = 'asyncfeded'\nkappa = 0.5\n")
-    assert load(path, ["task.name=other"]).rule == {"name": "asyncfeded", "kappa": 0.5}
+    assert load_config(path, ["task.name=other"]).rule == {"name": "asyncfeded", "kappa": 0.5}
 
 
 # --- messages
@@ -106,59 +106,59 @@ def test_another_task_leaves_the_rule_alone(toml):
 def test_a_wrong_key_or_value_is_told_with_the_file(toml, override, message):
     path = toml()
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole text is compared
-        load(path, [override])
+        load_config(path, [override])
     assert str(caught.value).startswith(f"{path}: {message}")
     assert "\n" not in str(caught.value)
 
 
 def test_every_fault_is_told_at_once(toml):
     with pytest.raises(ValueError, match=r"(?s)seed = -1.*\n.*training\.epochs = 0.*\n.*unknown key foo"):
-        load(toml(), ["training.epochs=0", "seed=-1", "foo=1"])
+        load_config(toml(), ["training.epochs=0", "seed=-1", "foo=1"])
 
 
 def test_a_file_without_a_limit_is_refused(toml):
     with pytest.raises(ValueError, match="no limit is set"):
-        load(toml("seed = 1\n"), [])
+        load_config(toml("seed = 1\n"), [])
 
 
 def test_a_file_that_is_not_toml_is_refused_with_the_place(toml):
     with pytest.raises(ValueError, match=r"run\.toml is not a TOML file: .*line 2"):
-        load(toml("seed = 1\n[limits\n"), [])
+        load_config(toml("seed = 1\n[limits\n"), [])
 
 
 def test_a_file_that_is_not_text_is_refused(toml):
     path = toml()
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"run\.toml is not a TOML file"):
-        load(path, [])
+        load_config(path, [])
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read the config .*none\.toml: No such file or directory"):
-        load(tmp_path / "none.toml", [])
+        load_config(tmp_path / "none.toml", [])
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", " =3", ""])
 def test_an_override_without_key_or_value_is_refused(toml, override):
     with pytest.raises(ValueError, match=rf"override '{override}': expected key=value or section\.key=value"):
-        load(toml(), [override])
+        load_config(toml(), [override])
 
 
 def test_an_override_below_something_that_is_no_section_is_refused(toml):
     with pytest.raises(ValueError, match=r"override 'limits\.updates\.x=1': limits\.updates is not a section"):
-        load(toml(), ["limits.updates.x=1"])
+        load_config(toml(), ["limits.updates.x=1"])
 
 
 def test_an_unknown_key_called_name_is_told_as_that_and_nothing_else(toml):
     with pytest.raises(ValueError, match=r"^[^\n]*unknown key name;[^\n]*$"):
-        load(toml(), ["name=mine"])
+        load_config(toml(), ["name=mine"])
 
 
-@pytest.mark.parametrize("kind", [rules, tasks], ids=["rule", "task"])
+@pytest.mark.parametrize("load", [rules.load_rule, tasks.load_task], ids=["rule", "task"])
 @pytest.mark.parametrize("name", [["a"], {"a": 1}, 3])
-def test_a_name_that_is_not_a_word_is_refused(kind, name):
+def test_a_name_that_is_not_a_word_is_refused(load, name):
     with pytest.raises(ValueError, match=r"\.name = .*expected one of"):
-        kind.load({"name": name})
+        load({"name": name})
 
 
 # --- writing
@@ -166,8 +166,8 @@ def test_a_name_that_is_not_a_word_is_refused(kind, name):
 
 def test_toml_gives_the_same_config_back(toml):
     overrides = ["training.epochs=3", "rule.lambda=0.5", "heterogeneity.slowdown=[1,2]", "device=cuda:1", "task.deep.er=1"]
-    config = load(toml(), overrides)
-    assert load(toml(config.to_toml()), []) == config
+    config = load_config(toml(), overrides)
+    assert load_config(toml(config.to_toml()), []) == config
 
 
 def test_toml_holds_the_defaults_too():
@@ -188,13 +188,13 @@ OTHER = {
 def test_the_digest_ignores_folder_device_and_checkpoints_and_nothing_else(toml, key):
     default = ROWS[key]
     other = OTHER.get(key, [2] if isinstance(default, list) else 7 if isinstance(default, int) else 0.5)
-    changed = load(toml(), [f"{key}={json.dumps(other)}"])
-    same = changed.digest() == load(toml(), []).digest()
+    changed = load_config(toml(), [f"{key}={json.dumps(other)}"])
+    same = changed.digest() == load_config(toml(), []).digest()
     assert same == (key.partition(".")[0] in ("run_dir", "device", "checkpoint"))
 
 
 def test_the_digest_counts_the_clock(toml):
-    wall, virtual = (load(toml(), [f"clock={clock}", "clients=3"]) for clock in ("wall", "virtual"))
+    wall, virtual = (load_config(toml(), [f"clock={clock}", "clients=3"]) for clock in ("wall", "virtual"))
     assert wall.digest() != virtual.digest()
 
 
@@ -209,17 +209,17 @@ def test_the_digest_counts_the_clock(toml):
 )
 def test_an_ordered_clock_needs_what_its_order_is_made_of(toml, overrides, words):
     with pytest.raises(ValueError, match=words):
-        load(toml(), overrides)
+        load_config(toml(), overrides)
 
 
 @pytest.mark.parametrize("key", ["task.alpha", "rule.kappa"])
 def test_the_digest_counts_the_keys_of_task_and_rule(toml, key):
-    assert load(toml(), [f"{key}=0.25"]).digest() != load(toml(), [f"{key}=0.5"]).digest()
+    assert load_config(toml(), [f"{key}=0.25"]).digest() != load_config(toml(), [f"{key}=0.5"]).digest()
 
 
 def test_the_digest_does_not_depend_on_the_order_of_keys(toml):
-    one = load(toml(), ["task.name=a", "task.b=1", "task.c=2"])
-    two = load(toml(), ["task.name=a", "task.c=2", "task.b=1"])
+    one = load_config(toml(), ["task.name=a", "task.b=1", "task.c=2"])
+    two = load_config(toml(), ["task.name=a", "task.c=2", "task.b=1"])
     assert one.digest() == two.digest()
     assert len(one.digest()) == 32
 
@@ -237,16 +237,16 @@ def leaves(kind, prefix=""):
 
 def test_every_key_is_described():
     assert set(ROWS) == set(leaves(Config)) - {"task", "rule"}
-    assert all(meaning.strip() for _, _, meaning in describe(Config))
+    assert all(meaning.strip() for _, _, meaning in describe_keys(Config))
 
 
 def test_a_description_gives_key_default_and_meaning():
-    assert ("limits.updates", "0", "Updates merged into the global model. 0: no limit.") in describe(Config)
+    assert ("limits.updates", "0", "Updates merged into the global model. 0: no limit.") in describe_keys(Config)
 
 
 def test_a_description_names_the_alias_and_what_is_required():
-    assert any(key == "rule.lambda" for key, _, _ in describe(rules.RULES["asyncfeded"], "rule."))
-    assert ("train", "required") in [row[:2] for row in describe(tasks.TASKS["federated_h5"])]
+    assert any(key == "rule.lambda" for key, _, _ in describe_keys(rules.RULES["asyncfeded"], "rule."))
+    assert ("train", "required") in [row[:2] for row in describe_keys(tasks.TASKS["federated_h5"])]
 
 
 def sections(kind=Settings):

@@ -85,7 +85,7 @@ def replay(
 
 @app.command()
 def study(
-    grid: Annotated[Path, typer.Argument(help="TOML file of the grid (study.Grid).")],
+    grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
     output: Annotated[Path, typer.Option(help="Folder of the study: runs, table.csv, table.md and figures.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as a task's files.")] = None,
     ranks: Annotated[int, typer.Option(help="MPI ranks of each run.")] = 2,
@@ -100,7 +100,7 @@ def study(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        plan = room.load(grid, overrides or [])
+        plan = room.load_study_grid(grid, overrides or [])
         runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
         failed = room.execute(runs, output, ranks, jobs, console.print)
         rows = room.collect(plan, runs, output)
@@ -123,7 +123,7 @@ def study(
 
 @app.command()
 def scale(
-    grid: Annotated[Path, typer.Argument(help="TOML file of the grid (scaling.grid.Grid).")],
+    grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as clients=[1,2].")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the study; default: studies/ and the grid's name.")] = None,
     predict: Annotated[bool, typer.Option(help="Predict more clients than were measured, and test the prediction.")] = False,
@@ -233,10 +233,10 @@ def info(
         print("", *placement.table(places), sep="\n")  # noqa: T201
         return
     if path:
-        from asyncfeded.store.checkpoint import describe
+        from asyncfeded.store.checkpoint import describe_checkpoint
 
         try:
-            _print(describe(path))
+            _print(describe_checkpoint(path))
         except ValueError as error:
             _fail(str(error))
         return
@@ -256,7 +256,7 @@ def info(
     rows = record.provenance() | {
         "MPI": mpi,
         "mpiexec": mpiexec,
-        "kernel": kernel.describe(),
+        "kernel": kernel.describe_kernel(),
         "cores": str(len(os.sched_getaffinity(0))),
         "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
     }
@@ -287,12 +287,12 @@ def keys() -> None:
     table.add_column("key", no_wrap=True)
     table.add_column("default")
     table.add_column("meaning")
-    for row in config.describe(config.Config):
+    for row in config.describe_keys(config.Config):
         table.add_row(*row)
     for section, kinds in (("rule", rules.RULES), ("task", tasks.TASKS)):
         for name, kind in kinds.items():
             table.add_row(f"\n{section}.name", f'\n"{name}"', "\n" + (kind.__doc__ or "").split("\n")[0])
-            for row in config.describe(kind, f"{section}."):
+            for row in config.describe_keys(kind, f"{section}."):
                 table.add_row(*row)
     Console().print(table)
 
@@ -325,7 +325,7 @@ def _record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is impo
     from asyncfeded.store import record
 
     try:
-        return record.read(run_dir)
+        return record.read_record(run_dir)
     except ValueError as error:
         _fail(str(error))
 

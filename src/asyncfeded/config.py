@@ -245,7 +245,7 @@ class Config(Settings):
 S = TypeVar("S", bound=Settings)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file.
 
     Raises:
@@ -260,7 +260,7 @@ def read(path: Path) -> dict[str, Any]:
     return table
 
 
-def load(path: Path, overrides: list[str]) -> Config:
+def load_config(path: Path, overrides: list[str]) -> Config:
     """Read a run's config.
 
     Args:
@@ -270,7 +270,7 @@ def load(path: Path, overrides: list[str]) -> Config:
     Raises:
         ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
     """
-    table = read(path)
+    table = read_toml(path)
     # A name first: it clears the keys of the task or rule that stood there before.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         override(table, text)
@@ -279,8 +279,8 @@ def load(path: Path, overrides: list[str]) -> Config:
 
 
 def load_section(kind: type[S], path: Path, overrides: Iterable[str]) -> S:
-    """Read a file of another schema than a run's, such as a grid of runs. As `load`."""
-    table = read(path)
+    """Read a file of another schema than a run's, such as a grid of runs. As `load_config`."""
+    table = read_toml(path)
     for text in overrides:
         override(table, text)
     return section(kind, table, str(path))
@@ -343,13 +343,13 @@ def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: st
     return section(kinds[name], table, where)
 
 
-def describe(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
+def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
     """(key, default, meaning) of every key of a schema, sections flattened."""
     rows = []
     for name, field in kind.model_fields.items():
         key = prefix + (field.alias or name)
         if isinstance(field.default, Settings):
-            rows += describe(type(field.default), f"{key}.")
+            rows += describe_keys(type(field.default), f"{key}.")
         elif field.description and name not in ("task", "rule"):
             default = "required" if field.is_required() else json.dumps(field.default)
             rows.append((key, default, " ".join(field.description.split())))

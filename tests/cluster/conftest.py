@@ -61,7 +61,7 @@ def needs(*names):
 
 def is_whole(run_dir, updates, clients):
     """Whether a run's record has no gap: every version once, every client's rounds in order."""
-    rows = record.read(run_dir).updates
+    rows = record.read_record(run_dir).updates
     assert rows["version"].tolist() == list(range(1, updates + 1))
     assert set(rows["client"].tolist()) <= set(range(clients))
     assert (np.diff(rows["time_s"]) >= 0).all()

@@ -48,7 +48,7 @@ def test_mpiexec_puts_a_rank_on_every_host(hosts, mpi, folder):
     done = train(hosts, mpi, folder, "run_dir=run")
     assert done.status == 0, str(done)
     assert "3 clients on 3 ranks of 4 host(s)" in done.stderr, str(done)
-    assert record.read(folder / "run").attributes["placement"]["host"].astype(str).tolist() == hosts.names
+    assert record.read_record(folder / "run").attributes["placement"]["host"].astype(str).tolist() == hosts.names
     assert is_whole(folder / "run", 12, 3)
 
 
@@ -58,7 +58,7 @@ def test_a_thin_link_slows_its_own_client_alone(hosts, own_mpi, folder):
     model = ("task.model=mlp", "task.hidden=10000", "task.devices=3", "task.samples_max=100")
     done = train(hosts, own_mpi, folder, *model, "limits.updates=0", "limits.seconds=14", "run_dir=run")
     assert done.status == 0, str(done)
-    clients = record.read(folder / "run").updates["client"]
+    clients = record.read_record(folder / "run").updates["client"]
     thin = np.flatnonzero(clients == 1)
     assert len(thin) >= 2, str(done)
     for before, after in pairwise(thin):

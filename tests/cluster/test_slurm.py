@@ -121,7 +121,7 @@ def test_an_array_is_a_run_for_every_index(slurm, own_mpi, folder):
         done = slurm.ended(f"{array}_{seed}")
         assert (done.state, done.status) == ("COMPLETED", 0), str(done)
         assert is_whole(folder / str(seed), 12, 1)
-        assert f"seed = {seed}\n" in record.read(folder / str(seed)).attributes["config"]
+        assert f"seed = {seed}\n" in record.read_record(folder / str(seed)).attributes["config"]
 
 
 # --- the scripts
@@ -186,7 +186,7 @@ def test_resume_goes_on_until_the_run_is_finished(slurm, other_mpi, folder, cut)
     job = start_without_end(slurm, other_mpi, folder)
     cut(slurm, job)
     slurm.until(job, (folder / "run" / "result.json").exists)  # the last file of its first life
-    rows = len(record.read(folder / "run").updates)
+    rows = len(record.read_record(folder / "run").updates)
     config = folder / "run" / "config.toml"
     config.write_text(config.read_text().replace(f"updates = {NEVER}", f"updates = {rows + 9}"))
     done = slurm.ended(job)
@@ -202,7 +202,7 @@ def test_a_cancelled_job_leaves_a_good_checkpoint(slurm, other_mpi, folder):
     done = slurm.ended(job)
     assert (done.state, done.restarts) == ("CANCELLED", 0), str(done)
     slurm.until_free()
-    kept, rows = newest(folder / "run"), len(record.read(folder / "run").updates)
+    kept, rows = newest(folder / "run"), len(record.read_record(folder / "run").updates)
     assert not kept.damaged
     assert kept.snapshot.updates == rows > 0
     assert is_whole(folder / "run", rows, 2)

@@ -53,7 +53,7 @@ def start(mpi, jobs):
 def updates_of(run_dir, client):
     """Rows of a client in the record so far."""
     exists = (run_dir / "record.h5").exists()
-    return int((record.read(run_dir).updates["client"] == client).sum()) if exists else 0
+    return int((record.read_record(run_dir).updates["client"] == client).sum()) if exists else 0
 
 
 def names(run_dir):
@@ -69,7 +69,7 @@ def goes_on(mpi, folder, lost=0):
     before = checkpoint.newest(folder / "run").snapshot
     done = run_asyncfeded("resume", "run", f"limits.updates={before.updates + 10}", cwd=folder, env=mpi.env)
     assert done.status == 0, str(done)
-    updates = record.read(folder / "run").updates
+    updates = record.read_record(folder / "run").updates
     assert updates["version"].tolist() == list(range(1, before.updates + 11))
     for client in range(len(before.clients)):
         rounds = updates["round"][updates["client"] == client].tolist()

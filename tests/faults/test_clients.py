@@ -27,7 +27,7 @@ def test_clients_are_killed_until_one_is_left_and_then_that_one(mpi, jobs):
         status, said = job.end()
     assert status != 0, said
     assert "asyncfeded resume run" in said
-    updates = record.read(run_dir).updates
+    updates = record.read_record(run_dir).updates
     assert updates["version"].tolist() == list(range(1, len(updates) + 1))
     goes_on(mpi, jobs, lost=1)
 

@@ -88,6 +88,6 @@ def ends_well(job, run_dir):
     os.kill(job.ranks()[0], signal.SIGTERM)
     status, said = job.end()
     assert status == RESUMABLE, said
-    result, updates = json.loads((run_dir / "result.json").read_text()), record.read(run_dir).updates
+    result, updates = json.loads((run_dir / "result.json").read_text()), record.read_record(run_dir).updates
     assert (result["stopped"], result["refused"]) == ("interrupted by a signal", 0)
     assert updates["version"].tolist() == list(range(1, result["updates"] + 1))

@@ -25,7 +25,7 @@ Trainer.round = round_
 def test_a_client_that_sends_nan_is_refused_and_the_other_trains_on(own_mpi, jobs):
     done = run(broken(own_mpi, jobs, NAN, "limits.updates=20"), jobs, own_mpi.env)
     assert done.status == 0, str(done)
-    updates = record.read(jobs / "run").updates
+    updates = record.read_record(jobs / "run").updates
     bad = updates["client"] == 1
     assert (updates["accepted"] == ~bad).all()
     assert (done.result["updates"], done.result["refused"]) == (20, bad.sum())

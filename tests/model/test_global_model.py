@@ -120,7 +120,7 @@ def test_hand_out_copies_only_what_is_older():
     m = model([0.0, 0.0])
     m.hand_out(0)
     m.merge(0, torch.tensor([1.0, 1.0]), 1.0)
-    m.settle()
+    m.finish_merge()
     m.base[0][0] = 99.0
     assert m.hand_out(0).tolist() == [99.0, 1.0]
 
@@ -173,7 +173,7 @@ def test_an_update_measured_and_merged_in_parts_is_the_same_to_the_bit(size, sta
         chunked.measure(0, w, start, stop)
     assert chunked.distances(0, w) == plain.distances(0, w)
     plain.merge(0, w, 0.3)
-    plain.settle()
+    plain.finish_merge()
     chunked.merge(0, w, 0.3)
     for _, stop in parts(size):
         sent = chunked.hand_out(0, stop)[:stop].clone()

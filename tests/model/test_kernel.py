@@ -229,7 +229,7 @@ def test_without_the_compiled_kernel_the_twin_serves_and_says_so(monkeypatch):
     without = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(without)
     assert not without.COMPILED
-    assert "install a C++ compiler" in without.describe()
+    assert "install a C++ compiler" in without.describe_kernel()
     x, w, base = (torch.tensor([v]) for v in (1.0, 3.0, 0.0))
     assert without.sums(x, w, base) == (1.0, 9.0)
     without.apply(x, w, base, 1.0)
@@ -247,5 +247,5 @@ def test_with_the_compiled_kernel_tensors_in_host_memory_take_it(monkeypatch):
     kernel.sums(x, w, base)
     kernel.apply(x, w, base, 1.0)
     kernel.triad(x, w, base, 1.0)
-    assert kernel.describe() == "compiled (C++)"
-    assert kernel.describe("cuda:1") == "torch on cuda:1"
+    assert kernel.describe_kernel() == "compiled (C++)"
+    assert kernel.describe_kernel("cuda:1") == "torch on cuda:1"

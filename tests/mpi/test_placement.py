@@ -54,13 +54,13 @@ def test_a_gpu_that_is_not_there_is_refused(gpus, wanted, count):
 def test_a_gpu_is_told_with_its_pci_address(monkeypatch):
     about = SimpleNamespace(pci_domain_id=1, pci_bus_id=0x3B, pci_device_id=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: about)
-    assert placement.describe(torch.device("cuda", 2)) == "cuda:2 0001:3b:00.0"
-    assert placement.describe(torch.device("cpu")) == "cpu"
+    assert placement.describe_device(torch.device("cuda", 2)) == "cuda:2 0001:3b:00.0"
+    assert placement.describe_device(torch.device("cpu")) == "cpu"
 
 
 def test_an_older_torch_does_not_tell_the_address(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace())
-    assert placement.describe(torch.device("cuda", 0)) == "cuda:0"
+    assert placement.describe_device(torch.device("cuda", 0)) == "cuda:0"
 
 
 # --- near cores

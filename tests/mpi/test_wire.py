@@ -14,11 +14,22 @@ import torch
 
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
-from asyncfeded.mpi import launcher, world
+from asyncfeded.mpi import launcher
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import PROTOCOL, Backoff, RefusedError
+from asyncfeded.mpi.world import (
+    PROTOCOL,
+    Backoff,
+    RefusedError,
+    compare_statements,
+    gather_places,
+    join_job,
+    leave_job,
+    make_statement,
+    seat_server,
+    share_cores,
+)
 from asyncfeded.wire.client_wire import ClientWire
-from asyncfeded.wire.deadlines import Patience
+from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, Arrival, Lost, Order, Refused
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
@@ -32,16 +43,16 @@ SERVER = 0
 
 
 @pytest.fixture(scope="session")
-def here():
+def world():
     """This rank in its job."""
-    yield world.join()
-    world.leave()
+    yield join_job()
+    leave_job()
 
 
 @pytest.fixture
-def comm(here):
+def comm(world):
     """A communicator of the test's own, on which nothing may be left when it has ended."""
-    comm = here.comm.Dup()
+    comm = world.comm.Dup()
     yield comm
     comm.Free()
 
@@ -50,13 +61,13 @@ def together(body):
     """A test that fails on all ranks, if it fails on one, with the text of every failure."""
 
     @functools.wraps(body)
-    def test(here, *args, **kwargs):
+    def test(world, *args, **kwargs):
         failure = None
         try:
-            body(here, *args, **kwargs)
+            body(world, *args, **kwargs)
         except BaseException as error:
-            failure = f"rank {here.rank}: {type(error).__name__}: {error}"
-        failures = [f for f in here.comm.allgather(failure) if f]
+            failure = f"rank {world.rank}: {type(error).__name__}: {error}"
+        failures = [f for f in world.comm.allgather(failure) if f]
         assert not failures, "\n".join(failures)
 
     return test
@@ -118,13 +129,13 @@ def nothing_left(comm):
 
 @pytest.mark.parametrize("seed", range(3))
 @together
-def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
+def test_weights_and_numbers_arrive_bit_for_bit(world, comm, seed):
     """Models of few elements, of about a chunk and of 6 chunks in random order on one communicator, some rounds each."""
     for turn, size in enumerate(
         np.random.default_rng(seed).choice([1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 1_500_000], 8).tolist()
     ):
         rounds = 3
-        if here.rank == SERVER:
+        if world.rank == SERVER:
             wire = server(comm, size)
             buffers = [torch.empty(size) for _ in range(comm.size - 1)]
             done = [0] * len(buffers)
@@ -145,7 +156,7 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
             assert wire.stop() == 0
         else:
             wire, buffer = client(comm, size)
-            i, n = here.rank - 1, 0
+            i, n = world.rank - 1, 0
             while (order := wire.receive()) is not None:
                 assert order == (i, 7 * n, 2**40 + n, i + 1 + n)
                 assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, seed, turn, i, n, 0))
@@ -159,10 +170,10 @@ def test_weights_and_numbers_arrive_bit_for_bit(here, comm, seed):
 
 @pytest.mark.parametrize("size", [1, CHUNK, 3 * CHUNK + 1])
 @together
-def test_a_model_that_lies_elsewhere_is_staged(here, comm, size):
+def test_a_model_that_lies_elsewhere_is_staged(world, comm, size):
     """Every client adds 1 to all that it is sent: so the server finds, and so it grows."""
     rounds, workers = 4, comm.size - 1
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         model = GlobalModel(torch.zeros(size), Layout((Entry("w", (size,), 0),), size, size), workers)
         staging = Staging(model)
         staging.below = server(comm, size, workers, staging.measure)
@@ -177,7 +188,7 @@ def test_a_model_that_lies_elsewhere_is_staged(here, comm, size):
             if arrival.round < rounds - 1:
                 order = Order(i, arrival.round + 1, model.version, 1)
                 staging.reply(order, model.base[i], functools.partial(model.hand_out, i))
-            model.settle()
+            model.finish_merge()
             staging.release(arrival)
             assert model.x.eq(number).all()
         assert staging.stop() == 0
@@ -193,10 +204,10 @@ def test_a_model_that_lies_elsewhere_is_staged(here, comm, size):
 
 @pytest.mark.parametrize("size", [1, CHUNK, 3 * CHUNK + 1])
 @together
-def test_an_update_is_measured_part_by_part_and_a_reply_made_so(here, comm, size):
+def test_an_update_is_measured_part_by_part_and_a_reply_made_so(world, comm, size):
     """Parts come in order, each when it is there: what `measure` sees of w is what was sent."""
     ends = [*range(CHUNK, size, CHUNK), size]
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         seen, made = [], []
 
         def measure(client, w, start, stop):
@@ -231,11 +242,11 @@ def test_an_update_is_measured_part_by_part_and_a_reply_made_so(here, comm, size
 
 @pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
 @together
-def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(here, comm):
+def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(world, comm):
     """Client 0 sends a header and one chunk of three, and the rest when all others have had five turns."""
     size = 3 * CHUNK
     everyone = comm.Dup()
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, buffers = server(comm, size, pool=comm.size - 1), [torch.zeros(size) for _ in range(comm.size - 1)]
         for i in range(comm.size - 1):
             wire.reply(Order(i, 0, 0, 1), buffers[i], int)
@@ -255,7 +266,7 @@ def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(here, c
         wire.stop()
     else:
         wire, buffer = client(comm, size)
-        if here.rank == 1:
+        if world.rank == 1:
             wire.receive()
             buffer.copy_(torch.arange(3.0).repeat_interleave(CHUNK))
             send(comm, header())
@@ -273,11 +284,11 @@ def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(here, c
 
 @pytest.mark.parametrize("size", [1, 100_000])
 @together
-def test_no_client_is_starved_when_all_flood_the_server(here, comm, size):
+def test_no_client_is_starved_when_all_flood_the_server(world, comm, size):
     """The server is the slowest, so that every client waits in every turn: one that served low ranks first would serve
     only these."""
     total = 60 * (comm.size - 1)
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, counts = server(comm, size), np.zeros(comm.size - 1, int)
         buffers = [torch.zeros(size) for _ in counts]
         for i, buffer in enumerate(buffers):
@@ -296,11 +307,11 @@ def test_no_client_is_starved_when_all_flood_the_server(here, comm, size):
 
 @pytest.mark.skipif(RANKS < 4, reason="needs two clients that wait beside one that is served: 4 ranks")
 @together
-def test_who_came_first_is_served_first(here, comm):
+def test_who_came_first_is_served_first(world, comm):
     """Client 0 holds the only buffer. The others send one after the other, the highest rank first; each is there when
     its weights can be probed."""
     others = list(range(comm.size - 1, 1, -1))
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, buffers = server(comm, 5, pool=1), [torch.zeros(5) for _ in range(comm.size - 1)]
         wire.reply(Order(0, 0, 0, 1), buffers[0], int)
         held = take(wire)
@@ -325,10 +336,10 @@ def test_who_came_first_is_served_first(here, comm):
 
 @pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
 @together
-def test_who_was_announced_first_is_served_first(here, comm):
+def test_who_was_announced_first_is_served_first(world, comm):
     """The header of client 0 comes first, the weights of clients 0 and 1 later and so that one poll finds both."""
     everyone = comm.Dup()
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
         wire.reply(Order(0, 0, 0, 1), buffers[0], int)
         wire.release(take(wire))  # now the other one of the two buffers is next
@@ -349,14 +360,14 @@ def test_who_was_announced_first_is_served_first(here, comm):
         assert [arrival.client for arrival in order] == [0, 1]
     else:
         wire, buffer = client(comm, 5)
-        if here.rank == 1:
+        if world.rank == 1:
             wire.receive()
             wire.send(Order(0, 0, 0, 1), 1, 1, 0.0, 0.0, 0.0)
             wire.receive()
             send(comm, header(round=1))
         everyone.Barrier()
         everyone.Barrier()
-        if here.rank == 1:
+        if world.rank == 1:
             comm.Send([buffer.numpy(), MPI.FLOAT], SERVER, WEIGHTS_TAG + 2)
             everyone.Send(np.zeros(1), SERVER)
         answer(wire, buffer)
@@ -365,11 +376,11 @@ def test_who_was_announced_first_is_served_first(here, comm):
 
 @pytest.mark.parametrize("size", [1, 1_000_000])
 @together
-def test_a_stop_while_updates_are_under_way_leaves_nothing_unreceived(here, comm, size):
+def test_a_stop_while_updates_are_under_way_leaves_nothing_unreceived(world, comm, size):
     """Ten times, after another number of updates each; clients send as fast as they can."""
     for updates in range(10):
         taken, sent, discarded = updates, 0, 0
-        if here.rank == SERVER:
+        if world.rank == SERVER:
             wire, buffers = server(comm, size), [torch.zeros(size) for _ in range(comm.size - 1)]
             for i, buffer in enumerate(buffers):
                 wire.reply(Order(i, 0, 0, 1), buffer, int)
@@ -385,9 +396,9 @@ def test_a_stop_while_updates_are_under_way_leaves_nothing_unreceived(here, comm
 
 
 @together
-def test_a_client_that_trains_sees_the_stop(here, comm):
+def test_a_client_that_trains_sees_the_stop(world, comm):
     everyone = comm.Dup()
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
             wire.reply(Order(i, 0, 0, 1), buffer, int)
@@ -411,8 +422,8 @@ def test_a_client_that_trains_sees_the_stop(here, comm):
 
 
 @together
-def test_a_client_that_was_never_answered_is_stopped(here, comm):
-    if here.rank == SERVER:
+def test_a_client_that_was_never_answered_is_stopped(world, comm):
+    if world.rank == SERVER:
         assert server(comm, 5).stop() == 0
     else:
         wire, _ = client(comm, 5)
@@ -422,9 +433,9 @@ def test_a_client_that_was_never_answered_is_stopped(here, comm):
 
 
 @together
-def test_one_receive_buffer_serves_all_clients_whose_updates_do_not_stall(here, comm, monkeypatch):
+def test_one_receive_buffer_serves_all_clients_whose_updates_do_not_stall(world, comm, monkeypatch):
     monkeypatch.setattr("asyncfeded.wire.server_wire.STALLED_S", 60.0)
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, places = server(comm, 1000, comm.size - 1, lambda *part: None), set()
         buffers = [torch.zeros(1000) for _ in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
@@ -458,9 +469,9 @@ def test_one_receive_buffer_serves_all_clients_whose_updates_do_not_stall(here, 
     ],
 )
 @together
-def test_an_update_that_answers_no_order_is_refused_with_the_reason(here, comm, fields, reason):
+def test_an_update_that_answers_no_order_is_refused_with_the_reason(world, comm, fields, reason):
     """And the next one, which does, is taken."""
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         measured = []
         wire, buffer = server(comm, 5, measure=lambda *part: measured.append(part)), torch.zeros(5)
         wire.reply(Order(0, 0, 0, 1), buffer, int)
@@ -493,8 +504,8 @@ def test_an_update_that_answers_no_order_is_refused_with_the_reason(here, comm, 
     ],
 )
 @together
-def test_a_foreign_header_is_refused_and_changes_nothing(here, comm, fields, reason):
-    if here.rank == SERVER:
+def test_a_foreign_header_is_refused_and_changes_nothing(world, comm, fields, reason):
+    if world.rank == SERVER:
         wire, buffer = server(comm, 5), torch.zeros(5)
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         assert take(wire) == Refused(0, f"rank 1 sent a header with {reason}", False)
@@ -512,8 +523,8 @@ def test_a_foreign_header_is_refused_and_changes_nothing(here, comm, fields, rea
 
 @pytest.mark.parametrize("length", [10, HEADER.itemsize + 36])
 @together
-def test_a_header_of_another_length_is_refused_and_the_next_is_read(here, comm, length):
-    if here.rank == SERVER:
+def test_a_header_of_another_length_is_refused_and_the_next_is_read(world, comm, length):
+    if world.rank == SERVER:
         wire, buffer = server(comm, 5), torch.zeros(5)
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         event = take(wire)
@@ -541,8 +552,8 @@ def test_a_header_of_another_length_is_refused_and_the_next_is_read(here, comm, 
 
 @pytest.mark.parametrize(("lengths", "got"), [([3], 3), ([7], "more"), ([0], 0)])
 @together
-def test_an_update_of_another_length_is_refused(here, comm, lengths, got):
-    if here.rank == SERVER:
+def test_an_update_of_another_length_is_refused(world, comm, lengths, got):
+    if world.rank == SERVER:
         wire, buffer = server(comm, 5), torch.zeros(5)
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         reason = f"it is of another length: {got} numbers came where 5 were expected"
@@ -557,10 +568,10 @@ def test_an_update_of_another_length_is_refused(here, comm, lengths, got):
 
 
 @together
-def test_a_second_answer_is_refused_and_answered_by_nothing(here, comm):
+def test_a_second_answer_is_refused_and_answered_by_nothing(world, comm):
     """And what is left of a message that was too long is not taken for a part of the next."""
     one, two = np.ones(5, np.float32), np.full(5, 2, np.float32)
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, buffer = server(comm, 5), torch.zeros(5)
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         wire.release(take(wire))
@@ -582,7 +593,7 @@ def test_a_second_answer_is_refused_and_answered_by_nothing(here, comm):
         wire.finish()
 
 
-class Attentive(Patience):
+class Attentive(Deadlines):
     """A deadline that does not depend on how busy the machine is: what a test sets."""
 
     limit = float("inf")
@@ -595,10 +606,10 @@ class Attentive(Patience):
 @pytest.mark.parametrize("reassign", [False, True])
 @pytest.mark.parametrize("size", [5, 2 * CHUNK])
 @together
-def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, comm, size, reassign):
+def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, comm, size, reassign):
     """Client 0 falls silent, with a chunk of its update sent if it has two. Its order moves to another worker or nowhere."""
     everyone = comm.Dup()
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         patience = Attentive(1.0, 1.0)
         wire = ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience, reassign)
         buffers = [torch.full((size,), float(i)) for i in range(comm.size - 1)]
@@ -614,7 +625,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, co
         assert isinstance(lost, Lost)
         assert (lost.worker, lost.clients) == (0, () if reassign else (0,))
         assert lost.reason.startswith("rank 1 was silent for 0.")
-        assert wire.homes.lost == {0}
+        assert wire.assignment.lost == {0}
         patience.limit = float("inf")
         if reassign:
             moved = take(wire)
@@ -623,7 +634,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, co
         everyone.Send(np.zeros(1), 1)
         who = -1 if reassign else 0
         assert take(wire) == Refused(who, "rank 1 sent an update: it came after its rank was given up", True)
-        assert wire.homes.lost == set()
+        assert wire.assignment.lost == set()
         wire.reply(Order(0, 1, 0, 1), buffers[0], int)
         arrival = take(wire)
         assert (arrival.client, arrival.round) == (0, 1)
@@ -631,7 +642,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, co
         wire.stop()
     else:
         wire, buffer = client(comm, size)
-        if here.rank == 1:
+        if world.rank == 1:
             wire.receive()
             weights = np.zeros(size, np.float32)
             chunks = np.split(weights, range(CHUNK, size, CHUNK))
@@ -654,21 +665,21 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(here, co
 
 
 @together
-def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(here, comm):
+def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(world, comm):
     """Client 0 neither answers nor leaves until the server has closed its wire."""
     everyone = comm.Dup()
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         patience = Attentive(1.0, 1.0)
         wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
         wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
         patience.limit = 0.2
         assert wire.stop() == 0
-        assert wire.homes.lost == {0}
+        assert wire.assignment.lost == {0}
         everyone.Barrier()
     else:
         wire, _ = client(comm, 5)
         wire.receive()
-        if here.rank == 1:
+        if world.rank == 1:
             everyone.Barrier()
             assert wire.receive() is None
         else:
@@ -679,10 +690,10 @@ def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(here, comm):
 
 @pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
 @together
-def test_a_worker_that_comes_back_during_the_stop_is_stopped_too(here, comm):
+def test_a_worker_that_comes_back_during_the_stop_is_stopped_too(world, comm):
     """Client 1 leaves only when client 0, who was given up, has been told to stop."""
     everyone = comm.Dup()
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         patience = Attentive(1.0, 60.0)
         wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
         wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
@@ -690,20 +701,20 @@ def test_a_worker_that_comes_back_during_the_stop_is_stopped_too(here, comm):
         assert isinstance(take(wire), Lost)
         everyone.Send(np.zeros(1), 1)
         assert wire.stop() == 0
-        assert wire.homes.lost == set()
+        assert wire.assignment.lost == set()
     else:
         wire, _ = client(comm, 5)
-        if here.rank == 1:
+        if world.rank == 1:
             order = wire.receive()
             everyone.Recv(np.zeros(1), SERVER)
             wire.send(order, 1, 1, 0.0, 0.0, 0.0)
-        elif here.rank == 2:
+        elif world.rank == 2:
             everyone.Recv(np.zeros(1), 1)
         assert wire.receive() is None
-        if here.rank == 1:
+        if world.rank == 1:
             everyone.Send(np.zeros(1), 2)
         wire.finish()
-        assert not wire.apart
+        assert not wire.ranks_lost
     everyone.Free()
 
 
@@ -711,10 +722,10 @@ FUZZ = 10_000 if RANKS == 2 else 2_000
 
 
 @together
-def test_mutated_updates_are_refused_and_none_is_merged(here, comm):
+def test_mutated_updates_are_refused_and_none_is_merged(world, comm):
     """Client 0 sends headers with a field of any value, or any bytes, and bodies of another length; the others train on."""
     size, rng = 7, np.random.default_rng(0)
-    if here.rank == SERVER:
+    if world.rank == SERVER:
         wire, buffers = server(comm, size, pool=comm.size - 1), [torch.zeros(size) for _ in range(comm.size - 1)]
         rounds = [0] * len(buffers)
         for i, buffer in enumerate(buffers):
@@ -740,7 +751,7 @@ def test_mutated_updates_are_refused_and_none_is_merged(here, comm):
             comm.Recv(np.zeros(21, np.float32), 1, status.Get_tag())
     else:
         wire, buffer = client(comm, size)
-        if here.rank == 1:
+        if world.rank == 1:
             while (order := wire.receive()) is not None:
                 made, count = mutated(rng, order, size)
                 wire._said += 1
@@ -781,10 +792,10 @@ def mutated(rng, order, size):
 
 @pytest.mark.parametrize("size", [1, CHUNK - 1, CHUNK, CHUNK + 1, (UNDER_WAY + 3) * CHUNK + 5])
 @together
-def test_parts_arrive_in_order_and_few_are_under_way(here, comm, size):
+def test_parts_arrive_in_order_and_few_are_under_way(world, comm, size):
     """The receiver posts nothing for a while: the sender stops at `UNDER_WAY` messages, the header among them."""
-    weights = np.arange(size, dtype=np.float32) if here.rank == 1 else np.zeros(size, np.float32)
-    if here.rank == 1:
+    weights = np.arange(size, dtype=np.float32) if world.rank == 1 else np.zeros(size, np.float32)
+    if world.rank == 1:
         sending = Sending(comm, weights, 0, comm.Isend([np.zeros(64, np.uint8), MPI.BYTE], 0, 1))
         for ready in (*range(CHUNK, size, CHUNK), size):
             sending.push(ready)
@@ -794,7 +805,7 @@ def test_parts_arrive_in_order_and_few_are_under_way(here, comm, size):
             time.sleep(1e-4)
     else:
         comm.Barrier()
-    if here.rank == 0:
+    if world.rank == 0:
         comm.Recv([np.zeros(64, np.uint8), MPI.BYTE], 1, 1)
         receiving, parts = Receiving(comm, weights, 1), []
         while not receiving.complete:
@@ -806,8 +817,8 @@ def test_parts_arrive_in_order_and_few_are_under_way(here, comm, size):
 
 
 @together
-def test_what_is_not_ready_is_not_sent(here, comm):
-    if here.rank == 1:
+def test_what_is_not_ready_is_not_sent(world, comm):
+    if world.rank == 1:
         weights = np.zeros(2 * CHUNK, np.float32)
         sending = Sending(comm, weights, 0, comm.Isend([np.zeros(64, np.uint8), MPI.BYTE], 0, 1))
         assert sending.push(CHUNK)
@@ -817,7 +828,7 @@ def test_what_is_not_ready_is_not_sent(here, comm):
         assert sending.push(2 * CHUNK)
         while not sending.sent():
             time.sleep(1e-4)
-    if here.rank == 0:
+    if world.rank == 0:
         comm.Recv([np.zeros(64, np.uint8), MPI.BYTE], 1, 1)
         weights = np.ones(2 * CHUNK, np.float32)
         receiving = Receiving(comm, weights, 1)
@@ -834,23 +845,23 @@ def test_what_is_not_ready_is_not_sent(here, comm):
 # Before training
 
 
-def refusal(here, said):
+def refusal(world, said):
     """The text with which `agree` refuses, after a look whether all ranks were told the same."""
     with pytest.raises(RefusedError) as refused:
-        world.agree(here, said)
-    texts = here.comm.allgather(str(refused.value))
+        compare_statements(world, said)
+    texts = world.comm.allgather(str(refused.value))
     assert set(texts) == {texts[0]}
     return texts[0]
 
 
 @together
-def test_equal_statements_agree(here):
-    world.agree(here, world.statement(config=b"c" * 32, layout=b"l" * 32, num_params=10, size=12))
+def test_equal_statements_agree(world):
+    compare_statements(world, make_statement(config=b"c" * 32, layout=b"l" * 32, num_params=10, size=12))
 
 
 @together
-def test_every_rank_knows_the_hosts_of_all(here):
-    assert here.hosts == [socket.gethostname()] * here.size
+def test_every_rank_knows_the_hosts_of_all(world):
+    assert world.hosts == [socket.gethostname()] * world.size
 
 
 @pytest.mark.parametrize(
@@ -865,84 +876,84 @@ def test_every_rank_knows_the_hosts_of_all(here):
     ],
 )
 @together
-def test_a_rank_that_differs_is_named_to_all_with_both_values(here, field, value, shown, what):
-    said = world.statement(num_params=10, size=12)
-    odd = here.size - 1
-    if here.rank == odd:
+def test_a_rank_that_differs_is_named_to_all_with_both_values(world, field, value, shown, what):
+    said = make_statement(num_params=10, size=12)
+    odd = world.size - 1
+    if world.rank == odd:
         said[field] = value
-    text = refusal(here, said)
-    assert text.startswith(f"rank 0 on {here.hosts[0]} and rank {odd} on {here.hosts[0]} {what} ({field}: ")
+    text = refusal(world, said)
+    assert text.startswith(f"rank 0 on {world.hosts[0]} and rank {odd} on {world.hosts[0]} {what} ({field}: ")
     assert f" and {shown}); " in text
 
 
 @together
-def test_a_problem_of_one_rank_is_told_to_all_with_its_rank_and_host(here):
-    odd = here.size - 1
-    text = refusal(here, world.statement(problem="no Käse" if here.rank == odd else ""))
-    assert text == f"rank {odd} on {here.hosts[0]}: no Käse"
+def test_a_problem_of_one_rank_is_told_to_all_with_its_rank_and_host(world):
+    odd = world.size - 1
+    text = refusal(world, make_statement(problem="no Käse" if world.rank == odd else ""))
+    assert text == f"rank {odd} on {world.hosts[0]}: no Käse"
 
 
 @together
-def test_a_problem_that_all_ranks_have_is_told_once(here):
-    assert refusal(here, world.statement(problem="no file")) == "no file"
+def test_a_problem_that_all_ranks_have_is_told_once(world):
+    assert refusal(world, make_statement(problem="no file")) == "no file"
 
 
 @together
-def test_different_problems_are_all_told(here):
-    text = refusal(here, world.statement(problem=f"problem {here.rank}"))
-    assert text.splitlines() == ["problem 0"] + [f"rank {r} on {here.hosts[0]}: problem {r}" for r in range(1, here.size)]
+def test_different_problems_are_all_told(world):
+    text = refusal(world, make_statement(problem=f"problem {world.rank}"))
+    assert text.splitlines() == ["problem 0"] + [f"rank {r} on {world.hosts[0]}: problem {r}" for r in range(1, world.size)]
 
 
 @together
-def test_a_long_problem_is_cut_and_still_told(here):
-    text = refusal(here, world.statement(problem="ü" * 5000))
+def test_a_long_problem_is_cut_and_still_told(world):
+    text = refusal(world, make_statement(problem="ü" * 5000))
     assert text.startswith("ü" * 1023)
     assert len(text) <= 1025
 
 
 @together
-def test_the_ranks_of_a_host_share_its_cores(here):
+def test_the_ranks_of_a_host_share_its_cores(world):
     """All ranks run on this host."""
-    cores = here.comm.allgather(here.cores)
+    cores = world.comm.allgather(world.cores)
     assert min(cores) > 0
     assert sum(cores) <= len(os.sched_getaffinity(0)) + 1e-9
-    assert here.threads == max(1, int(here.cores))
-    assert here.crowded == (min(cores) < 1 - 1e-9)
-    assert here.neighbours == list(range(here.size))
+    assert world.threads == max(1, int(world.cores))
+    assert world.crowded == (min(cores) < 1 - 1e-9)
+    assert world.neighbours == list(range(world.size))
 
 
 @together
-def test_cores_are_shared_anew_when_ranks_have_bound_themselves(here):
+def test_cores_are_shared_anew_when_ranks_have_bound_themselves(world):
     """All but rank 0 leave the first core."""
     may = sorted(os.sched_getaffinity(0))
     if len(may) < 2:
         return
     try:
-        if here.rank:
+        if world.rank:
             os.sched_setaffinity(0, may[1:])
-        cores = here.comm.allgather(world.share_cores(here).cores)
+        cores = world.comm.allgather(share_cores(world).cores)
     finally:
         os.sched_setaffinity(0, may)
-    others = (len(may) - 1) / here.size
-    assert cores == pytest.approx([1 + others] + [others] * (here.size - 1))
+    others = (len(may) - 1) / world.size
+    assert cores == pytest.approx([1 + others] + [others] * (world.size - 1))
 
 
 @together
-def test_any_rank_may_sit_first(here):
-    server = here.size - 1
-    seated = world.seat(here, server)
-    assert seated.comm.allgather(here.rank) == [server, *range(server)]
-    assert seated.rank == (here.rank + 1) % here.size
-    assert seated.neighbours == list(range(here.size))
+def test_any_rank_may_sit_first(world):
+    server = world.size - 1
+    seated = seat_server(world, server)
+    assert seated.comm.allgather(world.rank) == [server, *range(server)]
+    assert seated.rank == (world.rank + 1) % world.size
+    assert seated.neighbours == list(range(world.size))
     seated.comm.Free()
-    assert world.seat(here, 0) is here
+    assert seat_server(world, 0) is world
 
 
 @together
-def test_every_rank_has_the_map_of_all(here):
-    found = world.places(here, "server" if here.rank == 1 else "worker", f"cuda:{here.rank}", 7)
-    assert found["role"].tolist() == [b"server" if rank == 1 else b"worker" for rank in range(here.size)]
-    assert found["device"].tolist() == [f"cuda:{rank}".encode() for rank in range(here.size)]
-    assert found["host"].tolist() == [socket.gethostname().encode()] * here.size
+def test_every_rank_has_the_map_of_all(world):
+    found = gather_places(world, "server" if world.rank == 1 else "worker", f"cuda:{world.rank}", 7)
+    assert found["role"].tolist() == [b"server" if rank == 1 else b"worker" for rank in range(world.size)]
+    assert found["device"].tolist() == [f"cuda:{rank}".encode() for rank in range(world.size)]
+    assert found["host"].tolist() == [socket.gethostname().encode()] * world.size
     assert set(found["threads"].tolist()) == {7}
-    assert found["cores"].tolist() == here.comm.allgather(here.cores)
+    assert found["cores"].tolist() == world.comm.allgather(world.cores)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.mpi import world
-from asyncfeded.mpi.world import Backoff, World, compare, statement
+from asyncfeded.mpi.world import Backoff, World, compare, make_statement
 
 
 def said(*statements):
@@ -16,7 +16,7 @@ def said(*statements):
 
 
 def fine(**changes):
-    return statement(**({"config": b"c" * 32, "layout": b"l" * 32, "num_params": 10, "size": 12} | changes))
+    return make_statement(**({"config": b"c" * 32, "layout": b"l" * 32, "num_params": 10, "size": 12} | changes))
 
 
 # --- compare
@@ -82,34 +82,34 @@ def test_different_problems_are_all_told():
 
 def test_a_problem_is_told_before_any_difference():
     """A rank that has a problem has no config to compare."""
-    assert compare(said(fine(), statement(problem="no data"))) == "rank 1 on h1: no data"
+    assert compare(said(fine(), make_statement(problem="no data"))) == "rank 1 on h1: no data"
 
 
 def test_a_problem_longer_than_its_place_is_cut_between_letters_or_marked():
     """2,048 bytes: an odd one before letters of two."""
-    told = compare(said(statement(problem="x" + "ä" * 3000)))
+    told = compare(said(make_statement(problem="x" + "ä" * 3000)))
     assert told.startswith("xää")
     assert len(told) == 1 + 1023 + 1
 
 
-# --- statement
+# --- make_statement
 
 
 def test_a_statement_has_a_fixed_size():
-    assert statement().nbytes == statement(problem="x" * 9999).nbytes == world.STATEMENT.itemsize
+    assert make_statement().nbytes == make_statement(problem="x" * 9999).nbytes == world.STATEMENT.itemsize
 
 
 def test_a_statement_says_the_host_the_protocol_and_the_type():
     import socket
 
-    one = statement()[0]
+    one = make_statement()[0]
     assert one["host"].decode() == socket.gethostname()[:64]
     assert (one["protocol"], one["dtype"]) == (world.PROTOCOL, b"float32")
 
 
 def test_a_long_host_name_is_cut(monkeypatch):
     monkeypatch.setattr(world.socket, "gethostname", lambda: "h" * 100)
-    assert statement()["host"][0] == b"h" * 64
+    assert make_statement()["host"][0] == b"h" * 64
 
 
 # --- waiting

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.store.record import UPDATE, Record
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from conftest import places
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
@@ -15,7 +15,7 @@ from asyncfeded.plots import _smooth, plot_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
-CLIENTS = np.zeros(1, CLIENT)
+CLIENTS = np.zeros(1, PROFILE)
 
 
 def row(number, client, gamma=1.0, accepted=True):

@@ -111,7 +111,7 @@ def drive(rule, arrivals=120):
 
 @every_rule
 def test_the_global_model_stays_finite(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         assert torch.isfinite(now.model.x).all()
 
 
@@ -122,7 +122,7 @@ def test_vectors_lie_where_the_model_does_and_never_meet_others(table, monkeypat
     for name in ("l1", "linf", "mahalanobis"):
         monkeypatch.setattr(distances, name, lambda *_: (1.0, 1.0))
     monkeypatch.setattr(distances, "dot", lambda *_: 0.0)
-    model, rule = new_model(), rules.load(table)
+    model, rule = new_model(), rules.load_rule(table)
     model._x, model.base = model.x.to("meta"), [base.to("meta") for base in model.base]
     state = rule.init(model, first_epochs())
     assert {array.device.type for array in state.values() if isinstance(array, torch.Tensor)} <= {"meta"}
@@ -136,14 +136,14 @@ def test_vectors_lie_where_the_model_does_and_never_meet_others(table, monkeypat
 
 @every_rule
 def test_the_global_model_moves(table):
-    *_, last = drive(rules.load(table))
+    *_, last = drive(rules.load_rule(table))
     assert last.model.version > 0
     assert last.model.x[:PARAMS].abs().min() > 0
 
 
 @every_rule
 def test_the_state_is_arrays_and_tensors_written_in_place(table):
-    rule = rules.load(table)
+    rule = rules.load_rule(table)
     for now in drive(rule):
         state = now.state
         assert all(type(array) in (np.ndarray, torch.Tensor) and array.dtype != object for array in state.values())
@@ -154,13 +154,13 @@ def test_the_state_is_arrays_and_tensors_written_in_place(table):
 
 @every_rule
 def test_the_version_counts_up_by_at_most_one_per_arrival(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         assert now.model.version in (now.version, now.version + 1)
 
 
 @every_rule
 def test_who_gets_a_reply_holds_the_global_model_of_now(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         model = now.model
         for reply in now.decision.replies:
             assert model.base_version[reply.client] == model.version
@@ -170,14 +170,14 @@ def test_who_gets_a_reply_holds_the_global_model_of_now(table):
 @every_rule
 def test_the_base_of_a_client_that_is_out_is_never_written(table):
     """Its reply may still be on the way."""
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         for other, base in now.held.items():
             assert torch.equal(now.model.base[other], base)
 
 
 @every_rule
 def test_only_clients_that_have_come_back_get_a_reply_and_only_one(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         replied = [reply.client for reply in now.decision.replies]
         assert len(set(replied)) == len(replied)
         assert not set(replied) & now.out
@@ -185,27 +185,27 @@ def test_only_clients_that_have_come_back_get_a_reply_and_only_one(table):
 
 @every_rule
 def test_replies_ask_for_at_least_one_epoch(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         assert all(type(reply.epochs) is int and reply.epochs >= 1 for reply in now.decision.replies)
 
 
 @every_rule
 def test_the_weights_received_are_not_written(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         assert torch.equal(now.w, now.sent)
 
 
 @every_rule
 def test_gamma_and_eta_are_not_negative(table):
-    for now in drive(rules.load(table)):
+    for now in drive(rules.load_rule(table)):
         assert now.decision.gamma >= 0
         assert 0 <= now.decision.eta < math.inf
 
 
 @every_rule
 def test_the_same_arrivals_give_the_same_model_to_the_bit(table):
-    *_, one = drive(rules.load(table))
-    *_, two = drive(rules.load(table))
+    *_, one = drive(rules.load_rule(table))
+    *_, two = drive(rules.load_rule(table))
     assert one.model.x.numpy().tobytes() == two.model.x.numpy().tobytes()
     assert one.decision == two.decision
 
@@ -213,7 +213,7 @@ def test_the_same_arrivals_give_the_same_model_to_the_bit(table):
 @every_rule
 def test_statistics_stay_between_the_least_and_the_largest_that_were_sent(table):
     """A variance is never negative, not even by rounding, whatever the step size."""
-    for now in drive(rules.load(table), arrivals=300):
+    for now in drive(rules.load_rule(table), arrivals=300):
         assert now.model.x[PARAMS:].min() >= 0
         assert now.model.x[PARAMS:].max() <= 1 + 1e-6
 
@@ -221,7 +221,7 @@ def test_statistics_stay_between_the_least_and_the_largest_that_were_sent(table)
 @every_rule
 def test_every_parameter_is_treated_alike(table):
     """Other statistics, or none, lead to the same parameters."""
-    rule, outcomes = rules.load(table), []
+    rule, outcomes = rules.load_rule(table), []
     for statistics in (0, 3):
         rng = np.random.default_rng(0)
         model = new_model(PARAMS, statistics)
@@ -236,7 +236,7 @@ def test_every_parameter_is_treated_alike(table):
 @every_rule
 def test_a_copy_of_state_and_model_goes_on_to_the_same_model_to_the_bit(table):
     """What a checkpoint needs: nothing is remembered elsewhere. Continued from every arrival of two FedBuff steps."""
-    rule = rules.load(table)
+    rule = rules.load_rule(table)
     rng = np.random.default_rng(1)
     script = [(number % CLIENTS, rng.normal(0.1, 1.0, PARAMS + STATISTICS)) for number in range(24)]
     model = new_model()
@@ -246,7 +246,7 @@ def test_a_copy_of_state_and_model_goes_on_to_the_same_model_to_the_bit(table):
         copies.append((copy.deepcopy(model), copy.deepcopy(state)))
         decisions.append(arrive(rule, model, state, client, delta))
     for start, (other, its_state) in enumerate(copies):
-        again = rules.load(table)
+        again = rules.load_rule(table)
         assert [arrive(again, other, its_state, *item) for item in script[start:]] == decisions[start:]
         assert other.x.numpy().tobytes() == model.x.numpy().tobytes()
         assert {key: np.asarray(array).tobytes() for key, array in its_state.items()} == {
@@ -274,7 +274,7 @@ def test_no_update_allocates_a_vector_of_model_size_and_parts_give_the_same_mode
     outcomes = []
     for chunk in (100, 2):
         monkeypatch.setattr(kernel, "CHUNK", chunk)
-        rule, model = rules.load(table), new_model()
+        rule, model = rules.load_rule(table), new_model()
         state = rule.init(model, first_epochs())
         rng = np.random.default_rng(2)
         for number in range(24):
@@ -292,7 +292,7 @@ def test_no_update_allocates_a_vector_of_model_size_and_parts_give_the_same_mode
 @every_rule
 def test_K_is_a_client_s_own(table):
     """Each starts with another; a rule without adaptive K leaves it at that."""
-    model, rule = new_model(), rules.load(table)
+    model, rule = new_model(), rules.load_rule(table)
     state = rule.init(model, np.array([1, 2, 3, 4]))
     replies = [reply for client in range(4) for reply in arrive(rule, model, state, client, [1.0] * 8).replies]
     assert sorted(client for client, _ in replies) == [0, 1, 2, 3]
@@ -302,7 +302,7 @@ def test_K_is_a_client_s_own(table):
 
 @every_rule
 def test_the_record_s_gamma_is_the_euclidean_one_unless_another_is_asked_for(table):
-    rule = rules.load(table)
+    rule = rules.load_rule(table)
     for now in drive(rule, arrivals=20):
         moved, change = now.measured.moved, now.measured.change
         if "distance" not in table:
@@ -318,13 +318,13 @@ def test_the_record_s_gamma_is_the_euclidean_one_unless_another_is_asked_for(tab
     ],
 )
 def test_the_proximal_term_that_a_rule_asks_for(table, proximal):
-    assert rules.load(table).proximal == proximal
+    assert rules.load_rule(table).proximal == proximal
 
 
 @every_rule
 def test_an_unknown_key_is_refused_by_name(table):
     with pytest.raises(ValueError, match=r"rule: unknown key surprise"):
-        rules.load({**table, "surprise": 1})
+        rules.load_rule({**table, "surprise": 1})
 
 
 def bounds():
@@ -340,20 +340,20 @@ def bounds():
 @pytest.mark.parametrize(("name", "key", "value"), list(bounds()))
 def test_a_value_out_of_range_is_refused_by_key(name, key, value):
     with pytest.raises(ValueError, match=rf"^rule: {key} = {value}: input should be greater than"):
-        rules.load({"name": name, key: value})
+        rules.load_rule({"name": name, key: value})
 
 
 @pytest.mark.parametrize("table", [{}, {"name": "fedup"}])
 def test_an_unknown_rule_is_refused_and_the_known_ones_named(table):
     with pytest.raises(ValueError, match=rf"rule\.name = {table.get('name')!r}: unknown rule.*asyncfeded"):
-        rules.load(table)
+        rules.load_rule(table)
 
 
 # --- AsyncFedED
 
 
 def asyncfeded(**keys):
-    return rules.load({"name": "asyncfeded", **keys})
+    return rules.load_rule({"name": "asyncfeded", **keys})
 
 
 def start(rule, clients=2, epochs=2):
@@ -585,7 +585,7 @@ def test_no_change_has_the_same_gamma_by_every_distance(distance):
 @barrier_rule
 def test_a_round_is_the_mean_weighted_with_samples(name):
     """Samples 10, 30, 60 and 100 of 200: 0.05 (20, 0) + 0.15 (0, 20) + 0.3 (10, 10) + 0.5 (2, 4) = (5, 8)."""
-    rule = rules.load({"name": name})
+    rule = rules.load_rule({"name": name})
     model, state = start(rule, clients=4)
     deltas, samples = [(20, 0), (0, 20), (10, 10), (2, 4)], [10, 30, 60, 100]
     for number in (1, 2):
@@ -597,7 +597,7 @@ def test_a_round_is_the_mean_weighted_with_samples(name):
 
 def test_samples_are_those_of_a_client_whatever_its_K():
     """Clients of 10 and 30 samples; the first trains 3 epochs. 0.25 (4, 0) + 0.75 (0, 4)."""
-    rule = rules.load({"name": "fedavg"})
+    rule = rules.load_rule({"name": "fedavg"})
     model, state = start(rule)
     arrive(rule, model, state, 0, [4.0, 0.0], epochs=3, num_samples=10)
     arrive(rule, model, state, 1, [0.0, 4.0], epochs=1, num_samples=30)
@@ -606,7 +606,7 @@ def test_samples_are_those_of_a_client_whatever_its_K():
 
 @barrier_rule
 def test_a_round_is_the_same_to_the_bit_in_whatever_order_clients_arrive(name):
-    rule, rng = rules.load({"name": name}), np.random.default_rng(3)
+    rule, rng = rules.load_rule({"name": name}), np.random.default_rng(3)
     rounds = rng.normal(0.0, 1.0, (2, CLIENTS, PARAMS + STATISTICS)) * [[[1e-4], [1.0], [1e4], [3.0]]]
     outcomes = set()
     for order in permutations(range(CLIENTS)):
@@ -621,7 +621,7 @@ def test_a_round_is_the_same_to_the_bit_in_whatever_order_clients_arrive(name):
 
 @barrier_rule
 def test_nobody_is_replied_to_before_the_last_and_then_everybody_once(name):
-    rule = rules.load({"name": name})
+    rule = rules.load_rule({"name": name})
     model, state = start(rule, clients=3, epochs=5)
     for order in permutations(range(3)):
         replies = [arrive(rule, model, state, client, [1.0, 1.0]).replies for client in order]
@@ -630,7 +630,7 @@ def test_nobody_is_replied_to_before_the_last_and_then_everybody_once(name):
 
 @barrier_rule
 def test_a_round_leaves_the_mean_of_the_statistics(name):
-    rule = rules.load({"name": name})
+    rule = rules.load_rule({"name": name})
     model = new_model(1, 1, clients=2)
     state = rule.init(model, first_epochs(2))
     send(rule, model, state, 1, [0.0, 7.0], num_samples=30)
@@ -643,7 +643,7 @@ def test_a_round_leaves_the_mean_of_the_statistics(name):
 
 def test_fedasync_mixes_with_alpha_again_and_again():
     """x = 0.4 (0, 0) + 0.6 (10, 20), and then 0.4 (6, 12) + 0.6 (0, 10): alpha does not compound."""
-    rule = rules.load({"name": "fedasync"})
+    rule = rules.load_rule({"name": "fedasync"})
     model, state = start(rule)
     assert send(rule, model, state, 0, [10.0, 20.0]).eta == 0.6
     assert model.x.tolist() == pytest.approx([6.0, 12.0])
@@ -653,13 +653,13 @@ def test_fedasync_mixes_with_alpha_again_and_again():
 
 @pytest.mark.parametrize("staleness", ["constant", "hinge", "polynomial"])
 def test_alpha_of_a_fresh_client_is_the_same_after_many_rounds(staleness):
-    rule = rules.load({"name": "fedasync", "staleness": staleness, "alpha": 0.5})
+    rule = rules.load_rule({"name": "fedasync", "staleness": staleness, "alpha": 0.5})
     model, state = start(rule, clients=1)
     assert [arrive(rule, model, state, 0, [1.0, 0.0]).eta for _ in range(50)] == [0.5] * 50
 
 
 def test_fedasync_with_alpha_1_is_the_last_local_model():
-    rule = rules.load({"name": "fedasync", "alpha": 1.0})
+    rule = rules.load_rule({"name": "fedasync", "alpha": 1.0})
     model, state = start(rule)
     for client, w in ((0, [0.3, -7.0]), (1, [0.1, 1e-8]), (0, [-3.3, 1e8])):
         send(rule, model, state, client, w)
@@ -677,7 +677,7 @@ def test_fedasync_with_alpha_1_is_the_last_local_model():
     ],
 )
 def test_s_of_tau(keys, expected):
-    rule = rules.load({"name": "fedasync", **keys})
+    rule = rules.load_rule({"name": "fedasync", **keys})
     assert {tau: rule.s(tau) for tau in expected} == pytest.approx(expected)
 
 
@@ -686,7 +686,7 @@ def test_s_of_tau(keys, expected):
 
 def test_fedbuff_steps_every_M_updates_by_their_weighted_mean():
     """First step: (2 + 4) / 2 of fresh ones. Then client 2 of version 0, s = 2^-0.5, and a fresh client 0."""
-    rule = rules.load({"name": "fedbuff", "M": 2, "eta_g": 0.5})
+    rule = rules.load_rule({"name": "fedbuff", "M": 2, "eta_g": 0.5})
     model, state = start(rule, clients=3)
     assert arrive(rule, model, state, 0, [2.0, 0.0]) == (0.0, 0.0, ((0, 2),))
     assert (model.version, model.x.tolist()) == (0, [0.0, 0.0])
@@ -699,7 +699,7 @@ def test_fedbuff_steps_every_M_updates_by_their_weighted_mean():
 
 def test_fedbuff_of_one_update_without_weights_is_asynchronous_averaging():
     """The sum of all deltas, as stale as they may be."""
-    rule = rules.load({"name": "fedbuff", "M": 1, "p": 0.0})
+    rule = rules.load_rule({"name": "fedbuff", "M": 1, "p": 0.0})
     model, state = start(rule)
     for client, delta in ((0, [1.0, 2.0]), (0, [4.0, 8.0]), (1, [16.0, 32.0])):
         assert arrive(rule, model, state, client, delta).eta == 1.0
@@ -708,7 +708,7 @@ def test_fedbuff_of_one_update_without_weights_is_asynchronous_averaging():
 
 def test_a_buffer_leaves_the_weighted_mean_of_the_statistics():
     """Fresh 5 (s = 1) and stale 3 (s = 1/2, tau = 3): the mean is (5 + 1.5) / 1.5, its share 1.5 / 2."""
-    rule = rules.load({"name": "fedbuff", "M": 2})
+    rule = rules.load_rule({"name": "fedbuff", "M": 2})
     model = new_model(1, 1, clients=2)
     state = rule.init(model, first_epochs(2))
     for _ in range(6):
@@ -726,7 +726,7 @@ def test_a_buffer_leaves_the_weighted_mean_of_the_statistics():
 @pytest.mark.parametrize(("tau_c", "expected"), [(0, 2 * 2 / 4), (3, 2 * 3 / 4), (4, 2.0), (10**9, 2.0)])
 def test_delay_adaptive_step(tau_c, expected):
     """eta_0 2, two clients, tau 4; tau_c 0 is the number of clients, and beyond all delays the step is constant."""
-    rule = rules.load({"name": "delay_adaptive", "eta_0": 2.0, "tau_c": tau_c})
+    rule = rules.load_rule({"name": "delay_adaptive", "eta_0": 2.0, "tau_c": tau_c})
     model, state = start(rule)
     for _ in range(4):
         assert arrive(rule, model, state, 0, [1.0, 0.0]).eta == 2.0
@@ -739,7 +739,7 @@ def test_delay_adaptive_step(tau_c, expected):
 
 def test_area_is_the_mean_of_everybody_s_latest_model():
     """Client 0 is twenty times as fast as client 2; who has not come yet counts with x_0."""
-    rule, rng = rules.load({"name": "area"}), np.random.default_rng(4)
+    rule, rng = rules.load_rule({"name": "area"}), np.random.default_rng(4)
     model = new_model(clients=3)
     state = rule.init(model, first_epochs(3))
     latest = np.tile(model.x.numpy(), (3, 1))
@@ -752,7 +752,7 @@ def test_area_is_the_mean_of_everybody_s_latest_model():
 
 def test_area_of_M_updates_waits_for_them():
     """0 and 1 send (4, 0) and (0, 4), then 0 sends (8, 8): y = (8, 8), (0, 4) at the second step."""
-    rule = rules.load({"name": "area", "M": 2})
+    rule = rules.load_rule({"name": "area", "M": 2})
     model, state = start(rule)
     steps = [
         (0, [4.0, 0.0], [0.0, 0.0]),
@@ -770,7 +770,7 @@ def test_area_of_M_updates_waits_for_them():
 
 
 def test_ca2fl_with_everybody_fresh_is_the_mean_of_deltas():
-    rule, rng = rules.load({"name": "ca2fl", "M": CLIENTS}), np.random.default_rng(5)
+    rule, rng = rules.load_rule({"name": "ca2fl", "M": CLIENTS}), np.random.default_rng(5)
     model = new_model()
     state = rule.init(model, first_epochs())
     for _ in range(5):
@@ -783,7 +783,7 @@ def test_ca2fl_with_everybody_fresh_is_the_mean_of_deltas():
 
 def test_ca2fl_calibrates_with_the_latest_update_of_everybody():
     """As written down: h, h_bar and acc in numpy, clients of different speeds, M = 2."""
-    rule, rng = rules.load({"name": "ca2fl", "M": 2, "eta_g": 0.5}), np.random.default_rng(6)
+    rule, rng = rules.load_rule({"name": "ca2fl", "M": 2, "eta_g": 0.5}), np.random.default_rng(6)
     model, state = start(rule, clients=3)
     x, acc, h, h_bar = np.zeros(2), np.zeros(2), np.zeros((3, 2)), np.zeros(2)
     for number in range(1, 41):
@@ -803,7 +803,7 @@ def test_ca2fl_calibrates_with_the_latest_update_of_everybody():
 @pytest.mark.parametrize("betas", [{"beta1": 0.0, "beta2": 0.0}, {}])
 def test_the_first_step_of_fadas_is_eta_times_the_sign(betas):
     """m = (1 - beta1) D and v = (1 - beta2) D^2: the ratio is sign(D), 0.1 / sqrt(0.01) = 1 with the defaults."""
-    rule = rules.load({"name": "fadas", "M": 1, "eta": 0.5, **betas})
+    rule = rules.load_rule({"name": "fadas", "M": 1, "eta": 0.5, **betas})
     model = new_model(3, 0, 1)
     state = rule.init(model, first_epochs(1))
     assert arrive(rule, model, state, 0, [3.0, -0.01, 0.0]).eta == 0.5
@@ -811,7 +811,7 @@ def test_the_first_step_of_fadas_is_eta_times_the_sign(betas):
 
 
 def test_fadas_as_written_down():
-    rule = rules.load({"name": "fadas", "M": 2, "eta": 0.3, "beta1": 0.5, "beta2": 0.7, "epsilon": 0.1})
+    rule = rules.load_rule({"name": "fadas", "M": 2, "eta": 0.3, "beta1": 0.5, "beta2": 0.7, "epsilon": 0.1})
     rng = np.random.default_rng(7)
     model, state = start(rule)
     x, m, v, v_max = np.zeros((4, 2))
@@ -827,7 +827,7 @@ def test_fadas_as_written_down():
 
 def test_fadas_bounds_its_step_by_the_longest_delay_of_the_buffer():
     """Client 1 comes with tau 4, and client 0 after it; the next buffer is fresh again."""
-    rule = rules.load({"name": "fadas", "M": 2, "eta": 0.9, "tau_c": 3})
+    rule = rules.load_rule({"name": "fadas", "M": 2, "eta": 0.9, "tau_c": 3})
     model, state = start(rule)
     for _ in range(8):
         decision = arrive(rule, model, state, 0, [1.0, 1.0])
@@ -841,7 +841,7 @@ def test_fadas_bounds_its_step_by_the_longest_delay_of_the_buffer():
 
 @pytest.mark.parametrize(("eta_g", "expected"), [(0.0, 1 / 3), (0.7, 0.7)])
 def test_ace_steps_by_the_mean_of_everybody_s_latest_update(eta_g, expected):
-    rule, rng = rules.load({"name": "ace", "eta_g": eta_g}), np.random.default_rng(8)
+    rule, rng = rules.load_rule({"name": "ace", "eta_g": eta_g}), np.random.default_rng(8)
     model, state = start(rule, clients=3)
     x, g = np.zeros(2), np.zeros((3, 2))
     for _ in range(50):
@@ -854,7 +854,7 @@ def test_ace_steps_by_the_mean_of_everybody_s_latest_update(eta_g, expected):
 
 def test_rounding_does_not_stay_in_the_mean_of_ace():
     """A first update of 1e8 rounds off the third of 0.3; n steps after it is replaced nothing is left of it."""
-    rule = rules.load({"name": "ace"})
+    rule = rules.load_rule({"name": "ace"})
     model, state = start(rule, clients=3)
     arrive(rule, model, state, 0, [1e8, 1e8])
     for number in range(1, 10):
@@ -868,7 +868,7 @@ def test_rounding_does_not_stay_in_the_mean_of_ace():
 
 
 def test_delayed_nesterov_as_written_down():
-    rule, rng = rules.load({"name": "delayed_nesterov", "eta": 0.6, "beta": 0.5}), np.random.default_rng(9)
+    rule, rng = rules.load_rule({"name": "delayed_nesterov", "eta": 0.6, "beta": 0.5}), np.random.default_rng(9)
     model, state = start(rule, clients=3)
     x, buf, m = np.zeros((3, 2))
     for number in range(1, 31):
@@ -884,7 +884,7 @@ def test_delayed_nesterov_as_written_down():
 
 def test_local_epochs_are_in_proportion_to_the_epochs_done():
     """First K 4. Until client 1 has come, K stays; then 12 and 4 epochs are done, 8 in the mean."""
-    rule = rules.load({"name": "delayed_nesterov"})
+    rule = rules.load_rule({"name": "delayed_nesterov"})
     model, state = start(rule, epochs=4)
     assert [arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies for _ in range(3)] == [((0, 4),)] * 3
     assert arrive(rule, model, state, 1, [1.0, 0.0], epochs=4).replies == ((1, 2),)  # 4 * 4 / 8
@@ -894,7 +894,7 @@ def test_local_epochs_are_in_proportion_to_the_epochs_done():
 
 def test_local_epochs_settle_where_everybody_arrives_equally_often():
     """A client three times as fast is asked for three times the epochs, and goes on to be: not back and forth."""
-    rule = rules.load({"name": "delayed_nesterov", "epochs_max": 100})
+    rule = rules.load_rule({"name": "delayed_nesterov", "epochs_max": 100})
     model, state = start(rule, epochs=20)
     seconds_per_epoch, K, due = (1.0, 3.0), [20, 20], [20.0, 60.0]
     for _ in range(200):
@@ -905,7 +905,7 @@ def test_local_epochs_settle_where_everybody_arrives_equally_often():
 
 
 def test_local_epochs_stay_within_their_bounds():
-    rule = rules.load({"name": "delayed_nesterov", "epochs_min": 2, "epochs_max": 5})
+    rule = rules.load_rule({"name": "delayed_nesterov", "epochs_min": 2, "epochs_max": 5})
     model, state = start(rule, epochs=4)
     for _ in range(9):
         arrive(rule, model, state, 0, [1.0, 0.0], epochs=4)
@@ -915,9 +915,9 @@ def test_local_epochs_stay_within_their_bounds():
 
 def test_bounds_of_local_epochs_are_checked():
     with pytest.raises(ValueError, match=r"^rule: epochs_min = 5 is above epochs_max = 2"):
-        rules.load({"name": "delayed_nesterov", "epochs_min": 5, "epochs_max": 2})
+        rules.load_rule({"name": "delayed_nesterov", "epochs_min": 5, "epochs_max": 2})
     with pytest.raises(ValueError, match=r"training\.epochs = 11 is outside the bounds of K, 1 to 10"):
-        start(rules.load({"name": "delayed_nesterov"}), epochs=11)
+        start(rules.load_rule({"name": "delayed_nesterov"}), epochs=11)
 
 
 # --- the documentation

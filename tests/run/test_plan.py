@@ -39,7 +39,7 @@ def test_another_rank_may_be_the_server_and_the_model_is_the_same_to_the_bit(mpi
     done = mpi.train(4, "run.toml", "server=2", "run_dir=run", cwd=folder)
     assert done.status == 0, str(done)
     assert done.result["model_sha256"] == usual
-    places = record.read(folder / "run").attributes["placement"]
+    places = record.read_record(folder / "run").attributes["placement"]
     assert places["role"].tolist() == [b"worker", b"worker", b"server", b"worker"]
 
 

@@ -10,7 +10,7 @@ import torch
 from asyncfeded.run import result
 from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.evaluation import Score
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Outcome
 from conftest import places
 
@@ -20,7 +20,7 @@ OUTCOME = Outcome("10 s have passed", 10.0, 8.0, Score(3, 0.75, 0.5), 2, False)
 @pytest.fixture
 def run_dir(tmp_path):
     """A run of two clients: gamma 1, 2 and infinite, and an update that was refused."""
-    with Record(tmp_path / "record.h5", "", places("here"), np.zeros(2, CLIENT)) as book:
+    with Record(tmp_path / "record.h5", "", places("here"), np.zeros(2, PROFILE)) as book:
         for client, gamma, accepted in ((0, 1.0, True), (1, 2.0, True), (0, np.inf, True), (1, np.nan, False)):
             values = dict.fromkeys(UPDATE.names, 1) | {"client": client, "gamma": gamma, "accepted": accepted}
             book.updates.append(tuple(values[name] for name in UPDATE.names))

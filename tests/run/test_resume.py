@@ -24,7 +24,7 @@ from asyncfeded.store.record import Record
 from asyncfeded.tasks.classification import Data
 from asyncfeded.training.clock import OrderedClock, Resumed
 from asyncfeded.training.evaluation import Evaluator
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server
 from asyncfeded.wire.messages import Arrival, Lost
 from conftest import Job, places, run_asyncfeded
@@ -110,7 +110,7 @@ class Life:
         torch.manual_seed(0)
         flat = FlatModel(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
         model = GlobalModel(flat.buffer, flat.layout, CLIENTS)
-        rule, epochs, lots = rules.load(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, CLIENT)
+        rule, epochs, lots = rules.load_rule(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, PROFILE)
         state, pipe, toml = rule.init(model, epochs), Workers(num_workers, rng or random.Random(0)), self.config.to_toml()
         self.point = resume.find(folder, self.config, flat.layout, state) if resumed else None
         if at := self.point and self.point.snapshot:
@@ -158,7 +158,7 @@ class Life:
     @property
     def end(self):
         """What must be the same to the bit: model, statistics, state of the rule, counts, record."""
-        updates, evaluations, _ = record.read(self.folder)
+        updates, evaluations, _ = record.read_record(self.folder)
         told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
         server = self.server
         return {
@@ -202,7 +202,7 @@ def test_a_run_killed_anywhere_ends_as_the_whole_one_to_the_bit(tmp_path, folder
         life = Life(folder, rule, num_workers=rng.choice([1, 2, 3]), rng=rng, resumed=True)
     assert life.end == expected
     assert kills > 0
-    assert record.read(folder).updates["accepted"].sum() == UPDATES == len(record.read(folder).updates) - 1
+    assert record.read_record(folder).updates["accepted"].sum() == UPDATES == len(record.read_record(folder).updates) - 1
 
 
 @pytest.mark.parametrize("rule", [{"name": name} for name in ("asyncfeded", "fedavg", "ace")], ids=lambda rule: rule["name"])
@@ -214,13 +214,13 @@ def test_a_finished_run_goes_on_with_larger_limits_as_if_it_had_had_them(tmp_pat
     expected = whole(tmp_path, rule)
     life = Life(folder, rule, limits=first)
     assert life.live()
-    before = len(record.read(folder).updates)
+    before = len(record.read_record(folder).updates)
     life = Life(folder, rule, num_workers=2, resumed=True)
     assert 0 < life.point.snapshot.update_rows == before < UPDATES
     assert life.live()
-    end, rows = life.end, record.read(folder).updates
+    end, rows = life.end, record.read_record(folder).updates
     for name in ("next_epochs", "bytes"):
-        there = record.read(tmp_path / "whole").updates[name]
+        there = record.read_record(tmp_path / "whole").updates[name]
         assert set(np.flatnonzero(rows[name] != there)) <= {before - 1}
         end["updates"].pop(name), expected["updates"].pop(name)
     assert end == expected
@@ -259,7 +259,7 @@ def names_of(*rows):
 def test_one_at_the_start_and_every_so_many_updates(folder):
     life = Life(folder, ASYNCFEDED, checkpoint={"every_updates": 5, "keep": 99})
     assert not life.live(40)
-    rows = len(record.read(folder).updates)
+    rows = len(record.read_record(folder).updates)
     assert names(folder) == names_of(1, 6, 12, 17, 22, 27, 32, 37)
     assert 37 <= rows < 42
 
@@ -420,7 +420,7 @@ def test_another_config_is_refused_by_the_key_that_differs(left, change, key):
 def test_what_may_change_may(left, change):
     life = Life(left, ASYNCFEDED, resumed=True, **change)
     assert life.live()
-    assert record.read(left).attributes["config"] == (left / "config.toml").read_text() == life.config.to_toml()
+    assert record.read_record(left).attributes["config"] == (left / "config.toml").read_text() == life.config.to_toml()
 
 
 def test_a_folder_that_was_moved_goes_on(left):
@@ -503,7 +503,7 @@ def jobs(tmp_path):
 
 
 def same_rows(one, other):
-    (updates, evaluations, _), (others, other_evaluations, _) = record.read(one), record.read(other)
+    (updates, evaluations, _), (others, other_evaluations, _) = record.read_record(one), record.read_record(other)
     told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
     return np.array_equal(updates[told], others[told]) and np.array_equal(evaluations, other_evaluations)
 
@@ -542,9 +542,9 @@ def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi,
     limit = first["updates"] + 10
     done = run_asyncfeded("resume", "run", f"limits.updates={limit}", cwd=jobs, env=own_mpi.env)
     assert done.status == 0, str(done)
-    assert (done.result["updates"], len(record.read(jobs / "run").updates)) == (limit, limit)
+    assert (done.result["updates"], len(record.read_record(jobs / "run").updates)) == (limit, limit)
     assert done.result["seconds"] > first["seconds"]
-    updates = record.read(jobs / "run").updates
+    updates = record.read_record(jobs / "run").updates
     assert updates["version"].tolist() == list(range(1, limit + 1))
     assert (np.diff(updates["time_s"]) >= 0).all()
     for client in range(2):

@@ -87,11 +87,11 @@ def test_rank_0_alone_writes_to_stdout(finished):
 
 def test_the_limit_of_updates_is_exact(finished):
     done, run_dir = finished
-    assert done.result["updates"] == len(record.read(run_dir).updates) == 12
+    assert done.result["updates"] == len(record.read_record(run_dir).updates) == 12
 
 
 def test_the_record_is_of_all_clients_in_order(finished, ranks):
-    updates = record.read(finished[1]).updates
+    updates = record.read_record(finished[1]).updates
     assert updates["version"].tolist() == list(range(1, 13))
     assert set(updates["client"].tolist()) <= set(range(ranks - 1))
     assert (np.diff(updates["time_s"]) > 0).all()
@@ -100,12 +100,12 @@ def test_the_record_is_of_all_clients_in_order(finished, ranks):
 
 
 def test_the_record_names_the_host_of_every_rank(finished, ranks):
-    assert record.read(finished[1]).attributes["placement"]["host"].tolist() == [HOST.encode()] * ranks
+    assert record.read_record(finished[1]).attributes["placement"]["host"].tolist() == [HOST.encode()] * ranks
 
 
 def test_the_record_ends_with_the_score_of_the_final_model(finished):
     done, run_dir = finished
-    last = record.read(run_dir).evaluations[-1]
+    last = record.read_record(run_dir).evaluations[-1]
     assert last["version"] == 12
     assert (done.result["accuracy"], done.result["loss"]) == (round(last["accuracy"], 6), round(last["loss"], 6))
 
@@ -120,8 +120,8 @@ def test_the_saved_model_has_the_hash_that_was_printed(finished):
 
 def test_the_saved_config_says_all_and_loads_again(finished, ranks):
     path = finished[1] / "config.toml"
-    again = config.load(path, [])
-    assert again.to_toml() == path.read_text() == record.read(finished[1]).attributes["config"]
+    again = config.load_config(path, [])
+    assert again.to_toml() == path.read_text() == record.read_record(finished[1]).attributes["config"]
     assert (again.clients, again.task["alpha"], again.rule["gamma_bar"]) == (ranks - 1, 1.0, 3.0)
 
 
@@ -138,7 +138,7 @@ def test_mpiexec_may_be_typed_by_hand(mpi, folder):
     command = mpi.command((3, [asyncfeded, "train", "run.toml", "run_dir=run", "limits.updates=5"]))
     done = run(command, folder, mpi.env)
     assert done.status == 0, str(done)
-    assert done.result["updates"] == len(record.read(folder / "run").updates) == 5
+    assert done.result["updates"] == len(record.read_record(folder / "run").updates) == 5
 
 
 def test_without_a_run_dir_the_folder_is_named_by_time_task_and_rule(own_mpi, folder):
@@ -152,7 +152,7 @@ def test_a_slowed_client_makes_fewer_updates(own_mpi, folder):
     overrides = ("run_dir=run", "heterogeneity.slowdown=[1,8]", "rule.kappa=0", "limits.updates=20")
     done = own_mpi.train(3, "run.toml", *overrides, cwd=folder)
     assert done.status == 0, str(done)
-    fast, slow = np.bincount(record.read(folder / "run").updates["client"], minlength=2)
+    fast, slow = np.bincount(record.read_record(folder / "run").updates["client"], minlength=2)
     assert fast > slow
 
 
@@ -200,7 +200,7 @@ def test_keys_lists_every_key(own_mpi, tmp_path):
     done = run_asyncfeded("keys", cwd=tmp_path)
     assert done.status == 0, str(done)
     keys = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
-    expected = {key for key, _, _ in config.describe(config.Config)}
+    expected = {key for key, _, _ in config.describe_keys(config.Config)}
     assert expected | {"rule.name", "rule.lambda", "rule.gamma_bar", "task.name", "task.split", "task.train"} <= keys
 
 
@@ -365,14 +365,14 @@ def test_a_virtual_run_is_the_same_to_the_bit_on_any_number_of_ranks(own_mpi, vi
     run_dir = runs / f"virtual-{ranks}"
     done = own_mpi.train(ranks, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=runs).result
     assert done["model_sha256"] == virtual["model_sha256"]
-    assert same_rows(record.read(run_dir), record.read(runs / "virtual"))
+    assert same_rows(record.read_record(run_dir), record.read_record(runs / "virtual"))
 
 
 def test_a_virtual_run_is_the_same_to_the_bit_under_another_mpi(other_mpi, virtual, runs):
     run_dir = runs / "virtual-mpi"
     done = other_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=runs).result
     assert done["model_sha256"] == virtual["model_sha256"]
-    assert same_rows(record.read(run_dir), record.read(runs / "virtual"))
+    assert same_rows(record.read_record(run_dir), record.read_record(runs / "virtual"))
 
 
 def test_another_seed_is_another_virtual_run(own_mpi, virtual, runs):
@@ -387,9 +387,9 @@ def test_a_virtual_run_stops_at_its_virtual_time(own_mpi, runs):
     command = ("clock=virtual", "clients=3", *limits, f"run_dir={run_dir}")
     done = own_mpi.train(3, "run.toml", *command, cwd=runs).result
     assert (done["updates"], done["seconds"]) == (9, 10.0)
-    assert record.read(run_dir).updates["time_s"].tolist() == [3.0] * 3 + [6.0] * 3 + [9.0] * 3
-    assert record.read(run_dir).updates["client"].tolist() == [0, 1, 2] * 3
-    assert record.read(run_dir).evaluations["time_s"].tolist() == [0.0, 4.0, 8.0, 10.0]
+    assert record.read_record(run_dir).updates["time_s"].tolist() == [3.0] * 3 + [6.0] * 3 + [9.0] * 3
+    assert record.read_record(run_dir).updates["client"].tolist() == [0, 1, 2] * 3
+    assert record.read_record(run_dir).evaluations["time_s"].tolist() == [0.0, 4.0, 8.0, 10.0]
 
 
 def test_many_clients_train_on_two_workers(own_mpi, runs):
@@ -403,7 +403,7 @@ def test_many_clients_train_on_two_workers(own_mpi, runs):
     )
     run_dir = runs / "crowd"
     own_mpi.train(3, "run.toml", *crowd, f"run_dir={run_dir}", cwd=runs)
-    assert set(record.read(run_dir).updates["client"].tolist()) == set(range(100))
+    assert set(record.read_record(run_dir).updates["client"].tolist()) == set(range(100))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedbuff", "fadas", "ca2fl"])
@@ -425,7 +425,7 @@ def test_a_replay_ends_in_the_same_model_bit_for_bit(finished, ranks, mpi, repla
     done = run_asyncfeded(*command, cwd=tmp_path, env=mpi.env)
     assert done.status == 0, str(done)
     assert done.result["model_sha256"] == original.result["model_sha256"]
-    old, new = record.read(run_dir).updates, record.read(output).updates
+    old, new = record.read_record(run_dir).updates, record.read_record(output).updates
     assert old["client"].tolist() == new["client"].tolist()
     assert old["gamma"].tolist() == new["gamma"].tolist()
 
@@ -457,7 +457,7 @@ def test_an_interrupt_stops_a_run_as_a_limit_does(mpi, folder):
     done = run(mpi.command((3, python)), folder, mpi.env)
     assert done.status == 75, str(done)
     assert done.result["stopped"] == "interrupted by a signal"
-    assert len(record.read(folder / "run").updates) == done.result["updates"] > 0
+    assert len(record.read_record(folder / "run").updates) == done.result["updates"] > 0
     assert (folder / "run" / "model.h5").exists()
 
 

@@ -22,7 +22,7 @@ from asyncfeded.config import Config
 from asyncfeded.model.flat import Entry, FlatModel, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.store import checkpoint, record
-from asyncfeded.store.checkpoint import CLIENT, Snapshot, Writer, newest, read, save, save_model
+from asyncfeded.store.checkpoint import CLIENT_STATE, Snapshot, Writer, newest, read_checkpoint, save, save_model
 from asyncfeded.store.checkpoint import writer as writer_room
 from asyncfeded.store.checkpoint.file import HEAD, SMALL
 from conftest import run, run_asyncfeded
@@ -54,7 +54,7 @@ def a_snapshot(rows=120, layout=LAYOUT, **changes):
         (5, 9, 9, 119, False, np.nan, 10, True),
         (1, 8, 7, -1, True, np.inf, 3, False),
     ]
-    clients = np.array(who, CLIENT)
+    clients = np.array(who, CLIENT_STATE)
     snapshot = Snapshot(
         config=CONFIG,
         provenance=record.provenance() | {"commit": ""},
@@ -104,7 +104,7 @@ def names(folder):
 def test_everything_comes_back_to_the_bit(tmp_path):
     there = a_snapshot()
     save(tmp_path / "it.h5", there)
-    back = read(tmp_path / "it.h5")
+    back = read_checkpoint(tmp_path / "it.h5")
     assert the_same(back, there)
     assert not the_same(back, replace(there, refused=there.refused + 1))
 
@@ -123,7 +123,7 @@ MANY = Layout(tuple(Entry(f"{i}", (2, 1), 2 * i) for i in range(300)), 600, 600)
         {"bases": {version: noise(LAYOUT.size, version) for version in range(20)}},
         {"rule": {}},
         {"rule": {"nothing": np.zeros((0, 3), np.float32), "one": np.array(3), "kept": np.array([True, False])}},
-        {"clients": np.zeros(5000, CLIENT)},
+        {"clients": np.zeros(5000, CLIENT_STATE)},
         {"score_version": -1, "score_accuracy": np.nan, "score_loss": np.nan},
         {"config": CONFIG + "# " + 100_000 * "ü"},
     ],
@@ -143,19 +143,21 @@ MANY = Layout(tuple(Entry(f"{i}", (2, 1), 2 * i) for i in range(300)), 600, 600)
 def test_states_of_other_kinds_come_back_to_the_bit(tmp_path, changes):
     there = a_snapshot(**changes)
     save(tmp_path / "it.h5", there)
-    assert the_same(read(tmp_path / "it.h5"), there)
+    assert the_same(read_checkpoint(tmp_path / "it.h5"), there)
 
 
 @pytest.mark.parametrize("name", rules.RULES)
 @pytest.mark.parametrize("layout", [ONE, LAYOUT], ids=["one", "large"])
 def test_the_state_of_every_rule_comes_back_to_the_bit(tmp_path, name, layout):
     model = GlobalModel(torch.from_numpy(noise(layout.size, 0)), layout, 3)
-    state = {key: np.asarray(array) for key, array in rules.load({"name": name}).init(model, np.array([2, 2, 2])).items()}
+    state = {
+        key: np.asarray(array) for key, array in rules.load_rule({"name": name}).init(model, np.array([2, 2, 2])).items()
+    }
     for seed, array in enumerate(state.values()):
         array.view(np.uint8)[...] = np.random.default_rng(seed).integers(0, 256, array.view(np.uint8).shape)
     there = a_snapshot(layout=layout, model=model.x.numpy(), bases={}, rule=state)
     save(tmp_path / "it.h5", there)
-    assert the_same(read(tmp_path / "it.h5"), there)
+    assert the_same(read_checkpoint(tmp_path / "it.h5"), there)
 
 
 def test_the_same_state_gives_the_same_file(tmp_path):
@@ -198,13 +200,13 @@ def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
     save(tmp_path / "it.h5", a_snapshot())
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"it\.h5: expected a checkpoint of schema 1, this has schema 2"):
-        read(tmp_path / "it.h5")
+        read_checkpoint(tmp_path / "it.h5")
 
 
 def test_a_model_is_no_checkpoint(tmp_path):
     save_model(tmp_path / "model.h5", torch.zeros(1), ONE, 0)
     with pytest.raises(ValueError, match=r"model\.h5: expected a checkpoint of schema 1, this has schema none"):
-        read(tmp_path / "model.h5")
+        read_checkpoint(tmp_path / "model.h5")
 
 
 # --- damage

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from asyncfeded.store import record
-from asyncfeded.store.record import EVALUATION, UPDATE, Record, read
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.store.record import EVALUATION, UPDATE, Record, read_record
+from asyncfeded.training.heterogeneity import PROFILE
 from conftest import places
 
-CLIENTS = np.zeros(1, CLIENT)
+CLIENTS = np.zeros(1, PROFILE)
 
 
 def update(number):
@@ -34,7 +34,7 @@ def test_rows_come_back_as_they_were_appended(tmp_path, book):
     book.updates.append(update(3))
     book.evaluations.append((0.5, 2, 0.75, 1.25))
     book.close()
-    updates, evaluations, _ = read(tmp_path)
+    updates, evaluations, _ = read_record(tmp_path)
     assert updates.tolist() == [update(3)]
     assert evaluations.tolist() == [(0.5, 2, 0.75, 1.25)]
     assert (updates.dtype, evaluations.dtype) == (UPDATE, EVALUATION)
@@ -45,7 +45,7 @@ def test_no_row_is_lost_however_many_there_are(tmp_path, book, count):
     for number in range(count):
         book.evaluations.append((0.0, number, 0.0, 0.0))
     book.close()
-    assert read(tmp_path).evaluations["version"].tolist() == list(range(count))
+    assert read_record(tmp_path).evaluations["version"].tolist() == list(range(count))
 
 
 def test_rows_are_written_when_it_is_time_and_can_be_read_meanwhile(tmp_path, book, monkeypatch):
@@ -54,10 +54,10 @@ def test_rows_are_written_when_it_is_time_and_can_be_read_meanwhile(tmp_path, bo
     book.flush_if_due()
     book.evaluations.append((0.0, 1, 0.0, 0.0))
     book.flush_if_due()
-    assert len(read(tmp_path).evaluations) == 0
+    assert len(read_record(tmp_path).evaluations) == 0
     now += book.FLUSH_S + 0.1
     book.flush_if_due()
-    assert len(read(tmp_path).evaluations) == 1
+    assert len(read_record(tmp_path).evaluations) == 1
 
 
 def test_hdf5_gets_the_rows_in_the_background(tmp_path, book, monkeypatch):
@@ -90,21 +90,21 @@ def test_a_row_cut_off_by_a_kill_is_left_out(tmp_path, book):
     whole = rows.read_bytes()
     for length in range(len(whole) + 1):
         rows.write_bytes(whole[:length])
-        assert read(tmp_path).updates.tolist() == [update(n) for n in range(1, 1 + length // UPDATE.itemsize)]
+        assert read_record(tmp_path).updates.tolist() == [update(n) for n in range(1, 1 + length // UPDATE.itemsize)]
 
 
 def test_a_record_goes_on_from_given_rows(tmp_path, book):
     for number in (1, 2, 3):
         book.updates.append(update(number))
     book.close()
-    before = read(tmp_path)
+    before = read_record(tmp_path)
     again = Record(
         tmp_path / "record.h5", "seed = 8\n", places("three"), CLIENTS, before._replace(updates=before.updates[:2])
     )
-    assert (again.updates.count, read(tmp_path).updates.tolist()) == (2, [update(1), update(2)])
+    assert (again.updates.count, read_record(tmp_path).updates.tolist()) == (2, [update(1), update(2)])
     again.updates.append(update(4))
     again.close()
-    updates, _, attributes = read(tmp_path)
+    updates, _, attributes = read_record(tmp_path)
     assert updates.tolist() == [update(1), update(2), update(4)]
     assert (attributes["config"], attributes["placement"].tolist()) == ("seed = 8\n", places("three").tolist())
 
@@ -122,11 +122,11 @@ def test_a_record_that_is_being_written_is_seen(tmp_path, book):
 FULL = """
 import pathlib, sys
 import numpy as np
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.mpi.placement import PLACE
-from asyncfeded.store.record import UPDATE, Record, read
+from asyncfeded.store.record import UPDATE, Record, read_record
 folder = pathlib.Path(sys.argv[1])
-book, row = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(1, CLIENT)), (1,) * len(UPDATE)
+book, row = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(1, PROFILE)), (1,) * len(UPDATE)
 book.FLUSH_S = 0.0
 ballast = folder / "ballast"
 try:
@@ -136,11 +136,11 @@ except OSError:
 for _ in range(5000):
     book.updates.append(row)
     book.flush_if_due()
-print(book.problem, len(read(folder).updates) < 5000)
+print(book.problem, len(read_record(folder).updates) < 5000)
 ballast.unlink()
 book.flush_if_due()
 book.close()
-print(book.problem, len(read(folder).updates))
+print(book.problem, len(read_record(folder).updates))
 """
 
 
@@ -162,11 +162,11 @@ def test_a_record_that_exists_is_never_written_over(tmp_path, book):
     book.close()
     with pytest.raises(FileExistsError):
         Record(tmp_path / "record.h5", "", places("one"), CLIENTS)
-    assert len(read(tmp_path).updates) == 1
+    assert len(read_record(tmp_path).updates) == 1
 
 
 def test_a_record_says_where_the_run_came_from(tmp_path, book):
-    attributes = read(tmp_path).attributes
+    attributes = read_record(tmp_path).attributes
     assert attributes["config"] == "seed = 7\n"
     assert attributes["placement"].tolist() == places("one", "two").tolist()
     assert attributes["schema"] == record.SCHEMA
@@ -177,7 +177,7 @@ def test_a_record_says_where_the_run_came_from(tmp_path, book):
 def test_a_record_holds_the_map_of_a_large_job(tmp_path):
     large = places(*(f"node{i:05d}.cluster" for i in range(10_000)))
     Record(tmp_path / "record.h5", "", large, CLIENTS).close()
-    assert read(tmp_path).attributes["placement"].tolist() == large.tolist()
+    assert read_record(tmp_path).attributes["placement"].tolist() == large.tolist()
 
 
 def test_the_threads_of_a_record_are_those_of_its_workers(tmp_path):
@@ -185,12 +185,12 @@ def test_the_threads_of_a_record_are_those_of_its_workers(tmp_path):
     mixed = places("a", "b", "c")
     mixed["threads"] = 8, 2, 3
     Record(tmp_path / "record.h5", "", mixed, CLIENTS).close()
-    assert read(tmp_path).attributes["threads"] == 3
+    assert read_record(tmp_path).attributes["threads"] == 3
 
 
 def test_a_record_holds_a_long_config(tmp_path):
     Record(tmp_path / "record.h5", "x" * 200_000, places("one"), CLIENTS).close()
-    assert read(tmp_path).attributes["config"] == "x" * 200_000
+    assert read_record(tmp_path).attributes["config"] == "x" * 200_000
 
 
 def test_a_record_holds_nothing_of_the_environment(tmp_path, monkeypatch):
@@ -216,13 +216,13 @@ def test_the_fields_of_an_update_are_frozen():
 
 def test_a_folder_without_a_record_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"record\.h5: no such file; give the folder of a run"):
-        read(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
     (tmp_path / "record.h5").write_text("time_s,client\n")
     with pytest.raises(ValueError, match=r"record\.h5: not a readable record"):
-        read(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_truncated_record_is_refused(tmp_path, book):
@@ -230,14 +230,14 @@ def test_a_truncated_record_is_refused(tmp_path, book):
     path = tmp_path / "record.h5"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"record\.h5: not a readable record"):
-        read(tmp_path)
+        read_record(tmp_path)
 
 
 def test_another_hdf5_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "record.h5", "w") as file:
         file["pixels"] = [1.0]
     with pytest.raises(ValueError, match=r"record\.h5: not a readable record"):
-        read(tmp_path)
+        read_record(tmp_path)
 
 
 # --- the commit

@@ -13,7 +13,7 @@ from asyncfeded.plots.scaling import plot_scaling
 from asyncfeded.store.record import EVALUATION, UPDATE, Tables
 from asyncfeded.studies import scaling
 from asyncfeded.studies.scaling import prediction, slurm, table
-from asyncfeded.studies.scaling.grid import expand, load
+from asyncfeded.studies.scaling.grid import expand, load_scaling_grid
 from asyncfeded.studies.scaling.queueing import Times, bound, fit, mean_values, saturation
 from asyncfeded.studies.scaling.simulation import simulate
 from conftest import run_asyncfeded
@@ -49,7 +49,7 @@ def path(tmp_path):
 
 
 def config_of(path, kind, clients):
-    return next(run.config for run in expand(load(path)) if (run.scaling, run.clients) == (kind, clients))
+    return next(run.config for run in expand(load_scaling_grid(path)) if (run.scaling, run.clients) == (kind, clients))
 
 
 def test_strong_scaling_divides_data_and_pace(path):
@@ -68,7 +68,7 @@ def test_weak_scaling_multiplies_the_data_and_keeps_the_pace(path):
 
 
 def test_the_fewest_clients_are_the_same_run_in_both(path):
-    runs = list(expand(load(path)))
+    runs = list(expand(load_scaling_grid(path)))
     assert len(runs) == 6
     assert len({run.name for run in runs}) == 5
     assert config_of(path, "strong", 1) == config_of(path, "weak", 1)
@@ -76,9 +76,9 @@ def test_the_fewest_clients_are_the_same_run_in_both(path):
 
 def test_nodes_follow_from_the_ranks_on_each(path):
     """2, 3 and 5 ranks, two on a node."""
-    runs = list(expand(load(path, ["ranks_per_node=[2]", 'scaling=["weak"]'])))
+    runs = list(expand(load_scaling_grid(path, ["ranks_per_node=[2]", 'scaling=["weak"]'])))
     assert [(run.ranks, run.nodes) for run in runs] == [(2, 1), (3, 2), (5, 3)]
-    assert {run.nodes for run in expand(load(path))} == {1}
+    assert {run.nodes for run in expand(load_scaling_grid(path))} == {1}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_nodes_follow_from_the_ranks_on_each(path):
 )
 def test_a_wrong_grid_is_refused_before_any_run(path, override, words):
     with pytest.raises(ValueError, match=words):
-        load(path, [override])
+        load_scaling_grid(path, [override])
 
 
 # --- rows
@@ -126,7 +126,7 @@ def finish(tmp_path, monkeypatch):
 def test_a_row_measures_from_the_first_update_of_the_last_client_on(path, tmp_path, finish):
     """Client 0 at 1, 3 and 5 s, client 1 at 2 and 5.5 s: 3 updates in the 3.5 s after 2 s. Cycles 2, 2 and 3.5 s, of which
     clients waited 0.5, 0.5 and 1 s. Accuracy 0.5 after 2 s."""
-    run = next(run for run in expand(load(path)) if run.clients == 2)
+    run = next(run for run in expand(load_scaling_grid(path)) if run.clients == 2)
     come = [(1, 0, 9.0, 0), (2, 1, 9.0, 9), (3, 0, 0.5, 0), (5, 0, 0.5, 1), (5.5, 1, 1.0, 2)]
     names = ("time_s", "client", "wait_s", "queue")
     rows = [dict(zip(names, values, strict=True)) | {"samples": 7, "bytes": 70, "gamma": values[0]} for values in come]
@@ -152,7 +152,7 @@ def steady(clients, period_s, samples, rounds=5):
 @pytest.fixture
 def done(path, tmp_path, finish):
     """Strong: 1, 2 and 4 clients need 1, 0.5 and 0.5 s for a round of 8, 4 and 2 samples; weak: 2 clients 1 s, 8 samples."""
-    grid = load(path)
+    grid = load_scaling_grid(path)
     runs = list(expand(grid))
     periods = {("strong", 1): 1.0, ("strong", 2): 0.5, ("strong", 4): 0.5, ("weak", 2): 1.0}
     for run in runs:
@@ -231,7 +231,7 @@ def sbatch(tmp_path, monkeypatch):
 
 def test_there_is_an_array_for_each_number_of_nodes_of_what_is_not_done(path, sbatch, finish):
     """Runs 0 to 2 are strong with 1, 2 and 4 clients, 3 to 5 weak; 3 is 0, and 4 is done."""
-    runs = list(expand(load(path, ["ranks_per_node=[2]"])))
+    runs = list(expand(load_scaling_grid(path, ["ranks_per_node=[2]"])))
     finish(runs[4], steady(2, 1.0, 8))
     said = slurm.submit(runs, Path("grid.toml"), Path(), ["ranks_per_node=[2]"], "--partition=a --time=5")
     rest = "slurm/scaling.sbatch grid.toml . ranks_per_node=[2]"
@@ -244,7 +244,7 @@ def test_there_is_an_array_for_each_number_of_nodes_of_what_is_not_done(path, sb
 
 
 def test_what_sbatch_refuses_is_told(path, sbatch, monkeypatch, tmp_path):
-    runs = list(expand(load(path)))
+    runs = list(expand(load_scaling_grid(path)))
     with pytest.raises(ValueError, match=r"sbatch --parsable --bad --nodes=1 .* failed: no"):
         slurm.submit(runs, path, tmp_path, [], "--bad")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfeded.config import read
+from asyncfeded.config import read_toml
 from asyncfeded.store.record import EVALUATION, UPDATE, Record
 from asyncfeded.studies import study
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from conftest import places, run_asyncfeded
 
 GRID = """
@@ -64,20 +64,24 @@ def changed(path, old, new):
 
 
 def test_a_grid_is_every_combination_once(path):
-    runs = list(study.expand(study.load(path)))
+    runs = list(study.expand(study.load_study_grid(path)))
     told = {(run.task, run.rule, run.error_probability, run.seed) for run in runs}
     assert len(runs) == len(told) == 1 * 2 * 2 * 2
 
 
 def test_a_run_has_its_seed_its_errors_and_the_layers_of_the_grid(path):
-    run = next(r for r in study.expand(study.load(path)) if (r.rule, r.seed, r.error_probability) == ("asyncfeded", 2, 0.5))
+    run = next(
+        r
+        for r in study.expand(study.load_study_grid(path))
+        if (r.rule, r.seed, r.error_probability) == ("asyncfeded", 2, 0.5)
+    )
     assert (run.config.seed, run.config.heterogeneity.error_probability) == (2, 0.5)
     assert (run.config.clock, run.config.task["split"], run.config.training.epochs) == ("virtual", "even", 1)
     assert run.config.rule["lambda"] == 0.7
 
 
 def test_what_differs_on_a_task_is_not_in_the_way_of_tuning(path):
-    tried = [run for run in study.expand_tuning(study.load(path)) if run.rule == "asyncfeded"]
+    tried = [run for run in study.expand_tuning(study.load_study_grid(path)) if run.rule == "asyncfeded"]
     assert sorted((run.config.rule["lambda"], run.config.training.learning_rate) for run in tried) == [
         (0.5, 0.01), (0.5, 0.1), (0.5, 0.2), (1.0, 0.01), (1.0, 0.1), (1.0, 0.2),
     ]  # fmt: skip
@@ -85,20 +89,22 @@ def test_what_differs_on_a_task_is_not_in_the_way_of_tuning(path):
 
 
 def test_every_rule_is_tuned_with_what_its_task_lists(path):
-    tried = [run.values for run in study.expand_tuning(study.load(path)) if run.rule == "hinge"]
+    tried = [run.values for run in study.expand_tuning(study.load_study_grid(path)) if run.rule == "hinge"]
     assert len(tried) == 3 * 2
     assert all(set(values) == {"training.learning_rate", "rule.staleness"} for values in tried)
 
 
 def test_keys_given_beside_the_grid_replace_its_own(path):
-    runs = list(study.expand(study.load(path, ["tasks.digits.run.training.epochs=3", "seeds=[7]", "run.clients=2"])))
+    runs = list(
+        study.expand(study.load_study_grid(path, ["tasks.digits.run.training.epochs=3", "seeds=[7]", "run.clients=2"]))
+    )
     assert {(run.config.training.epochs, run.seed, run.config.clients) for run in runs} == {(3, 7, 2)}
     with pytest.raises(ValueError, match="expected key=value"):
-        study.load(path, ["seeds"])
+        study.load_study_grid(path, ["seeds"])
 
 
 def test_runs_of_other_configs_have_other_names(path):
-    grid = study.load(path)
+    grid = study.load_study_grid(path)
     names = [run.name for run in (*study.expand(grid), *study.expand_tuning(grid))]
     assert len(set(names)) == len(names)
 
@@ -117,7 +123,7 @@ def test_runs_of_other_configs_have_other_names(path):
 )
 def test_a_wrong_grid_is_refused_before_any_run(path, old, new, words):
     with pytest.raises(ValueError, match=words):
-        study.load(changed(path, old, new))
+        study.load_study_grid(changed(path, old, new))
 
 
 # --- rows and tables
@@ -127,7 +133,7 @@ def finish(run, out, curve, updates=10):
     """The folder of a run that is done: accuracies at 0, 1, 2, ... s."""
     folder = out / "runs" / run.name
     folder.mkdir(parents=True)
-    with Record(folder / "record.h5", "", places("here"), np.zeros(1, CLIENT)) as book:
+    with Record(folder / "record.h5", "", places("here"), np.zeros(1, PROFILE)) as book:
         for i, accuracy in enumerate(curve):
             book.evaluations.append((float(i), i, accuracy, 1.0))
         for i in range(updates):
@@ -140,7 +146,7 @@ def finish(run, out, curve, updates=10):
 @pytest.fixture
 def done(path, tmp_path):
     """Seed 1 of asyncfeded reaches 0.5 after 1 s and 0.9 after 2 s, seed 2 after 3 s and never; hinge reaches nothing."""
-    grid = study.load(path)
+    grid = study.load_study_grid(path)
     runs = [run for run in study.expand(grid) if run.error_probability == 0.0]
     for run in runs:
         curve = {("asyncfeded", 1): [0.1, 0.6, 0.95, 0.9], ("asyncfeded", 2): [0.1, 0.2, 0.3, 0.8]}
@@ -178,14 +184,14 @@ def test_the_csv_has_a_line_for_each_run(done, tmp_path):
 
 
 def test_tuning_chooses_the_best_run_over_its_whole_time(path, tmp_path):
-    grid = study.load(path)
+    grid = study.load_study_grid(path)
     runs = list(study.expand_tuning(grid))
     for run in runs:
         rule = {"rule.lambda": 1.0} if run.rule == "asyncfeded" else {"rule.staleness": "polynomial"}
         good = run.values == {"training.learning_rate": 0.1} | rule
         finish(run, tmp_path, [0.5, 0.6] if good else [0.1, 0.7])
     (tmp_path / "chosen.toml").write_text(study.chosen(grid, study.collect(grid, runs, tmp_path)))
-    chosen = read(tmp_path / "chosen.toml")
+    chosen = read_toml(tmp_path / "chosen.toml")
     assert chosen["rules"]["asyncfeded"]["on"]["digits"] == {"rule": {"lambda": 1.0}, "training": {"learning_rate": 0.1}}
     assert chosen["rules"]["hinge"]["on"]["digits"]["rule"] == {"staleness": "polynomial"}
 
@@ -201,7 +207,7 @@ def test_a_study_runs_and_then_skips_what_is_done(own_mpi, path, tmp_path):
     assert first.status == 0, str(first)
     (run_dir, _) = sorted(path for path in (tmp_path / "out" / "runs").iterdir())
     crowded = len(os.sched_getaffinity(0)) < 2 * 2
-    assert read(run_dir / "config.toml")["wait"] == ("yield" if crowded else "auto")
+    assert read_toml(run_dir / "config.toml")["wait"] == ("yield" if crowded else "auto")
     assert "### digits, error probability 0.2" in first.stdout
     pictures = [line for line in first.stdout.splitlines() if line.endswith(".png")]
     assert len(pictures) == 3

@@ -41,7 +41,7 @@ def test_evaluate_gives_summed_loss_correct_and_count():
 @pytest.mark.parametrize("table", [{}, {"name": "mnist"}])
 def test_an_unknown_task_is_refused_and_the_known_ones_named(table):
     with pytest.raises(ValueError, match=rf"task\.name = {table.get('name')!r}: unknown task.*digits, federated_h5"):
-        tasks.load(table)
+        tasks.load_task(table)
 
 
 # --- digits
@@ -49,7 +49,7 @@ def test_an_unknown_task_is_refused_and_the_known_ones_named(table):
 
 def digits(**keys):
     pytest.importorskip("sklearn", reason="task digits needs scikit-learn")
-    return tasks.load({"name": "digits", **keys})
+    return tasks.load_task({"name": "digits", **keys})
 
 
 def samples(data):
@@ -148,7 +148,7 @@ def test_the_model_of_digits_gives_a_score_for_each_class():
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'asyncfeded\[digits\]'"):
-        tasks.load({"name": "digits"}).test_data()
+        tasks.load_task({"name": "digits"}).test_data()
 
 
 # --- federated_h5
@@ -180,7 +180,7 @@ def h5(tmp_path):
                 for writer, fields in (people or writers()).items():
                     for field, values in fields.items():
                         file[f"examples/{writer}/{field}"] = values
-        return tasks.load(
+        return tasks.load_task(
             {"name": "federated_h5", "train": str(tmp_path / "train.h5"), "test": str(tmp_path / "test.h5")} | keys
         )
 
@@ -355,7 +355,7 @@ def test_both_files_are_required(key):
     table = {"name": "federated_h5", "train": "a.h5", "test": "b.h5"}
     del table[key]
     with pytest.raises(ValueError, match=rf"^task: {key}[^{{]*required"):
-        tasks.load(table)
+        tasks.load_task(table)
 
 
 # --- femnist, LEAF's layout
@@ -400,7 +400,7 @@ def write_leaf(folder, files):
 def femnist(tmp_path):
     def write(files=LEAF, **keys):
         write_leaf(tmp_path, files)
-        return tasks.load({"name": "femnist", "train": str(tmp_path / "train"), "test": str(tmp_path / "test")} | keys)
+        return tasks.load_task({"name": "femnist", "train": str(tmp_path / "train"), "test": str(tmp_path / "test")} | keys)
 
     return write
 
@@ -527,7 +527,7 @@ def test_a_client_parses_only_the_files_that_its_users_are_in(femnist, tmp_path,
 
 
 def synthetic(**keys):
-    return tasks.load({"name": "synthetic", **keys})
+    return tasks.load_task({"name": "synthetic", **keys})
 
 
 def test_synthetic_follows_its_law_number_by_number():
@@ -682,7 +682,7 @@ def shakespeare(tmp_path):
                 for role, snippets in roles.items():
                     file[f"examples/{role}/snippets"] = snippets
         paths = {name: str(tmp_path / f"{name}.h5") for name in ("train", "test")}
-        return tasks.load({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
+        return tasks.load_task({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
 
     return write
 
@@ -824,7 +824,7 @@ def plays(tmp_path):
     def write(files=PLAYS, **keys):
         write_leaf(tmp_path, files)
         paths = {name: str(tmp_path / name) for name in ("train", "test")}
-        return tasks.load({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
+        return tasks.load_task({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
 
     return write
 
@@ -856,7 +856,7 @@ def test_a_fault_in_leafs_plays_is_told_with_file_role_and_field(plays, tmp_path
 
 def test_the_model_of_shakespeare_is_leafs():
     """80 x 8 embedding; per LSTM layer 4 x 256 x (inputs + 256 + 2 biases), inputs 8 and 256; 257 x 80 at the end."""
-    model = tasks.load({"name": "shakespeare", "train": "a", "test": "b"}).model()
+    model = tasks.load_task({"name": "shakespeare", "train": "a", "test": "b"}).model()
     assert sum(p.numel() for p in model.parameters()) == 640 + 1024 * (8 + 258) + 1024 * (256 + 258) + 257 * 80
     assert model(torch.zeros(3, 80, dtype=torch.uint8)).shape == (3, 80)
 
@@ -919,7 +919,7 @@ def test_a_step_inside_a_flat_model_lowers_the_loss(every_task):
 
 
 def test_the_resolved_keys_of_a_task_load_it_again(every_task):
-    assert tasks.load(every_task.model_dump(mode="json", by_alias=True)) == every_task
+    assert tasks.load_task(every_task.model_dump(mode="json", by_alias=True)) == every_task
 
 
 # --- the real files
@@ -931,7 +931,7 @@ real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {'/'.join(SHARED.part
 @real
 def test_the_real_digits_by_writer_are_read_whole():
     """539 writers, 53,764 + 6,236 images (README.md beside them)."""
-    task = tasks.load(
+    task = tasks.load_task(
         {
             "name": "federated_h5",
             "train": str(SHARED / "digits_by_writer_train.h5"),
@@ -952,12 +952,12 @@ def test_the_real_digits_by_writer_are_read_whole():
 def test_the_real_shakespeare_has_no_pixels():
     path = str(SHARED / "shakespeare_by_role_train.h5")
     with pytest.raises(ValueError, match=re.escape(f"{path}: writer ") + ".*no field 'pixels'"):
-        tasks.load({"name": "federated_h5", "train": path, "test": path, "classes": 2}).client_data(0, 1, 0)
+        tasks.load_task({"name": "federated_h5", "train": path, "test": path, "classes": 2}).client_data(0, 1, 0)
 
 
 @real
 def test_the_real_digits_by_writer_are_counted():
-    task = tasks.load({"name": "femnist", "train": str(SHARED / "digits_by_writer_train.h5"), "test": "unused"})
+    task = tasks.load_task({"name": "femnist", "train": str(SHARED / "digits_by_writer_train.h5"), "test": "unused"})
     sizes = task.sizes(539, 0)
     assert sizes.sum() == 53_764
     assert [len(task.client_data(client, 539, 0).targets) for client in (0, 538)] == [sizes[0], sizes[538]]
@@ -967,7 +967,7 @@ def test_the_real_digits_by_writer_are_counted():
 def test_the_real_shakespeare_is_read():
     """1124 roles to train on, 635 of them to test on (README.md beside the files): 80 windows fewer than characters each."""
     paths = {name: SHARED / f"shakespeare_by_role_{name}.h5" for name in ("train", "test")}
-    task = tasks.load({"name": "shakespeare"} | {name: str(path) for name, path in paths.items()})
+    task = tasks.load_task({"name": "shakespeare"} | {name: str(path) for name, path in paths.items()})
     lengths = {}
     for name, path in paths.items():
         with h5py.File(path, "r") as file:

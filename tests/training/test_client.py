@@ -14,7 +14,7 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_torch
 from asyncfeded.tasks.classification import Data
 from asyncfeded.training import client
-from asyncfeded.training.client import Lot, Trainer, work
+from asyncfeded.training.client import ClientData, Trainer, work
 from asyncfeded.wire.messages import Order
 
 
@@ -36,17 +36,17 @@ def trainer(flat, inputs=(1.0,), seed=0, client_id=0, slowdown=1.0, task=None, *
     data = Data(torch.tensor([[x] for x in inputs]), torch.zeros(len(inputs), dtype=torch.int64))
     settings = Training(**({"learning_rate": 0.1} | training))
     t = Trainer(task or Squares(), flat, settings, settings.proximal, seed)
-    t.client, t.lot = client_id, Lot(data, settings.batch_size, slowdown)
+    t.client, t.client_data = client_id, ClientData(data, settings.batch_size, slowdown)
     return t
 
 
 def go(t, number, epochs, stopped):
     """A round of the trainer's one client."""
-    return t.round(Order(t.client, number, 0, epochs), t.lot, stopped)
+    return t.round(Order(t.client, number, 0, epochs), t.client_data, stopped)
 
 
 def loop(wire, t, flat, host, lost_s=lambda order, round_s: 0.0):
-    work(wire, t, lambda client_id: t.lot, lost_s, flat, host)
+    work(wire, t, lambda client_id: t.client_data, lost_s, flat, host)
 
 
 def never():
@@ -88,7 +88,7 @@ def test_every_sample_is_seen_once_an_epoch():
             return super().loss(outputs, targets)
 
     data = Data(torch.ones(7, 1), torch.arange(7))
-    Trainer(Watch(), line(), Training(), 0.0, 0).round(Order(0, 0, 0, 2), Lot(data, 3), never)
+    Trainer(Watch(), line(), Training(), 0.0, 0).round(Order(0, 0, 0, 2), ClientData(data, 3), never)
     assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7))
     assert seen[:7] != seen[7:]  # shuffled anew
 
@@ -141,7 +141,7 @@ def test_a_round_is_that_of_torch_s_sgd_to_the_bit(keys):
     task = SimpleNamespace(loss=nn.functional.cross_entropy)
     training = Training(learning_rate=0.3, batch_size=8, **keys)
     one = Trainer(task, FlatModel(modules[0]), training, 0.0, 3)
-    assert one.round(Order(0, 2, 0, 4), Lot(Data(x, y), 8), lambda: False)
+    assert one.round(Order(0, 2, 0, 4), ClientData(Data(x, y), 8), lambda: False)
     optimizer = torch.optim.SGD(modules[1].parameters(), lr=0.3, **keys)
     seed_torch(3, Stream.TRAINING, 0, 2)
     for _ in range(4):
@@ -159,9 +159,9 @@ def test_no_compiler_of_torch_is_loaded_by_training():
         "import sys; from asyncfeded import tasks; from asyncfeded.run import run;"
         "from asyncfeded.training.client import *;"
         "from asyncfeded.config import Training;"
-        "task = tasks.load({'name': 'synthetic', 'samples_max': 60});"
+        "task = tasks.load_task({'name': 'synthetic', 'samples_max': 60});"
         "trainer = Trainer(task, FlatModel(task.model()), Training(), 0.0, 0);"
-        "assert trainer.round(Order(0, 0, 0, 1), Lot(task.client_data(0, 30, 0), 32), lambda: False);"
+        "assert trainer.round(Order(0, 0, 0, 1), ClientData(task.client_data(0, 30, 0), 32), lambda: False);"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -334,7 +334,10 @@ def test_a_stop_within_a_round_is_answered_without_an_update():
 def test_a_worker_trains_each_client_on_its_own_data():
     """Inputs 1 and 2: steps from 1 to 1 - 0.1 * 2 and to 1 - 0.1 * 8."""
     flat = line()
-    lots = {3: Lot(Data(torch.tensor([[1.0]]), torch.zeros(1)), 1), 5: Lot(Data(torch.tensor([[2.0]]), torch.zeros(1)), 1)}
+    lots = {
+        3: ClientData(Data(torch.tensor([[1.0]]), torch.zeros(1)), 1),
+        5: ClientData(Data(torch.tensor([[2.0]]), torch.zeros(1)), 1),
+    }
     t = trainer(flat)
     wire = FakeWire(flat.buffer, [(0, 1, 1.0), (0, 1, 1.0)], clients=[3, 5])
     work(wire, t, lots.__getitem__, lambda order, round_s: 0.0, flat, flat.buffer)
@@ -371,10 +374,10 @@ def test_compute_and_wait_are_measured_around_the_round(clock):
     wire = FakeWire(flat.buffer, [(0, 1, 1.0), (1, 1, 1.0)])
 
     class Instant(Trainer):
-        def round(self, order, lot, stopped):
+        def round(self, order, client_data, stopped):
             return True
 
     t = Instant(Squares(), flat, Training(), 0.0, 0)
-    t.lot = None
+    t.client_data = None
     loop(wire, t, flat, flat.buffer)
     assert [(s["compute_s"], s["wait_s"]) for s in wire.sent] == [(1.0, 1.0), (1.0, 1.0)]

@@ -23,7 +23,7 @@ from asyncfeded.store import record
 from asyncfeded.tasks.classification import Data
 from asyncfeded.training import server
 from asyncfeded.training.evaluation import Evaluator
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.wire.messages import Lost, Refused
 from conftest import FakeWire, places
 
@@ -82,7 +82,7 @@ class Bench:
         model = GlobalModel(flat.buffer, flat.layout, 2)
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1)
-        self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, CLIENT))
+        self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, PROFILE))
         self.ticks, self.said = 0, []
         self.server = server.Server(
             wire=self.wire,
@@ -111,7 +111,7 @@ class Bench:
         self.outcome = self.server.run()
         assert self.wire.events.count("stop") == 1
         self.record.close()
-        self.rows, self.evaluations, _ = record.read(self._folder)
+        self.rows, self.evaluations, _ = record.read_record(self._folder)
         return self
 
 

@@ -4,33 +4,33 @@ import math
 
 import pytest
 
-from asyncfeded.wire.deadlines import LISTENING_S, Patience
+from asyncfeded.wire.deadlines import LISTENING_S, Deadlines
 
 
 def test_a_deadline_is_the_median_and_a_multiple_of_the_spread():
     """Of 4, 5, 5, 6, 10: median 5, deviations 1, 0, 0, 1, 5 with median 1."""
-    patience = Patience(20.0, 1.0)
+    patience = Deadlines(20.0, 1.0)
     for seconds in (4.0, 5.0, 5.0, 6.0, 10.0):
         patience.note(0, 2, seconds)
     assert patience.deadline_s(0, 2) == 5 + 20 * 1
 
 
 def test_regular_rounds_count_with_a_tenth_of_their_median():
-    patience = Patience(100.0, 1.0)
+    patience = Deadlines(100.0, 1.0)
     for _ in range(4):
         patience.note(0, 2, 3.0)
     assert patience.deadline_s(0, 2) == pytest.approx(3 + 100 * 0.3)
 
 
 def test_more_epochs_take_longer_and_fewer_are_not_counted_on():
-    patience = Patience(100.0, 1.0)
+    patience = Deadlines(100.0, 1.0)
     patience.note(0, 2, 3.0)
     assert patience.deadline_s(0, 6) == pytest.approx(3 * 33.0)
     assert patience.deadline_s(0, 1) == pytest.approx(33.0)
 
 
 def test_who_has_no_history_has_ten_times_the_longest_deadline_of_the_others():
-    patience = Patience(100.0, 1.0)
+    patience = Deadlines(100.0, 1.0)
     assert patience.deadline_s(2, 1) == math.inf
     patience.note(0, 1, 1.0)
     patience.note(1, 1, 4.0)
@@ -38,14 +38,14 @@ def test_who_has_no_history_has_ten_times_the_longest_deadline_of_the_others():
 
 
 def test_only_the_last_rounds_count():
-    patience = Patience(100.0, 1.0)
+    patience = Deadlines(100.0, 1.0)
     for seconds in [1000.0] * 40 + [1.0] * 32:
         patience.note(0, 1, seconds)
     assert patience.deadline_s(0, 1) == pytest.approx(11.0)
 
 
 def test_no_deadline_is_shorter_than_the_least():
-    patience = Patience(100.0, 60.0)
+    patience = Deadlines(100.0, 60.0)
     patience.note(0, 1, 1.0)
     assert patience.deadline_s(0, 1) == patience.last_s == 60.0
     patience.note(0, 1, 70.0)
@@ -53,7 +53,7 @@ def test_no_deadline_is_shorter_than_the_least():
 
 
 def test_without_patience_nobody_is_ever_given_up():
-    patience = Patience(0.0, 1.0)
+    patience = Deadlines(0.0, 1.0)
     patience.note(0, 1, 1.0)
     assert patience.deadline_s(0, 1) == patience.last_s == math.inf
 
@@ -62,7 +62,7 @@ def test_time_in_which_the_server_did_not_listen_does_not_count(monkeypatch):
     """It was stopped for an hour between two looks."""
     now = 100.0
     monkeypatch.setattr("asyncfeded.wire.deadlines.time.perf_counter", lambda: now)
-    patience = Patience(100.0, 1.0)
+    patience = Deadlines(100.0, 1.0)
     now += 0.25
     assert patience.listen() == 0.25
     now += 3600.0

@@ -26,7 +26,7 @@ def test_a_header_carries_the_largest_numbers():
 
 
 def test_flags_and_tags_can_be_told_apart():
-    flags = [messages.STOP, messages.LAST, messages.BYE, messages.APART]
+    flags = [messages.STOP, messages.LAST, messages.BYE, messages.RANKS_LOST]
     assert sum(flags) == flags[0] | flags[1] | flags[2] | flags[3]
     assert messages.HEADER_TAG < transfer.WEIGHTS_TAG
     assert transfer.WEIGHTS_TAG + transfer.TAGS <= 32767  # what the standard promises

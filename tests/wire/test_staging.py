@@ -51,7 +51,7 @@ def serve(wire, model, rounds, measure=None):
         model.merge(arrival.client, arrival.weights, 0.3)
         order = Order(arrival.client, number, model.version, 1)
         wire.reply(order, model.base[arrival.client], partial(model.hand_out, arrival.client))
-        model.settle()
+        model.finish_merge()
         wire.release(arrival)
     return told
 

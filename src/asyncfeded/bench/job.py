@@ -4,25 +4,25 @@ import math
 import sys
 from collections.abc import Callable
 
-from asyncfeded.mpi import launcher, world
-from asyncfeded.mpi.world import Backoff, World
+from asyncfeded.mpi import launcher
+from asyncfeded.mpi.world import Backoff, RefusedError, World, join_job, leave_job
 
 
 def in_job(measure: Callable[[World], None]) -> int:
     """Measure something with all ranks of the job. Collective. Returns the exit status, 2 where the ranks cannot start."""
-    here: World | None = None
+    world: World | None = None
     with launcher.guard():
         try:
-            here = world.join()
-            measure(here)
+            world = join_job()
+            measure(world)
             status = 0
-        except world.RefusedError as error:
+        except RefusedError as error:
             launched = launcher.launched_by()
-            rank = here.rank if here else launched[2] if launched else 0
+            rank = world.rank if world else launched[2] if launched else 0
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            status = 2 if here or rank == 0 else 0  # as run.train: no status of another rank may end rank 0 before it told
-        world.leave(status)
+            status = 2 if world or rank == 0 else 0  # as run.train: no status of another rank may end rank 0 before it told
+        leave_job(status)
     return status
 
 
@@ -33,9 +33,9 @@ def check(seconds: float, wait: str) -> None:
         RefusedError: no such time, or no such way to wait.
     """
     if wait not in ("auto", "spin", "yield"):
-        raise world.RefusedError(f"--wait {wait}: expected auto, spin or yield")
+        raise RefusedError(f"--wait {wait}: expected auto, spin or yield")
     if not 0 < seconds < math.inf:
-        raise world.RefusedError(f"--seconds {seconds:g}: expected the seconds of a measurement, more than 0")
+        raise RefusedError(f"--seconds {seconds:g}: expected the seconds of a measurement, more than 0")
 
 
 def mpi() -> str:
@@ -43,6 +43,6 @@ def mpi() -> str:
     return launcher.vendor()
 
 
-def together(here: World) -> None:
+def together(world: World) -> None:
     """Go on when all ranks are here, without taking a core from those that are not. Collective."""
-    Backoff(spin=False).wait(here.comm.Ibarrier())
+    Backoff(spin=False).wait(world.comm.Ibarrier())

@@ -56,9 +56,9 @@ def measure(params: int, threads: int) -> None:
         "torch_naive_over_kernel": over_kernel("naive, torch"),
     }
     note = (
-        f"kernel: {kernel.describe()}; medians of {ROUNDS} after one of warm-up, of {calls} call(s) each. Bytes touched are "
-        f"those of the arrays that a pass needs, in torch too; what a processor reads only to write it, as the triad's "
-        f"result, does not count, so that a pass may exceed the triad"
+        f"kernel: {kernel.describe_kernel()}; medians of {ROUNDS} after one of warm-up, of {calls} call(s) each. "
+        f"Bytes touched are those of the arrays that a pass needs, in torch too; what a processor reads only to write it, "
+        f"as the triad's result, does not count, so that a pass may exceed the triad"
     )
     report(rows, figures, note)
 

@@ -21,15 +21,15 @@ from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits, known_devi
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
-from asyncfeded.mpi import placement, world
+from asyncfeded.mpi import placement
 from asyncfeded.mpi.placement import PLACE
-from asyncfeded.mpi.world import World
+from asyncfeded.mpi.world import RefusedError, World, make_statement
 from asyncfeded.run import plan, resume
 from asyncfeded.run.progress import Progress
 from asyncfeded.store.checkpoint import FOLDER, Writer
 from asyncfeded.store.record import Record
 from asyncfeded.training.evaluation import Evaluator, NoEvaluator
-from asyncfeded.training.heterogeneity import CLIENT
+from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEADER, Wire
@@ -65,26 +65,28 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
     """
 
-    def with_ranks(here: World) -> None:
+    def with_ranks(world: World) -> None:
         check(seconds, wait)
         if params < 1:
-            raise world.RefusedError(f"--params {params}: expected the elements of a model, at least 1")
-        wanted = device if here.rank == 0 else "cpu"
-        there = plan.agree(here, lambda: placement.device(known_device(wanted), 0, "--device"), lambda _: world.statement())
-        torch.set_num_threads(here.threads)
-        if here.rank == 0:
+            raise RefusedError(f"--params {params}: expected the elements of a model, at least 1")
+        wanted = device if world.rank == 0 else "cpu"
+        there = plan.agree_on(
+            world, lambda: placement.device(known_device(wanted), 0, "--device"), lambda _: make_statement()
+        )
+        torch.set_num_threads(world.threads)
+        if world.rank == 0:
             placement.take(there)
-            _serve(here, params, seconds, wait, checkpoints, there)
+            _serve(world, params, seconds, wait, checkpoints, there)
         else:
-            _answer(here, params, wait, checkpoints)
+            _answer(world, params, wait, checkpoints)
 
     return in_job(with_ranks)
 
 
-def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: bool, device: torch.device) -> None:
+def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bool, device: torch.device) -> None:
     """The server's part of all rounds, and the report. Rank 0."""
     before = _status_bytes("VmRSS")
-    clients = here.size - 1
+    clients = world.size - 1
     layout = Layout((Entry("w", (params,), 0),), params, params)
     model = GlobalModel(torch.ones(params, device=device), layout, clients)
     echo_s, triad_s, peak = [], [], 0
@@ -94,29 +96,29 @@ def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: boo
         folder = Path(name)
         keeping = Keeping(folder)  # for all rounds: the memory of its copies is new in that of warm-up
         for number in range(1 + ROUNDS):
-            together(here)
-            echo_s.append(_echo(here, model.base[0].cpu().numpy()))
-            together(here)
+            together(world)
+            echo_s.append(_echo(world, model.base[0].cpu().numpy()))
+            together(world)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-            with _record(here, folder / f"{number}.h5") as book:
-                alone.append(_window(here, model, book, seconds, wait, lambda server: None))
+            with _record(world, folder / f"{number}.h5") as book:
+                alone.append(_window(world, model, book, seconds, wait, lambda server: None))
             peak = max(peak, _status_bytes("VmHWM") - keeping.writer.num_bytes)
             if checkpoints:
-                together(here)
-                with _record(here, folder / f"{number}-beside.h5") as book:
-                    beside.append(_window(here, model, book, seconds, wait, keeping.tick))
+                together(world)
+                with _record(world, folder / f"{number}-beside.h5") as book:
+                    beside.append(_window(world, model, book, seconds, wait, keeping.tick))
                     keeping.finish()
             triad_s.append(_triad(min(params, TRIAD_SIZE)))
     rate = float(np.median([window.updates / window.wall_s for window in alone[1:]]))
     busy_s = float(np.median([window.busy_s / max(window.updates, 1) for window in alone[1:]]))
-    echo, (p50, p99) = float(np.median(echo_s[1:])), _turnaround_s(here)
+    echo, (p50, p99) = float(np.median(echo_s[1:])), _turnaround_s(world)
     figures: dict[str, object] = {
         "params": params,
         "clients": clients,
         "mpi": mpi(),
         "device": str(device),
-        "threads": here.threads,
-        "wait": "spin" if here.backoff(wait).spin else "yield",
+        "threads": world.threads,
+        "wait": "spin" if world.backoff(wait).spin else "yield",
         "turnaround_s_p50": p50,
         "turnaround_s_p99": p99,
         "updates_per_s": rate,
@@ -137,11 +139,11 @@ def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: boo
         ("turnaround over echo", f"{p50 / echo:.3g}"),
         ("updates", f"{rate:.4g} /s, {figures['payload_gb_per_s']:.3g} GB/s of models"),
         ("server busy for an update", f"{1e6 * busy_s:.4g} us, {sum(w.updates for w in alone[1:])} updates recorded"),
-        ("triad on the server's thread(s)", f"{figures['triad_gb_per_s']:.3g} GB/s, {here.threads} thread(s)"),
+        ("triad on the server's thread(s)", f"{figures['triad_gb_per_s']:.3g} GB/s, {world.threads} thread(s)"),
         ("memory of the server's models, peak", f"{(peak - before) / 1e6:.4g} MB, {figures['server_models']:.3g} models"),
     ]
     if checkpoints:
-        beside_p50, beside_p99 = _turnaround_s(here)
+        beside_p50, beside_p99 = _turnaround_s(world)
         figures |= {
             "turnaround_s_p50_checkpointing": beside_p50,
             "turnaround_s_p99_checkpointing": beside_p99,
@@ -161,27 +163,27 @@ def _serve(here: World, params: int, seconds: float, wait: str, checkpoints: boo
     report(rows, figures, note)
 
 
-def _turnaround_s(here: World) -> tuple[float, float]:
+def _turnaround_s(world: World) -> tuple[float, float]:
     """Median and 99th percentile of what all clients have measured in one kind of window. Rank 0."""
-    counts = np.zeros(here.size, np.int64)
-    here.comm.Gather(np.zeros(1, np.int64), counts)
+    counts = np.zeros(world.size, np.int64)
+    world.comm.Gather(np.zeros(1, np.int64), counts)
     turnaround_s = np.zeros(counts.sum())
-    here.comm.Gatherv(np.zeros(0), [turnaround_s, counts])
+    world.comm.Gatherv(np.zeros(0), [turnaround_s, counts])
     p50, p99 = np.percentile(turnaround_s, [50, 99]).tolist()
     return p50, p99
 
 
-def _answer(here: World, params: int, wait: str, checkpoints: bool) -> None:
+def _answer(world: World, params: int, wait: str, checkpoints: bool) -> None:
     """A client's part of all rounds: return a changed model at once. Client ranks."""
     buffer = torch.zeros(params)
     kinds: list[list[float]] = [[], []] if checkpoints else [[]]
     for number in range(1 + ROUNDS):
-        together(here)
-        if here.rank == 1:
-            _echo(here, buffer.numpy())
+        together(world)
+        if world.rank == 1:
+            _echo(world, buffer.numpy())
         for turnaround_s in kinds:
-            together(here)
-            wire = ClientWire(here.comm, buffer, here.backoff(wait))
+            together(world)
+            wire = ClientWire(world.comm, buffer, world.backoff(wait))
             taken_s, order = [], wire.receive()
             while order is not None:
                 buffer[::EVERY] += 1e-3
@@ -193,8 +195,8 @@ def _answer(here: World, params: int, wait: str, checkpoints: bool) -> None:
             if number:
                 turnaround_s += taken_s[:-1]  # the last was answered by the stop
     for turnaround_s in kinds:
-        here.comm.Gather(np.array([len(turnaround_s)]), None)
-        here.comm.Gatherv(np.array(turnaround_s), None)
+        world.comm.Gather(np.array([len(turnaround_s)]), None)
+        world.comm.Gatherv(np.array(turnaround_s), None)
 
 
 class Window(NamedTuple):
@@ -205,19 +207,19 @@ class Window(NamedTuple):
     wall_s: float
 
 
-def _record(here: World, path: Path) -> Record:
+def _record(world: World, path: Path) -> Record:
     """Of one window."""
-    return Record(path, "", np.zeros(here.size, PLACE), np.zeros(here.size - 1, CLIENT))
+    return Record(path, "", np.zeros(world.size, PLACE), np.zeros(world.size - 1, PROFILE))
 
 
 def _window(
-    here: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Callable[[Server], None]
+    world: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Callable[[Server], None]
 ) -> Window:
     """Serve all clients for so many seconds. Rank 0."""
-    clients = here.size - 1
+    clients = world.size - 1
     staging = Staging(model) if model.x.is_cuda else None
     measured, size = (staging or model).measure, model.layout.size
-    wire = ServerWire(here.comm, clients, size, here.backoff(wait), clients, measured, pinned=model.x.is_cuda)
+    wire = ServerWire(world.comm, clients, size, world.backoff(wait), clients, measured, pinned=model.x.is_cuda)
     if staging:
         staging.below = wire
     server = _server(staging or wire, model, book, seconds, tick)
@@ -257,22 +259,22 @@ class Keeping:
         raise RuntimeError(text)
 
 
-def _echo(here: World, weights: np.ndarray) -> float:
+def _echo(world: World, weights: np.ndarray) -> float:
     """Send header and model there and back by plain MPI calls. Ranks 0 and 1. Returns the median seconds of an echo."""
     header = np.zeros(HEADER.itemsize, np.uint8)
-    other, taken_s = 1 - here.rank, []
+    other, taken_s = 1 - world.rank, []
     for _ in range(int(np.clip(ECHO_BYTES / weights.nbytes, 3, 200))):
         began = time.perf_counter()
-        for sends in (here.rank == 1, here.rank == 0):
+        for sends in (world.rank == 1, world.rank == 0):
             for tag, message in enumerate((header, weights)):
-                (here.comm.Send if sends else here.comm.Recv)(message, other, tag)
+                (world.comm.Send if sends else world.comm.Recv)(message, other, tag)
         taken_s.append(time.perf_counter() - began)
     return float(np.median(taken_s))
 
 
 def _server(wire: Wire, model: GlobalModel, book: Record, seconds: float, tick: Callable[[Server], None]) -> Server:
     """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
-    rule = rules.load({"name": "asyncfeded", "lambda": 0.1})
+    rule = rules.load_rule({"name": "asyncfeded", "lambda": 0.1})
     epochs = np.ones(len(model.base), np.int64)
     seen, x = 0, model.x if model.x.is_cuda else model.x.numpy()
 

@@ -41,20 +41,20 @@ def measure(wait: str, seconds: float) -> int:
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
     """
 
-    def with_ranks(here: World) -> None:
+    def with_ranks(world: World) -> None:
         check(seconds, wait)
         torch.set_num_threads(1)
-        mine, noticed_s = (_idle_as_server if here.rank == 0 else _idle_as_client)(here, here.backoff(wait), seconds)
-        cores, ranks = np.zeros(1), np.zeros((here.size, *mine.shape))
-        here.comm.Reduce(np.array([here.cores]), cores)
-        here.comm.Gather(mine, ranks)
-        if here.rank == 0:
-            _report_wait(here, here.backoff(wait), round(float(cores[0])), ranks[:, 1:], noticed_s)
+        mine, noticed_s = (_idle_as_server if world.rank == 0 else _idle_as_client)(world, world.backoff(wait), seconds)
+        cores, ranks = np.zeros(1), np.zeros((world.size, *mine.shape))
+        world.comm.Reduce(np.array([world.cores]), cores)
+        world.comm.Gather(mine, ranks)
+        if world.rank == 0:
+            _report_wait(world, world.backoff(wait), round(float(cores[0])), ranks[:, 1:], noticed_s)
 
     return in_job(with_ranks)
 
 
-def _report_wait(here: World, backoff: Backoff, cores: int, ranks: np.ndarray, noticed_s: list[float]) -> None:
+def _report_wait(world: World, backoff: Backoff, cores: int, ranks: np.ndarray, noticed_s: list[float]) -> None:
     """Print the figures of (ranks, ROUNDS, 3): idle share of a core; steps/s among ranks that wait, and without. Rank 0."""
     idle, polled, alone = np.moveaxis(ranks, 2, 0)
     kept = float(np.median(polled.sum(axis=0) / alone.sum(axis=0)))
@@ -62,7 +62,7 @@ def _report_wait(here: World, backoff: Backoff, cores: int, ranks: np.ndarray, n
     server, clients = float(np.median(idle[0])), float(np.median(idle[1:].mean(axis=0)))
     steps = [f"{np.median(part.sum(axis=0)):.0f} steps/s" for part in (polled, alone)]
     figures = {
-        "ranks": here.size,
+        "ranks": world.size,
         "cores": cores,
         "wait": "spin" if backoff.spin else "yield",
         "server_idle_core_fraction": server,
@@ -72,11 +72,11 @@ def _report_wait(here: World, backoff: Backoff, cores: int, ranks: np.ndarray, n
         "reaction_s_p99": p99,
     }
     rows = [
-        (f"{here.size} ranks on {cores} core(s), wait={figures['wait']}", ""),
+        (f"{world.size} ranks on {cores} core(s), wait={figures['wait']}", ""),
         ("an idle server takes of a core", f"{server:.1%}"),
         ("an idle client takes of a core", f"{clients:.1%}"),
-        (f"{here.size - 1} clients train, the server waits", steps[0]),
-        (f"{here.size - 1} processes train, nobody waits", steps[1]),
+        (f"{world.size - 1} clients train, the server waits", steps[0]),
+        (f"{world.size - 1} processes train, nobody waits", steps[1]),
         ("throughput kept", f"{kept:.1%}"),
         ("the server notices an update within, median", f"{p50 * 1e6:.0f} us"),
         ("99 of 100", f"{p99 * 1e6:.0f} us"),
@@ -88,7 +88,7 @@ def _report_wait(here: World, backoff: Backoff, cores: int, ranks: np.ndarray, n
     report(rows, figures, note)
 
 
-def _idle_as_server(here: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
+def _idle_as_server(world: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
     """Wait as `server.Server` does. Rank 0.
 
     Returns:
@@ -96,20 +96,20 @@ def _idle_as_server(here: World, backoff: Backoff, seconds: float) -> tuple[np.n
         seconds in which each of the PINGS updates was noticed, at most.
     """
     weights = torch.zeros(SIZE)  # never written: every reply may be sent from it
-    wire = ServerWire(here.comm, here.size - 1, SIZE, backoff, here.size - 1)
+    wire = ServerWire(world.comm, world.size - 1, SIZE, backoff, world.size - 1)
     figures = np.zeros((1 + ROUNDS, 3))
     for row in figures:
-        together(here)
+        together(world)
         idle, until = _core_share(), time.perf_counter() + seconds
         while time.perf_counter() < until:
             assert wire.next() is None
             wire.pause()
         row[0] = idle()
-        for client in range(here.size - 1):
+        for client in range(world.size - 1):
             wire.reply(Order(client, 0, 0, 1), weights, int)
-        for _ in range(here.size - 1):
+        for _ in range(world.size - 1):
             _take(wire)
-        together(here)
+        together(world)
         time.sleep(seconds)  # the part in which nobody polls
     noticed_s = []
     for _ in range(PINGS // 10 + PINGS):
@@ -131,14 +131,14 @@ def _take(wire: ServerWire) -> float:
     return noticed - before
 
 
-def _idle_as_client(here: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
+def _idle_as_client(world: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
     """Wait and train as `client.work` does, and have a process train that does not know of MPI. Client ranks.
 
     Returns:
         float64 (1 + ROUNDS, 3): the share of a core it took while all were idle, its steps per second, those of the
         process; with warm-up. And no seconds, which are the server's.
     """
-    wire = ClientWire(here.comm, torch.zeros(SIZE), backoff)
+    wire = ClientWire(world.comm, torch.zeros(SIZE), backoff)
     figures = np.zeros((1 + ROUNDS, 3))
     train = [sys.executable, "-c", "from asyncfeded.bench import wait; wait.train_alone()"]
     # In a session of its own, so that an interrupt at the terminal is told by the ranks alone; ends with its standard input.
@@ -149,14 +149,14 @@ def _idle_as_client(here: World, backoff: Backoff, seconds: float) -> tuple[np.n
         assert process.stdout is not None
         process.stdout.readline()  # it is ready
         for row in figures:
-            together(here)
+            together(world)
             idle = _core_share()
             order = wire.receive()
             assert order is not None
             row[0] = idle()
             row[1] = _steps_per_s(seconds, wire.stopped)
             wire.send(order, 1, 1, 0.0, 0.0, 0.0)
-            together(here)
+            together(world)
             process.stdin.write(f"{seconds}\n")
             row[2] = float(process.stdout.readline())
         process.stdin.close()

@@ -14,10 +14,10 @@ import numpy as np
 
 from asyncfeded.doctor import folder, links, problem
 from asyncfeded.doctor.problem import Link, Problem
-from asyncfeded.mpi import launcher, placement, world
+from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.placement import columns, numbers
-from asyncfeded.mpi.world import World
+from asyncfeded.mpi.world import Backoff, RefusedError, World, gather_places, join_job, leave_job, share_cores
 from asyncfeded.store import record
 
 SHOWN = 32
@@ -52,26 +52,26 @@ def examine(run_dir: Path) -> int:
         The exit status: 0, or 1 if something stops a run.
     """
     try:
-        here = world.join(least=1)
-    except world.RefusedError as error:  # each rank believes to be alone
+        world = join_job(least=1)
+    except RefusedError as error:  # each rank believes to be alone
         launched = launcher.launched_by()
         if launched and launched[2]:
             return 0  # as run.train: no status of another rank may end rank 0 before it told
         return _conclude({"mpi": launcher.vendor()}, [Problem(str(error), stops=True)])
-    device = placement.device("cpu" if here.rank == 0 else "auto", here.turn(0))
+    device = placement.device("cpu" if world.rank == 0 else "auto", world.turn(0))
     placement.take(device)
-    here = world.share_cores(here)
-    role = "worker" if here.rank else "server"
-    places = world.places(here, role, placement.describe(device), here.threads)
-    facts = _facts(here, _gpu_buffers() if here.rank == _first_gpu(places) else "")
-    status = _report(here, places, facts, run_dir) if here.rank == 0 else links.answer(here)
-    world.leave()
+    world = share_cores(world)
+    role = "worker" if world.rank else "server"
+    places = gather_places(world, role, placement.describe_device(device), world.threads)
+    facts = _facts(world, _gpu_buffers() if world.rank == _first_gpu(places) else "")
+    status = _report(world, places, facts, run_dir) if world.rank == 0 else links.answer(world)
+    leave_job()
     return status
 
 
-def _report(here: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) -> int:
+def _report(world: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) -> int:
     """Ask, judge and print. Rank 0. Returns the status, which the clients have been told."""
-    problems, figures = _about_mpi(here, facts)
+    problems, figures = _about_mpi(world, facts)
     _say(*placement.table(places))
     problems += problem.of_places(places)
     figures["placement"] = [dict(zip(placement.COLUMNS, _decoded(place), strict=True)) for place in places.tolist()]
@@ -85,30 +85,30 @@ def _report(here: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) -
     problems += folder.problems(found)
     figures["folder"] = found._asdict()
     try:
-        told, more = _about_links(here, facts)
-        problems, figures = problems + told, figures | more
+        noticed, more = _about_links(world, facts)
+        problems, figures = problems + noticed, figures | more
         status = _conclude(figures, problems)
     except links.SilentError as error:
         rank = error.args[0]
-        what = f"rank {rank} on {here.hosts[rank]} does not answer within {links.DEADLINE_S:.0f} s"
+        what = f"rank {rank} on {world.hosts[rank]} does not answer within {links.DEADLINE_S:.0f} s"
         remedy = "look at the network between the hosts (firewall, interfaces that MPI chose)"
         _conclude(figures, [*problems, Problem(f"{what}; {remedy}", stops=True)])
         time.sleep(0.5)  # as launcher.guard, so that mpiexec reads all of it
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)  # Abort may return before the process is ended
-    for rank in range(1, here.size):
-        links.ask(here, rank, links.LEAVE, status)
+    for rank in range(1, world.size):
+        links.ask(world, rank, links.LEAVE, status)
     return status
 
 
-def _about_mpi(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
+def _about_mpi(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
     """The library, the launcher and the hosts. Rank 0."""
     launched = launcher.launched_by()
     level = MPI.Query_thread()
-    hosts = {host: [rank for rank in range(here.size) if here.hosts[rank] == host] for host in here.hosts}
+    hosts = {host: [rank for rank in range(world.size) if world.hosts[rank] == host] for host in world.hosts}
     per_host = "; ".join(f"{host}: {numbers(ranks)}" for host, ranks in list(hosts.items())[:8])
     figures: dict[str, object] = {
-        "ranks": here.size,
+        "ranks": world.size,
         "hosts": len(hosts),
         "mpi": launcher.vendor(),
         "mpi_version": ".".join(map(str, MPI.Get_version())),
@@ -116,7 +116,7 @@ def _about_mpi(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str,
         "thread_level": LEVELS.get(level, "MULTIPLE"),
         "launcher": launched[0] if launched else "",
         "failures": problem.failures(
-            launcher.detects_deaths(here.comm), launcher.vendor(), launched[0] if launched else "", os.environ
+            launcher.detects_deaths(world.comm), launcher.vendor(), launched[0] if launched else "", os.environ
         ),
         "gpu_buffers": "".join(text.decode() for text in facts["gpu_buffers"].tolist()) or "not tried: no client has a GPU",
     }
@@ -127,39 +127,39 @@ def _about_mpi(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str,
                 ("library", str(figures["library"]) or "path unknown"),
                 ("thread level", str(figures["thread_level"])),
                 ("launcher", f"{launched[0]}, {launched[1]} ranks" if launched else "none that is known"),
-                ("ranks", f"{here.size} on {len(hosts)} host(s): {per_host}{'; ...' if len(hosts) > 8 else ''}"),
+                ("ranks", f"{world.size} on {len(hosts)} host(s): {per_host}{'; ...' if len(hosts) > 8 else ''}"),
                 ("failures (ULFM)", str(figures["failures"])),
                 ("GPU buffers", str(figures["gpu_buffers"])),
             ]
         )
     )
-    told = problem.of_thread_level(level, MPI.THREAD_FUNNELED)
-    told += problem.of_versions({name: [v.decode() for v in facts[name].tolist()] for name in SOFTWARE}, here.hosts)
-    if here.size == 1:
+    noticed = problem.of_thread_level(level, MPI.THREAD_FUNNELED)
+    noticed += problem.of_versions({name: [v.decode() for v in facts[name].tolist()] for name in SOFTWARE}, world.hosts)
+    if world.size == 1:
         what = "one rank cannot train, it takes a server and a client; type asyncfeded doctor --ranks 5, or start it with"
-        told.append(Problem(f"{what} mpiexec or srun", stops=True))
-    return told, figures
+        noticed.append(Problem(f"{what} mpiexec or srun", stops=True))
+    return noticed, figures
 
 
-def _about_links(here: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
+def _about_links(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
     """Latency, bandwidth, clocks, and a large message. Rank 0."""
-    if here.size == 1:
+    if world.size == 1:
         return [], {"links": [], "large_message": "not tried: no other rank"}
-    measured = [links.measure(here, rank) for rank in range(1, here.size)]
-    _say(*_links_table(measured, here.hosts))
-    told = problem.of_links(measured, here.hosts)
-    far = next((rank for rank in range(1, here.size) if here.hosts[rank] != here.hosts[0]), 1)
+    measured = [links.measure(world, rank) for rank in range(1, world.size)]
+    _say(*_links_table(measured, world.hosts))
+    noticed = problem.of_links(measured, world.hosts)
+    far = next((rank for rank in range(1, world.size) if world.hosts[rank] != world.hosts[0]), 1)
     needed = 3 * links.LARGE  # both ends may be on one host, and a library may copy
     if facts["memory"][[0, far]].min() < needed:
         large = f"not tried: it takes {needed / 1e9:.1f} GB of memory"
     else:
         _say(f"sending {links.LARGE} bytes in one message to rank {far} ...")
-        large = links.send_large(here, far) or "arrives"
+        large = links.send_large(world, far) or "arrives"
     _say(f"large messages: {large}")
     if large != "arrives" and not large.startswith("not tried"):
         what = f"a message of more than 2^31 bytes fails ({large})"
-        told.append(Problem(f"{what}; training sends models of any size in pieces of 1 MiB and is not concerned"))
-    return told, {"links": [link._asdict() for link in measured], "large_message": large}
+        noticed.append(Problem(f"{what}; training sends models of any size in pieces of 1 MiB and is not concerned"))
+    return noticed, {"links": [link._asdict() for link in measured], "large_message": large}
 
 
 def _links_table(measured: list[Link], hosts: list[str]) -> list[str]:
@@ -183,20 +183,20 @@ def _conclude(figures: dict[str, object], problems: list[Problem]) -> int:
     """Print the problems and the line of JSON. Rank 0. Returns the exit status."""
     stops = any(each.stops for each in problems)
     _say(*[f"{'STOPS A RUN' if each.stops else 'note'}: {each.text}" for each in problems] or ["no problems"])
-    told = [each._asdict() for each in problems]
-    print(json.dumps({"ok": not stops} | figures | {"problems": told}), flush=True)  # noqa: T201
+    noticed = [each._asdict() for each in problems]
+    print(json.dumps({"ok": not stops} | figures | {"problems": noticed}), flush=True)  # noqa: T201
     return int(stops)
 
 
-def _facts(here: World, gpu_buffers: str) -> np.ndarray:
+def _facts(world: World, gpu_buffers: str) -> np.ndarray:
     """FACTS (ranks,) of all. Collective; waits without taking a core."""
     versions = record.versions() | {"mpi": launcher.vendor()}
-    said, heard = np.zeros(1, FACTS), np.zeros(here.size, FACTS)
+    mine, all_facts = np.zeros(1, FACTS), np.zeros(world.size, FACTS)
     for name in SOFTWARE:
-        said[name] = versions[name].encode()[:40]
-    said["memory"], said["gpu_buffers"] = _memory(), gpu_buffers.encode()[:200]
-    world.Backoff(spin=False).wait(here.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
-    return heard
+        mine[name] = versions[name].encode()[:40]
+    mine["memory"], mine["gpu_buffers"] = _memory(), gpu_buffers.encode()[:200]
+    Backoff(spin=False).wait(world.comm.Iallgather(mine.view(np.uint8), all_facts.view(np.uint8)))
+    return all_facts
 
 
 def _memory(info: Path = Path("/proc/meminfo")) -> int:

@@ -65,25 +65,25 @@ def problems(found: Folder) -> list[Problem]:
     other = "choose another folder (run_dir=...)"
     if found.writing:
         return [Problem(f"{found.path} cannot be written: {found.writing}; {other}", stops=True)]
-    told = []
+    noticed = []
     if found.renaming:
-        told.append(Problem(f"{found.path} does not rename files at once: {found.renaming}; {other}", stops=True))
+        noticed.append(Problem(f"{found.path} does not rename files at once: {found.renaming}; {other}", stops=True))
     if found.saving:
         remedy = f"set HDF5_USE_FILE_LOCKING=FALSE if it is about locks, or {other}"
-        told.append(Problem(f"{found.path} takes no HDF5 files: {found.saving}; {remedy}", stops=True))
+        noticed.append(Problem(f"{found.path} takes no HDF5 files: {found.saving}; {remedy}", stops=True))
     if found.locking:
         what = f"{found.path} has no file locks ({found.locking})"
-        told.append(Problem(f"{what}: nothing tells two runs in one folder apart; give every run a folder of its own"))
+        noticed.append(Problem(f"{what}: nothing tells two runs in one folder apart; give every run a folder of its own"))
     if found.free_bytes < ROOM:
         what = f"{found.path} has {found.free_bytes / 1e9:.2f} GB free"
-        told.append(Problem(f"{what}: on a full disk no checkpoints are written; make room, or {other}"))
+        noticed.append(Problem(f"{what}: on a full disk no checkpoints are written; make room, or {other}"))
     if found.fsync_s > SLOW_S:
         what = f"{found.path} takes {found.fsync_s:.1f} s to bring 4 KiB to the disk"
-        told.append(Problem(f"{what}: let many seconds pass between checkpoints (checkpoint.every_s), or {other}"))
+        noticed.append(Problem(f"{what}: let many seconds pass between checkpoints (checkpoint.every_s), or {other}"))
     if found.kind in ("tmpfs", "ramfs"):
         what = f"{found.path} lies in memory ({found.kind})"
-        told.append(Problem(f"{what}: the run is lost with the machine, and its files take the job's memory; {other}"))
-    return told
+        noticed.append(Problem(f"{what}: the run is lost with the machine, and its files take the job's memory; {other}"))
+    return noticed
 
 
 def kind_of(path: Path, mounts: str) -> str:

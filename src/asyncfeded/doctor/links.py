@@ -29,84 +29,84 @@ class SilentError(Exception):
     """A client, the argument, did not answer in time; what was asked cannot be taken back, the job can only be aborted."""
 
 
-def ask(here: World, rank: int, what: int, number: int = 0, times: int = 0) -> None:
+def ask(world: World, rank: int, what: int, number: int = 0, times: int = 0) -> None:
     """Tell a client what comes. Rank 0."""
-    here.comm.Send(np.array([what, number, times]), rank, QUESTION)
+    world.comm.Send(np.array([what, number, times]), rank, QUESTION)
 
 
-def answer(here: World) -> int:
+def answer(world: World) -> int:
     """Do what the server asks, until it says to leave. Client ranks. Returns the status to leave with."""
     question = np.zeros(3, np.int64)
     while True:
-        Backoff(spin=False).wait(here.comm.Irecv(question, 0, QUESTION))
+        Backoff(spin=False).wait(world.comm.Irecv(question, 0, QUESTION))
         what, number, times = question.tolist()
         if what == LEAVE:
             return int(number)
         if what == ECHO:
             message = np.zeros(number, np.uint8)
             for _ in range(times):
-                request = here.comm.Irecv(message, 0, MESSAGE)
+                request = world.comm.Irecv(message, 0, MESSAGE)
                 while not request.Test():
                     os.sched_yield()
                 message[:8].view(np.float64)[0] = time.time()
-                here.comm.Send(message, 0, ANSWER)
+                world.comm.Send(message, 0, ANSWER)
         else:
-            _take_large(here)
+            _take_large(world)
 
 
-def measure(here: World, rank: int) -> Link:
+def measure(world: World, rank: int) -> Link:
     """The link to one client. Rank 0.
 
     Raises:
         SilentError: it does not answer.
     """
-    ask(here, rank, ECHO, PING, 1 + PINGS)
-    rounds = [_round(here, rank, PING) for _ in range(1 + PINGS)][1:]
-    ask(here, rank, ECHO, LOAD, 1 + LOADS)
-    loads = [_round(here, rank, LOAD) for _ in range(1 + LOADS)][1:]
+    ask(world, rank, ECHO, PING, 1 + PINGS)
+    rounds = [_round(world, rank, PING) for _ in range(1 + PINGS)][1:]
+    ask(world, rank, ECHO, LOAD, 1 + LOADS)
+    loads = [_round(world, rank, LOAD) for _ in range(1 + LOADS)][1:]
     best = min(rounds)
     latency_s = float(np.median([took for took, _ in rounds])) / 2
     return Link(rank, latency_s, 2 * LOAD / float(np.median([took for took, _ in loads])), best[1], best[0] / 2)
 
 
-def send_large(here: World, rank: int) -> str:
+def send_large(world: World, rank: int) -> str:
     """Send LARGE bytes in one message to a client. Rank 0. Returns what went wrong, empty if nothing did.
 
     Raises:
         SilentError: the message does not arrive in time.
     """
-    ask(here, rank, TAKE)
-    said = np.zeros(1, "S200")
-    _wait(here.comm.Irecv(said.view(np.uint8), rank, ANSWER), rank)
-    if problem := str(said[0], errors="replace"):
+    ask(world, rank, TAKE)
+    problem_text = np.zeros(1, "S200")
+    _wait(world.comm.Irecv(problem_text.view(np.uint8), rank, ANSWER), rank)
+    if problem := str(problem_text[0], errors="replace"):
         return problem
     message = np.zeros(LARGE // 4, np.float32)  # untouched but for the marks: it takes next to no memory
     message[_marks()] = [1, 2, 3, 4]
     try:
-        request = here.comm.Isend(message, rank, MESSAGE)
+        request = world.comm.Isend(message, rank, MESSAGE)
     except (MPI.Exception, ValueError, OverflowError) as error:
-        here.comm.Send(np.array([0]), rank, SENT)
+        world.comm.Send(np.array([0]), rank, SENT)
         return str(error)
-    here.comm.Send(np.array([1]), rank, SENT)
+    world.comm.Send(np.array([1]), rank, SENT)
     _wait(request, rank)
-    _wait(here.comm.Irecv(said.view(np.uint8), rank, ANSWER), rank)
-    return str(said[0], errors="replace")
+    _wait(world.comm.Irecv(problem_text.view(np.uint8), rank, ANSWER), rank)
+    return str(problem_text[0], errors="replace")
 
 
-def _take_large(here: World) -> None:
+def _take_large(world: World) -> None:
     """The client's part of `send_large`: says whether it can receive, and then what was wrong. Client ranks."""
 
     def say(text: str) -> None:
-        here.comm.Send(np.array([text.encode()[:200]], "S200").view(np.uint8), 0, ANSWER)
+        world.comm.Send(np.array([text.encode()[:200]], "S200").view(np.uint8), 0, ANSWER)
 
     try:
         message = np.zeros(LARGE // 4, np.float32)
-        request = here.comm.Irecv(message, 0, MESSAGE)
+        request = world.comm.Irecv(message, 0, MESSAGE)
     except (MPI.Exception, ValueError, OverflowError, MemoryError) as error:
         return say(str(error) or "no memory")
     say("")
     sent = np.zeros(1, np.int64)
-    here.comm.Recv(sent, 0, SENT)
+    world.comm.Recv(sent, 0, SENT)
     if not sent[0]:
         request.Cancel()
         request.Wait()
@@ -119,12 +119,12 @@ def _marks() -> list[int]:
     return [0, (1 << 29) - 1, 1 << 29, LARGE // 4 - 1]
 
 
-def _round(here: World, rank: int, size: int) -> tuple[float, float]:
+def _round(world: World, rank: int, size: int) -> tuple[float, float]:
     """Seconds of a round trip of so many bytes, and how far the client's clock is ahead, as seen from its middle."""
     message, back = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
-    answered = here.comm.Irecv(back, rank, ANSWER)
+    answered = world.comm.Irecv(back, rank, ANSWER)
     began, began_at = time.perf_counter(), time.time()
-    sent = here.comm.Isend(message, rank, MESSAGE)
+    sent = world.comm.Isend(message, rank, MESSAGE)
     _wait(answered, rank, os.sched_yield)
     took = time.perf_counter() - began
     sent.Wait()

@@ -46,7 +46,7 @@ def of_links(links: Sequence[Link], hosts: Sequence[str]) -> list[Problem]:
         links: of every client.
         hosts: of every rank.
     """
-    told = []
+    noticed = []
     for beyond in (False, True):
         kind = [link for link in links if (hosts[link.rank] != hosts[0]) == beyond]
         if not kind:
@@ -54,7 +54,7 @@ def of_links(links: Sequence[Link], hosts: Sequence[str]) -> list[Problem]:
         latency_s = statistics.median(link.latency_s for link in kind)
         bytes_per_s = statistics.median(link.bytes_per_s for link in kind)
         if beyond and bytes_per_s < THIN:
-            told.append(
+            noticed.append(
                 Problem(
                     f"the network moves {bytes_per_s / 1e9:.2f} GB/s between hosts; see that MPI uses the fast one "
                     f"(UCX_NET_DEVICES, FI_PROVIDER, OMPI_MCA_btl_tcp_if_include)"
@@ -64,16 +64,16 @@ def of_links(links: Sequence[Link], hosts: Sequence[str]) -> list[Problem]:
             place = f"rank {link.rank} on {hosts[link.rank]}"
             if link.bytes_per_s < bytes_per_s / 4:
                 speeds = f"{link.bytes_per_s / 1e9:.2f} GB/s, others {bytes_per_s / 1e9:.2f}"
-                told.append(Problem(f"{place} is reached with {speeds}; look at its link, or leave that host out"))
+                noticed.append(Problem(f"{place} is reached with {speeds}; look at its link, or leave that host out"))
             elif link.latency_s > max(10 * latency_s, 100e-6):
                 speeds = f"{link.latency_s * 1e6:.0f} us, others {latency_s * 1e6:.0f}"
-                told.append(Problem(f"{place} is reached in {speeds}; see what else runs there, or leave that host out"))
+                noticed.append(Problem(f"{place} is reached in {speeds}; see what else runs there, or leave that host out"))
     late = {hosts[link.rank]: link.skew_s for link in links if abs(link.skew_s) - link.skew_error_s > SKEW_S}
-    told += [
+    noticed += [
         Problem(f"the clock of {host} is {skew_s:+.1f} s off the server's; set it (NTP), or times in logs do not compare")
         for host, skew_s in late.items()
     ]
-    return told
+    return noticed
 
 
 def of_places(places: np.ndarray) -> list[Problem]:
@@ -82,7 +82,7 @@ def of_places(places: np.ndarray) -> list[Problem]:
     Args:
         places: placement.PLACE (ranks,).
     """
-    told, crowded, gpus = [], defaultdict(list), defaultdict(list)
+    noticed, crowded, gpus = [], defaultdict(list), defaultdict(list)
     for rank, (host, _, device, cores, _) in enumerate(places.tolist()):
         if cores < 1 - 1e-9:
             crowded[host.decode()].append(rank)
@@ -90,7 +90,7 @@ def of_places(places: np.ndarray) -> list[Problem]:
             gpus[host.decode(), device.decode()].append(rank)
     for host, ranks in crowded.items():
         cores = places["cores"][ranks].sum()
-        told.append(
+        noticed.append(
             Problem(
                 f"ranks {numbers(ranks)} on {host} share {cores:.3g} core(s); start fewer there, or ask for more cores "
                 f"(srun --cpus-per-task, mpiexec --bind-to none)"
@@ -98,8 +98,8 @@ def of_places(places: np.ndarray) -> list[Problem]:
         )
     for (host, device), ranks in gpus.items():
         if len(ranks) > 1:
-            told.append(Problem(f"ranks {numbers(ranks)} on {host} share GPU {device}; start one client for each GPU"))
-    return told
+            noticed.append(Problem(f"ranks {numbers(ranks)} on {host} share GPU {device}; start one client for each GPU"))
+    return noticed
 
 
 def of_versions(facts: Mapping[str, Sequence[str]], hosts: Sequence[str]) -> list[Problem]:
@@ -109,13 +109,13 @@ def of_versions(facts: Mapping[str, Sequence[str]], hosts: Sequence[str]) -> lis
         facts: by name of the software, its version on every rank.
         hosts: of every rank.
     """
-    told = []
+    noticed = []
     for name, versions in facts.items():
         odd = next((rank for rank, version in enumerate(versions) if version != versions[0]), None)
         if odd is not None:
             what = f"{name} is {versions[0]} on {hosts[0]} and {versions[odd]} on {hosts[odd]}"
-            told.append(Problem(f"{what}; install the same on every host", stops=name == "asyncfeded"))
-    return told
+            noticed.append(Problem(f"{what}; install the same on every host", stops=name == "asyncfeded"))
+    return noticed
 
 
 def of_thread_level(level: int, needed: int) -> list[Problem]:

@@ -66,7 +66,7 @@ class GlobalModel:
     @property
     def x(self) -> Tensor:
         """float32 (size,), the global model; the first `layout.num_params` elements are parameters, the rest statistics."""
-        self.settle()
+        self.finish_merge()
         return self._x
 
     @property
@@ -132,10 +132,10 @@ class GlobalModel:
 
         Args:
             client: whose update.
-            w: float32 (size,), the client's model, finite; not to be written before `settle`.
+            w: float32 (size,), the client's model, finite; not to be written before `finish_merge`.
             eta: step size.
         """
-        self.settle()
+        self.finish_merge()
         self._merging, self._merged = (client, w, eta), 0
         self.version += 1
         self.base_version[client] = self.version
@@ -160,7 +160,7 @@ class GlobalModel:
         self.x.add_(direction, alpha=eta)
         self.version += 1
 
-    def settle(self) -> None:
+    def finish_merge(self) -> None:
         """Carry out what is left of the last merge."""
         if self._merging is not None:
             self._merge_up_to(self._x.numel())
@@ -188,7 +188,7 @@ class GlobalModel:
     def forget(self, client: int) -> None:
         """Give the base of a client back to the system."""
         if self._merging is not None and self._merging[0] == client:
-            self.settle()
+            self.finish_merge()
         self._arriving.pop(client, None)
         self._copied.pop(client, None)
         self.base[client], self.base_version[client] = torch.empty(0), -1

@@ -22,7 +22,7 @@ CHUNK = 1 << 18
 allocates no temporary of model size."""
 
 
-def describe(device: str = "cpu") -> str:
+def describe_kernel(device: str = "cpu") -> str:
     """Which of the two serves a model on this device, and what that costs."""
     if device != "cpu":
         return f"torch on {device}"

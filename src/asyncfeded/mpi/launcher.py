@@ -17,10 +17,10 @@ from pathlib import Path
 
 import mpi4py
 
-mpi4py.rc.initialize = False  # world.join initialises, so that `asyncfeded info` and `--ranks` do not
+mpi4py.rc.initialize = False  # world.join_job initialises, so that `asyncfeded info` and `--ranks` do not
 mpi4py.rc.finalize = False
 
-from mpi4py import MPI as MPI  # noqa: E402, the one import of MPI: world.py, wire.py and bench.py take it from here
+from mpi4py import MPI as MPI  # noqa: E402, the one import of MPI: all others take it from here
 
 LAUNCHERS = (
     # who, number of ranks that it started, rank of this process
@@ -173,9 +173,9 @@ def _end_job(error: BaseException, role: str) -> None:
 def _family(mpiexec: str) -> str:
     """`Open MPI` or `hydra`, by what the command says of itself; empty if neither."""
     try:
-        said = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, errors="replace", timeout=20).stdout
+        output = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, errors="replace", timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    if "Open MPI" in said or "OpenRTE" in said or "PRRTE" in said:
+    if "Open MPI" in output or "OpenRTE" in output or "PRRTE" in output:
         return "Open MPI"
-    return "hydra" if "HYDRA" in said or "Intel" in said else ""
+    return "hydra" if "HYDRA" in output or "Intel" in output else ""

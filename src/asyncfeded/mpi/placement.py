@@ -53,7 +53,7 @@ def pci_address(gpu: torch.device) -> str:
     return "" if None in (domain, bus, number) else f"{domain:04x}:{bus:02x}:{number:02x}.0"
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """For the map: `cpu`, or `cuda:0 0000:3b:00.0`."""
     return str(device) if device.type == "cpu" else f"{device} {pci_address(device)}".strip()
 

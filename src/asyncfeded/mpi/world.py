@@ -1,6 +1,6 @@
 """Joining the MPI job: is it the job that was meant, where does each rank run, and do all agree on what to do.
 
-Everything here happens before training; the messages of training are in wire.py.
+Everything here happens before training; the messages of training are those of the part `wire`.
 """
 
 import os
@@ -98,7 +98,7 @@ class World:
         return Backoff(spin=wait == "spin" or (wait == "auto" and not self.crowded))
 
 
-def join(least: int = 2) -> World:
+def join_job(least: int = 2) -> World:
     """Initialise MPI and find this rank's place. Collective.
 
     Args:
@@ -130,36 +130,36 @@ def join(least: int = 2) -> World:
     return share_cores(World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False))
 
 
-def share_cores(here: World) -> World:
+def share_cores(world: World) -> World:
     """How many cores each rank of a host has now that each knows where it may run. Collective."""
     mine = np.zeros(1, [("cores", np.uint8, 4096), ("quota", np.float64), ("group", np.int64)])
     mine["cores"][0, list(os.sched_getaffinity(0))] = 1
     mine["quota"], mine["group"] = placement.quota()
-    all_of_host = np.zeros(here.local.size, mine.dtype)
-    here.local.Allgather(mine.view(np.uint8), all_of_host.view(np.uint8))
+    all_of_host = np.zeros(world.local.size, mine.dtype)
+    world.local.Allgather(mine.view(np.uint8), all_of_host.view(np.uint8))
     cores = placement.share_cores(all_of_host["cores"], all_of_host["quota"], all_of_host["group"])
-    return replace(here, cores=float(cores[here.local.rank]), crowded=bool(cores.min() < 1 - 1e-9))
+    return replace(world, cores=float(cores[world.local.rank]), crowded=bool(cores.min() < 1 - 1e-9))
 
 
-def seat(here: World, server: int) -> World:
+def seat_server(world: World, server: int) -> World:
     """The same ranks with `server` first, which makes it the server: rank 0 of the communicator is. Collective."""
     if server == 0:
-        return here
-    order = [server, *(rank for rank in range(here.size) if rank != server)]
-    comm = cast(MPI.Intracomm, here.comm.Split(0, order.index(here.rank)))
-    neighbours = sorted(order.index(rank) for rank in here.neighbours)
-    return replace(here, comm=comm, rank=comm.rank, hosts=[here.hosts[rank] for rank in order], neighbours=neighbours)
+        return world
+    order = [server, *(rank for rank in range(world.size) if rank != server)]
+    comm = cast(MPI.Intracomm, world.comm.Split(0, order.index(world.rank)))
+    neighbours = sorted(order.index(rank) for rank in world.neighbours)
+    return replace(world, comm=comm, rank=comm.rank, hosts=[world.hosts[rank] for rank in order], neighbours=neighbours)
 
 
-def places(here: World, role: str, device: str, threads: int) -> np.ndarray:
+def gather_places(world: World, role: str, device: str, threads: int) -> np.ndarray:
     """Where all ranks run: placement.PLACE (ranks,). Collective. Role, device and threads are this rank's."""
-    mine = np.array([(here.hosts[here.rank].encode(), role, device, here.cores, threads)], placement.PLACE)
-    found = np.zeros(here.size, placement.PLACE)
-    here.comm.Allgather(mine.view(np.uint8), found.view(np.uint8))
+    mine = np.array([(world.hosts[world.rank].encode(), role, device, world.cores, threads)], placement.PLACE)
+    found = np.zeros(world.size, placement.PLACE)
+    world.comm.Allgather(mine.view(np.uint8), found.view(np.uint8))
     return found
 
 
-def statement(
+def make_statement(
     *,
     config: bytes = bytes(32),
     layout: bytes = bytes(32),
@@ -168,50 +168,50 @@ def statement(
     problem: str = "",
 ) -> np.ndarray:
     """A rank's word before training: a STATEMENT array of one element."""
-    said = np.zeros(1, STATEMENT)
-    said["protocol"], said["failed"] = PROTOCOL, bool(problem)
-    said["num_params"], said["size"], said["dtype"] = num_params, size, b"float32"
-    said["config"], said["layout"] = np.frombuffer(config, np.uint8), np.frombuffer(layout, np.uint8)
-    said["host"] = socket.gethostname().encode()[:64]
-    said["problem"] = problem.encode()[:2048]
-    return said
+    statement = np.zeros(1, STATEMENT)
+    statement["protocol"], statement["failed"] = PROTOCOL, bool(problem)
+    statement["num_params"], statement["size"], statement["dtype"] = num_params, size, b"float32"
+    statement["config"], statement["layout"] = np.frombuffer(config, np.uint8), np.frombuffer(layout, np.uint8)
+    statement["host"] = socket.gethostname().encode()[:64]
+    statement["problem"] = problem.encode()[:2048]
+    return statement
 
 
-def agree(world: World, said: np.ndarray) -> None:
+def compare_statements(world: World, statement: np.ndarray) -> None:
     """Exchange statements and compare. Collective; nobody trains before all agree.
 
     Args:
         world: all ranks.
-        said: this rank's statement.
+        statement: this rank's statement.
 
     Raises:
         RefusedError: on every rank, with the same text, if a rank has a problem or differs from rank 0.
     """
-    heard = np.zeros(world.size, STATEMENT)
-    Backoff(spin=False).wait(world.comm.Iallgather(said.view(np.uint8), heard.view(np.uint8)))
-    if disagreement := compare(heard):
+    statements = np.zeros(world.size, STATEMENT)
+    Backoff(spin=False).wait(world.comm.Iallgather(statement.view(np.uint8), statements.view(np.uint8)))
+    if disagreement := compare(statements):
         raise RefusedError(disagreement)
 
 
-def hear(world: World, text: str) -> str:
+def broadcast_text(world: World, text: str) -> str:
     """What rank 0 says, up to 1024 bytes of it, on every rank. Collective."""
-    said = np.array([text.encode()], "S1024")
-    world.comm.Bcast(said.view(np.uint8), 0)
-    return str(said[0].decode(errors="replace"))
+    statement = np.array([text.encode()], "S1024")
+    world.comm.Bcast(statement.view(np.uint8), 0)
+    return str(statement[0].decode(errors="replace"))
 
 
-def compare(heard: np.ndarray) -> str:
+def compare(statements: np.ndarray) -> str:
     """What is wrong with the statements (ranks,) of all ranks, as a sentence; empty if they agree."""
 
     def who(rank: int) -> str:
-        return f"rank {rank} on {heard['host'][rank].decode()}"
+        return f"rank {rank} on {statements['host'][rank].decode()}"
 
     problems: dict[str, list[int]] = {}
-    for failed in np.flatnonzero(heard["failed"]).tolist():
-        problems.setdefault(heard["problem"][failed].decode(errors="replace"), []).append(failed)
+    for failed in np.flatnonzero(statements["failed"]).tolist():
+        problems.setdefault(statements["problem"][failed].decode(errors="replace"), []).append(failed)
     if problems:
         return "\n".join(
-            text if len(ranks) in (1, len(heard)) and ranks[0] == 0 else f"{who(ranks[0])}: {text}"
+            text if len(ranks) in (1, len(statements)) and ranks[0] == 0 else f"{who(ranks[0])}: {text}"
             for text, ranks in problems.items()
         )
     for name, what, remedy in (
@@ -222,21 +222,21 @@ def compare(heard: np.ndarray) -> str:
         ("size", "have models of different size", "use the same model and data on every rank"),
         ("layout", "have models with different parameters", "use the same model and data on every rank"),
     ):
-        for rank in range(1, len(heard)):
-            if np.any(heard[name][rank] != heard[name][0]):
-                here, there = _show(heard[name][0]), _show(heard[name][rank])
-                return f"{who(0)} and {who(rank)} {what} ({name}: {here} and {there}); {remedy}"
+        for rank in range(1, len(statements)):
+            if np.any(statements[name][rank] != statements[name][0]):
+                first, other = _show(statements[name][0]), _show(statements[name][rank])
+                return f"{who(0)} and {who(rank)} {what} ({name}: {first} and {other}); {remedy}"
     return ""
 
 
-def leave(status: int = 0, apart: bool = False) -> None:
+def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
     """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not.
 
     Args:
         status: of this process.
-        apart: a rank is lost, and MPI_Finalize could wait for it for ever: the process ends here.
+        ranks_lost: a rank is lost, and MPI_Finalize could wait for it for ever: the process ends here.
     """
-    if apart:
+    if ranks_lost:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

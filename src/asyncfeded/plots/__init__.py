@@ -13,7 +13,7 @@ import numpy as np
 from asyncfeded.store import record
 
 if TYPE_CHECKING:  # drawing needs no torch
-    from asyncfeded.studies.study import Grid, Row
+    from asyncfeded.studies.study import StudyGrid, StudyRow
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000")
 """Okabe and Ito's palette, told apart by the colour-blind too; repeated with other dashes when clients are more."""
@@ -43,7 +43,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         ValueError: there is no record, it holds nothing yet, or matplotlib is not installed.
     """
     plt = pyplot()
-    updates, evaluations, _ = record.read(run_dir)
+    updates, evaluations, _ = record.read_record(run_dir)
     if not len(updates) or not len(evaluations):
         raise ValueError(
             f"{run_dir}: the record holds {len(updates)} updates and {len(evaluations)} evaluations, nothing to plot"
@@ -67,7 +67,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         return save(figure, output, f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
 
 
-def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | None = None) -> list[Path]:
+def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors: Path | None = None) -> list[Path]:
     """The figures of a study, for each task.
 
     Accuracy over time by rule (mean and range over the seeds) at each error probability; maximum accuracy and time to each
@@ -91,16 +91,16 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
     made = []
     with plt.rc_context(STYLE):
         for task, plan in grid.tasks.items():
-            here = [row for row in rows if row.run.task == task]
-            if not here:
+            of_task = [row for row in rows if row.run.task == task]
+            if not of_task:
                 continue
-            levels = [p for p in grid.error_probabilities if any(row.run.error_probability == p for row in here)]
+            levels = [p for p in grid.error_probabilities if any(row.run.error_probability == p for row in of_task)]
             color = {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(grid.rules)}
 
             figure, axes = plt.subplots(1, len(levels), figsize=(3.6 * len(levels) + 1, 3.8), sharey=True, squeeze=False)
             for axis, p in zip(axes[0], levels, strict=True):
                 for rule in grid.rules:
-                    curves = [_curve(row) for row in here if (row.run.rule, row.run.error_probability) == (rule, p)]
+                    curves = [_curve(row) for row in of_task if (row.run.rule, row.run.error_probability) == (rule, p)]
                     if curves:
                         times = curves[0][0]
                         stacked = np.array([np.interp(times, *curve) for curve in curves])
@@ -115,7 +115,7 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
                 1, 1 + len(plan.targets), figsize=(3.6 * (1 + len(plan.targets)) + 1, 3.8), squeeze=False
             )
             for rule in grid.rules:
-                mine = [[row for row in here if (row.run.rule, row.run.error_probability) == (rule, p)] for p in levels]
+                mine = [[row for row in of_task if (row.run.rule, row.run.error_probability) == (rule, p)] for p in levels]
                 axes[0][0].errorbar(
                     levels,
                     [np.mean([row.max_accuracy for row in some]) if some else np.nan for some in mine],
@@ -144,16 +144,16 @@ def plot_study(grid: Grid, rows: Sequence[Row], folder: Path, authors: Path | No
             crosses = "; crosses: the authors' figures" if published else ""
             made.append(save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
 
-            first = next(row for row in here if row.run.rule == next(iter(grid.rules)))
-            updates = record.read(first.run_dir).updates
+            first = next(row for row in of_task if row.run.rule == next(iter(grid.rules)))
+            updates = record.read_record(first.run_dir).updates
             figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
             _draw_clients(updates[updates["accepted"]], None, local, stale)
             made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
     return made
 
 
-def _curve(row: Row) -> tuple[np.ndarray, np.ndarray]:
-    evaluations = record.read(row.run_dir).evaluations
+def _curve(row: StudyRow) -> tuple[np.ndarray, np.ndarray]:
+    evaluations = record.read_record(row.run_dir).evaluations
     return evaluations["time_s"], evaluations["accuracy"]
 
 

@@ -11,15 +11,19 @@ import numpy as np
 from asyncfeded.plots import COLORS, STYLE, pyplot, save
 
 if TYPE_CHECKING:
-    from asyncfeded.studies.scaling.grid import Grid
+    from asyncfeded.studies.scaling.grid import ScalingGrid
     from asyncfeded.studies.scaling.prediction import Prediction
-    from asyncfeded.studies.scaling.table import Comparison, Row
+    from asyncfeded.studies.scaling.table import ScalingRow, Speedup
 
 GREY = "#777777"
 
 
 def plot_scaling(
-    grid: Grid, rows: Sequence[Row], comparisons: Sequence[Comparison], predictions: Sequence[Prediction], folder: Path
+    grid: ScalingGrid,
+    rows: Sequence[ScalingRow],
+    comparisons: Sequence[Speedup],
+    predictions: Sequence[Prediction],
+    folder: Path,
 ) -> list[Path]:
     """Speed-up and efficiency with the ideal line; busy and wait fractions and queue; staleness; all over the clients.
 
@@ -46,10 +50,10 @@ def plot_scaling(
     with plt.rc_context(STYLE):
         figure, axes = _panels(plt, kinds, 2)
         for (speedup, efficiency), kind in zip(axes.T, kinds, strict=True):
-            here = [pair for pair in pairs if pair[0].run.scaling == kind]
+            of_kind = [pair for pair in pairs if pair[0].run.scaling == kind]
             _ideal(grid, rows, speedup, efficiency)
-            _lines(speedup, here, lambda row, one: one.speedup)
-            _lines(efficiency, here, lambda row, one: one.efficiency)
+            _lines(speedup, of_kind, lambda row, one: one.speedup)
+            _lines(efficiency, of_kind, lambda row, one: one.efficiency)
             speedup.set_title(f"{kind} scaling")
             speedup.set_yscale("log", base=2)
             speedup.yaxis.set_major_formatter("{x:g}")
@@ -58,24 +62,24 @@ def plot_scaling(
 
         figure, axes = _panels(plt, kinds, 3)
         for (busy, wait, queue), kind in zip(axes.T, kinds, strict=True):
-            here = [pair for pair in pairs if pair[0].run.scaling == kind]
-            _lines(busy, here, lambda row, one: row.server_busy)
-            _lines(wait, here, lambda row, one: row.client_wait)
-            _lines(queue, here, lambda row, one: row.queue[0])
+            of_kind = [pair for pair in pairs if pair[0].run.scaling == kind]
+            _lines(busy, of_kind, lambda row, one: row.server_busy)
+            _lines(wait, of_kind, lambda row, one: row.client_wait)
+            _lines(queue, of_kind, lambda row, one: row.queue[0])
             busy.set_title(f"{kind} scaling")
         _label(axes, ["part of time the server is busy", "part of time clients wait", "updates waiting when one is taken"])
         made.append(save(figure, folder / "server.png", title))
 
         figure, axes = _panels(plt, kinds, 2)
         for (gamma, tau), kind in zip(axes.T, kinds, strict=True):
-            here = [pair for pair in pairs if pair[0].run.scaling == kind]
-            counts = np.array(sorted({row.run.clients for row, _ in here}))
+            of_kind = [pair for pair in pairs if pair[0].run.scaling == kind]
+            counts = np.array(sorted({row.run.clients for row, _ in of_kind}))
             tau.plot(counts, counts - 1, color=GREY, linestyle=":")
             tau.annotate(
                 "every other client once", (counts[-1], counts[-1] - 1), (-130, -4), textcoords="offset points", color=GREY
             )
-            _quartiles(gamma, [row for row, _ in here], "gamma")
-            _quartiles(tau, [row for row, _ in here], "tau")
+            _quartiles(gamma, [row for row, _ in of_kind], "gamma")
+            _quartiles(tau, [row for row, _ in of_kind], "tau")
             gamma.set_title(f"{kind} scaling")
             gamma.set_yscale("symlog", linthresh=1)
         _label(axes, ["staleness gamma", "staleness tau, versions"])
@@ -85,7 +89,7 @@ def plot_scaling(
     return made
 
 
-def _prediction(plt: Any, predictions: Sequence[Prediction], rows: Sequence[Row], path: Path) -> Path:  # noqa: ANN401
+def _prediction(plt: Any, predictions: Sequence[Prediction], rows: Sequence[ScalingRow], path: Path) -> Path:  # noqa: ANN401
     figure, axes = plt.subplots(
         3, len(predictions), figsize=(3.9 * len(predictions) + 1, 9), sharex=True, sharey="row", squeeze=False
     )
@@ -142,8 +146,8 @@ def _panels(plt: Any, kinds: Sequence[str], rows: int) -> Any:  # noqa: ANN401 m
 
 def _lines(
     axis: Any,  # noqa: ANN401 matplotlib's
-    pairs: Sequence[tuple[Row, Comparison]],
-    value: Callable[[Row, Comparison], float],
+    pairs: Sequence[tuple[ScalingRow, Speedup]],
+    value: Callable[[ScalingRow, Speedup], float],
 ) -> None:
     """A value over the clients, a line for each model, rule and ranks per node: median and range over the seeds."""
     for number, line in enumerate(_names(pairs)):
@@ -156,7 +160,7 @@ def _lines(
     _clients_axis(axis, [row for row, _ in pairs])
 
 
-def _quartiles(axis: Any, rows: Sequence[Row], name: str) -> None:  # noqa: ANN401 matplotlib's
+def _quartiles(axis: Any, rows: Sequence[ScalingRow], name: str) -> None:  # noqa: ANN401 matplotlib's
     for number, line in enumerate(_names([(row, None) for row in rows])):
         mine = [row for row in rows if row.run.line == line]
         counts = sorted({row.run.clients for row in mine})
@@ -167,7 +171,7 @@ def _quartiles(axis: Any, rows: Sequence[Row], name: str) -> None:  # noqa: ANN4
     _clients_axis(axis, rows)
 
 
-def _ideal(grid: Grid, rows: Sequence[Row], speedup: Any, efficiency: Any) -> None:  # noqa: ANN401 matplotlib's
+def _ideal(grid: ScalingGrid, rows: Sequence[ScalingRow], speedup: Any, efficiency: Any) -> None:  # noqa: ANN401 matplotlib's
     """The ideal line, bent where clients that do not sleep share cores."""
     counts = np.geomspace(grid.clients[0], grid.clients[-1], 200)
     cores = _cores(grid, rows)
@@ -177,13 +181,13 @@ def _ideal(grid: Grid, rows: Sequence[Row], speedup: Any, efficiency: Any) -> No
     efficiency.plot(counts, best * counts[0] / counts, color=GREY, linestyle=":")
 
 
-def _cores(grid: Grid, rows: Sequence[Row]) -> float:
+def _cores(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> float:
     """Cores of the machine if ranks shared them and clients did not sleep; else 0."""
     crowded = [row.cores * row.run.ranks for row in rows if row.cores < 1]
     return float(np.median(crowded)) if crowded and not grid.round_s else 0.0
 
 
-def _conditions(grid: Grid, rows: Sequence[Row]) -> str:
+def _conditions(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> str:
     if grid.round_s:
         return f"Clients are paced, {grid.round_s:g} s for a round of the fewest, and sleep most of it"
     if cores := _cores(grid, rows):
@@ -191,11 +195,11 @@ def _conditions(grid: Grid, rows: Sequence[Row]) -> str:
     return "Every rank has cores of its own"
 
 
-def _names(pairs: Sequence[tuple[Row, Any]]) -> list[tuple[str, str, str, int]]:
+def _names(pairs: Sequence[tuple[ScalingRow, Any]]) -> list[tuple[str, str, str, int]]:
     return list(dict.fromkeys(row.run.line for row, _ in pairs))
 
 
-def _name(row: Row) -> str:
+def _name(row: ScalingRow) -> str:
     run = row.run
     ranks = f", {run.ranks_per_node} ranks per node" if run.ranks_per_node else ""
     return f"{run.model} ({row.params:,} parameters), {run.rule}{ranks}"
@@ -217,7 +221,7 @@ def _label(axes: Any, labels: Sequence[str]) -> None:  # noqa: ANN401 matplotlib
     axes[0][0].legend(frameon=False, fontsize=8)
 
 
-def _clients_axis(axis: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 matplotlib's
+def _clients_axis(axis: Any, rows: Sequence[ScalingRow]) -> None:  # noqa: ANN401 matplotlib's
     counts = sorted({row.run.clients for row in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, [str(n) for n in counts], minor=False)

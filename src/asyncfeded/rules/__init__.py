@@ -70,7 +70,7 @@ RULES: dict[str, type[Settings]] = {
 }
 
 
-def load(table: dict[str, Any]) -> Rule:
+def load_rule(table: dict[str, Any]) -> Rule:
     """The rule that a config's section `rule` describes.
 
     Raises:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from asyncfeded import rules, tasks
-from asyncfeded.config import Config, load
-from asyncfeded.mpi import placement, world
-from asyncfeded.mpi.world import World
+from asyncfeded.config import Config, load_config
+from asyncfeded.mpi import placement
+from asyncfeded.mpi.world import World, compare_statements, gather_places, make_statement, share_cores
 
 T = TypeVar("T")
 
@@ -28,49 +28,49 @@ class Plan(NamedTuple):
     """Of this rank."""
 
 
-def agree(here: World, prepare: Callable[[], T], tell: Callable[[T], np.ndarray]) -> T:
+def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndarray]) -> T:
     """What `prepare` makes, if no rank had a problem with it and all tell the same of it. Collective.
 
     Args:
-        here: all ranks.
+        world: all ranks.
         prepare: may raise ValueError or OSError; sends no message.
-        tell: the statement (world.statement) about what was made.
+        tell: the statement (world.make_statement) about what was made.
 
     Raises:
         RefusedError: on every rank, with the same text.
     """
     try:
         made = prepare()
-        said = tell(made)
+        statement = tell(made)
     except (ValueError, OSError) as error:
-        said = world.statement(problem=str(error) or repr(error))
-    world.agree(here, said)
+        statement = make_statement(problem=str(error) or repr(error))
+    compare_statements(world, statement)
     return made
 
 
-def read(here: World, path: Path, overrides: list[str]) -> Plan:
+def read_plan(world: World, path: Path, overrides: list[str]) -> Plan:
     """The run in a file, for these ranks.
 
     Raises:
         ValueError, OSError: something is wrong that a user can mend.
     """
-    config = load(path, overrides)
-    task, rule = tasks.load(config.task), rules.load(config.rule)
-    workers = here.size - 1
+    config = load_config(path, overrides)
+    task, rule = tasks.load_task(config.task), rules.load_rule(config.rule)
+    workers = world.size - 1
     num_clients = config.clients or workers
     if config.clock == "wall" and num_clients != workers:
         raise ValueError(
-            f"clients = {num_clients}, but {here.size} ranks make 1 server and {workers} clients; start it with "
+            f"clients = {num_clients}, but {world.size} ranks make 1 server and {workers} clients; start it with "
             f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
         )
     if config.server > workers:
         raise ValueError(f"server = {config.server}, but the ranks are 0 to {workers}; set server to one of them")
-    wanted, key = (config.server_device, "server_device") if here.rank == config.server else (config.device, "device")
-    device = placement.device(wanted, here.turn(config.server), key)
+    wanted, key = (config.server_device, "server_device") if world.rank == config.server else (config.device, "device")
+    device = placement.device(wanted, world.turn(config.server), key)
     return Plan(_resolved(config, task, rule, num_clients), task, rule, device)
 
 
-def settle(here: World, plan: Plan) -> tuple[World, np.ndarray]:
+def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     """Take the GPU, run near it, with as many threads as this rank has cores then. Collective.
 
     Returns:
@@ -78,13 +78,13 @@ def settle(here: World, plan: Plan) -> tuple[World, np.ndarray]:
     """
     config, device = plan.config, plan.device
     placement.take(device)
-    here = world.share_cores(here)
+    world = share_cores(world)
     if config.threads or config.clock == "virtual":
         torch.set_num_threads(config.threads or 1)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(here.threads)
-    role = "server" if here.rank == config.server else "worker"
-    return here, world.places(here, role, placement.describe(device), torch.get_num_threads())
+        torch.set_num_threads(world.threads)
+    role = "server" if world.rank == config.server else "worker"
+    return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())
 
 
 def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:

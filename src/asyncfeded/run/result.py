@@ -16,10 +16,10 @@ from asyncfeded.training.server import Outcome, Server
 
 
 def figures(
-    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, here: World
+    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, world: World
 ) -> dict[str, object]:
     """The figures of a finished run, from its record where it has them."""
-    gamma = record.read(run_dir).updates["gamma"]
+    gamma = record.read_record(run_dir).updates["gamma"]
     gamma = gamma[np.isfinite(gamma)]
     loss = outcome.score.loss
     return {
@@ -33,12 +33,12 @@ def figures(
         "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
         "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.compute_s / ((here.size - 1) * outcome.wall_s), 6),
+        "workers_busy": round(server.compute_s / ((world.size - 1) * outcome.wall_s), 6),
         "server_bytes": server_bytes,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "params": server.model.layout.num_params,
-        "hosts": len(set(here.hosts)),
-        "cores": round(here.cores, 3),
+        "hosts": len(set(world.hosts)),
+        "cores": round(world.cores, 3),
         "refused": server.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,
@@ -49,7 +49,7 @@ def figures(
 def show(result: dict[str, object], run_dir: Path) -> None:
     """The result for people, and as one line of JSON, the last of standard output."""
     console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
-    updates = record.read(run_dir).updates
+    updates = record.read_record(run_dir).updates
     updates = updates[updates["accepted"]]
     by_client = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("client", "updates", "share", "K", "gamma", "eta", "compute s", "wait s"):

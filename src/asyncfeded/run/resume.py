@@ -57,7 +57,7 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
     """
     if record.is_going_on(run_dir):
         raise ValueError(f"{run_dir}: the run is going on; wait for its end, or stop it")
-    tables = record.read(run_dir)
+    tables = record.read_record(run_dir)
     found = checkpoint.newest(run_dir)
     snapshot, where = found.snapshot, found.path
     then = section(Config, tomllib.loads(snapshot.config), str(where))
@@ -99,7 +99,7 @@ def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Point
     Args:
         config: resolved.
         places: placement.PLACE (ranks,).
-        clients: heterogeneity.CLIENT (clients,).
+        clients: heterogeneity.PROFILE (clients,).
         point: where the run goes on.
     """
     path, toml = Path(config.run_dir) / "config.toml", config.to_toml()
@@ -112,11 +112,11 @@ def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Point
 def sentences(point: Point, threads: int) -> list[str]:
     """For a person: where the run goes on, and what is not as it was, with so many threads now."""
     at, before = point.snapshot, point.record.attributes["threads"]
-    said = [f"not used: {text}" for text in point.damaged]
-    said.append(f"goes on from {point.path.name}: {at.time_s:.1f} s, {at.updates} updates, version {at.version}")
+    lines = [f"not used: {text}" for text in point.damaged]
+    lines.append(f"goes on from {point.path.name}: {at.time_s:.1f} s, {at.updates} updates, version {at.version}")
     if threads != before:
-        said.append(f"{threads} thread(s), {before} before: a replay will not be the same to the bit")
-    return said
+        lines.append(f"{threads} thread(s), {before} before: a replay will not be the same to the bit")
+    return lines
 
 
 def kept_due(snapshot: Snapshot) -> dict[int, float]:
@@ -154,7 +154,7 @@ def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapsho
     """
     model, score = server.model, server.score or Score(-1, math.nan, math.nan)
     x = model.x.cpu().numpy()
-    clients = np.zeros(len(server.out), checkpoint.CLIENT)
+    clients = np.zeros(len(server.out), checkpoint.CLIENT_STATE)
     clients["epochs"], clients["rounds"], clients["updates"] = server.epochs, server.rounds, server.counts
     clients["base_version"], clients["out"] = model.base_version, server.out
     clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(server.out.tolist())]

@@ -4,8 +4,8 @@ While a run goes on its rows are appended, every few seconds, to two files of no
 `record.h5.evaluations`: a kill at any instant leaves them whole but for the last row, and a full disk makes rows wait in
 memory. From these record.h5 is written anew in the background, now and then and at the end, whole or not at all; then they
 go. HDF5 itself does not write to the disk: a kill between two of its writes could cost the file, and on a full disk it ends
-the process. Read a record with `read`, which takes the rows of a run that goes on or was killed from these files, or with
-h5py: the tables are compound datasets.
+the process. Read a record with `read_record`, which takes the rows of a run that goes on or was killed from these files,
+or with h5py: the tables are compound datasets.
 """
 
 import fcntl
@@ -98,7 +98,7 @@ class Record:
         path: the file, which must not exist if the run is new.
         config: the resolved config as TOML, stored with versions, commit and places.
         places: placement.PLACE (ranks,).
-        clients: heterogeneity.CLIENT (clients,).
+        clients: heterogeneity.PROFILE (clients,).
         before: rows of the run so far, if it goes on; those that are on the disk beyond them are dropped.
 
     Raises:
@@ -206,7 +206,7 @@ class Tables(NamedTuple):
     """Versions, commit, platform, placement (PLACE of each rank) and config (TOML)."""
 
 
-def read(run_dir: Path) -> Tables:
+def read_record(run_dir: Path) -> Tables:
     """The record in a run's folder, also while the run goes on or after it was killed.
 
     Raises:

@@ -18,7 +18,7 @@ from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 
 
-class Job(NamedTuple):
+class GridJob(NamedTuple):
     """A run to be done."""
 
     name: str
@@ -42,7 +42,7 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
     for layer in layers:
         table = overlay(table, layer)
     config = section(Config, table, where)
-    filled = {"task": tasks.load(config.task), "rule": rules.load(config.rule)}
+    filled = {"task": tasks.load_task(config.task), "rule": rules.load_rule(config.rule)}
     dumped = {key: part.model_dump(mode="json", by_alias=True) for key, part in filled.items()}  # type: ignore[attr-defined]
     return config.model_copy(update=dumped)
 
@@ -73,7 +73,7 @@ def is_done(folder: Path, name: str) -> bool:
     return (folder / name / "result.json").exists()
 
 
-def execute(planned: Sequence[Job], folder: Path, side_by_side: int, say: Callable[[str], None]) -> list[Job]:
+def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Callable[[str], None]) -> list[GridJob]:
     """Do the runs that are not done.
 
     Args:
@@ -109,7 +109,7 @@ def execute(planned: Sequence[Job], folder: Path, side_by_side: int, say: Callab
     return failed
 
 
-def _execute(job: Job, folder: Path, wait: str) -> str:
+def _execute(job: GridJob, folder: Path, wait: str) -> str:
     """Returns what went wrong; empty if nothing did."""
     run_dir = folder / job.name
     shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was cut off

@@ -20,7 +20,7 @@ from asyncfeded.store import record
 from asyncfeded.studies import jobs
 
 
-class TaskPlan(Settings):
+class TaskOfGrid(Settings):
     """One task of the grid."""
 
     run: dict[str, Any]
@@ -31,7 +31,7 @@ class TaskPlan(Settings):
     """Values that tuning tries for every rule on this task, by key (section.key): a learning rate belongs here."""
 
 
-class RulePlan(Settings):
+class RuleOfGrid(Settings):
     """One rule of the grid."""
 
     run: dict[str, Any]
@@ -53,14 +53,14 @@ class Tuning(Settings):
     """Config of a run in which tuning runs differ from those of the results, such as fewer seconds."""
 
 
-class Grid(Settings):
+class StudyGrid(Settings):
     """A study: every task with every rule, error probability and seed."""
 
     run: dict[str, Any]
     """Config that all runs share."""
-    tasks: dict[str, TaskPlan]
+    tasks: dict[str, TaskOfGrid]
     """By label."""
-    rules: dict[str, RulePlan]
+    rules: dict[str, RuleOfGrid]
     """By label. The first is what the others are compared with."""
     error_probabilities: tuple[float, ...]
     """heterogeneity.error_probability of the runs."""
@@ -71,7 +71,7 @@ class Grid(Settings):
     """Stands above the tables: what was made smaller than in the source, and the like."""
 
 
-class Run(NamedTuple):
+class StudyRun(NamedTuple):
     """One run of the grid."""
 
     task: str
@@ -88,10 +88,10 @@ class Run(NamedTuple):
         return f"{self.task}-{self.rule}-p{self.error_probability:g}-s{self.seed}-{self.config.digest().hex()[:8]}"
 
 
-class Row(NamedTuple):
+class StudyRow(NamedTuple):
     """A run's line in the table."""
 
-    run: Run
+    run: StudyRun
     run_dir: Path
     max_accuracy: float
     final_accuracy: float
@@ -107,7 +107,7 @@ class Row(NamedTuple):
     workers_busy: float
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
+def load_study_grid(path: Path, overrides: Sequence[str] = ()) -> StudyGrid:
     """A grid, checked, with the config of every run that it makes.
 
     Args:
@@ -117,7 +117,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ValueError: a key or a value is wrong.
     """
-    grid = load_section(Grid, path, overrides)
+    grid = load_section(StudyGrid, path, overrides)
     if grid.tuning.seed in grid.seeds:
         raise ValueError(f"{path}: tuning.seed = {grid.tuning.seed} is among the seeds of the results; choose another")
     for label, plan in grid.rules.items():
@@ -128,13 +128,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     return grid
 
 
-def expand(grid: Grid) -> Iterator[Run]:
+def expand(grid: StudyGrid) -> Iterator[StudyRun]:
     """The runs of a grid."""
     for seed, p, task, rule in itertools.product(grid.seeds, grid.error_probabilities, grid.tasks, grid.rules):
         yield _run(grid, task, rule, p, seed, {})
 
 
-def expand_tuning(grid: Grid) -> Iterator[Run]:
+def expand_tuning(grid: StudyGrid) -> Iterator[StudyRun]:
     """The runs that choose values: each task and rule with all combinations of what the `tune` of both lists."""
     for task, rule in itertools.product(grid.tasks, grid.rules):
         lists = grid.tasks[task].tune | grid.rules[rule].tune
@@ -143,12 +143,14 @@ def expand_tuning(grid: Grid) -> Iterator[Run]:
             yield _run(grid, task, rule, grid.tuning.error_probability, grid.tuning.seed, tried)
 
 
-def execute(runs: Sequence[Run], out: Path, ranks: int, side_by_side: int, say: Callable[[str], None]) -> list[jobs.Job]:
+def execute(
+    runs: Sequence[StudyRun], out: Path, ranks: int, side_by_side: int, say: Callable[[str], None]
+) -> list[jobs.GridJob]:
     """Do the runs that are not done, each with so many MPI ranks, in the folder `runs` of the study (`jobs.execute`)."""
-    return jobs.execute([jobs.Job(run.name, run.config, ranks) for run in runs], out / "runs", side_by_side, say)
+    return jobs.execute([jobs.GridJob(run.name, run.config, ranks) for run in runs], out / "runs", side_by_side, say)
 
 
-def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
+def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyRow]:
     """A row for each run that is done."""
     rows = []
     for run in runs:
@@ -156,12 +158,12 @@ def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
         if not jobs.is_done(out / "runs", run.name):
             continue
         result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-        updates, evaluations, _ = record.read(run_dir)
+        updates, evaluations, _ = record.read_record(run_dir)
         merged = updates[updates["accepted"]]
         times, accuracy = evaluations["time_s"], evaluations["accuracy"]
         reached = [times[accuracy >= target] for target in grid.tasks[run.task].targets]
         rows.append(
-            Row(
+            StudyRow(
                 run,
                 run_dir,
                 float(accuracy.max()),
@@ -178,7 +180,7 @@ def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
     return rows
 
 
-def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
+def write_csv(grid: StudyGrid, rows: Sequence[StudyRow], path: Path) -> None:
     """All rows, one line a run; targets that were not reached are empty."""
     most = max(len(plan.targets) for plan in grid.tasks.values())
     head = ["task", "rule", "error_probability", "seed", "config_sha256", "max_accuracy", "final_accuracy", "mean_accuracy"]
@@ -207,7 +209,7 @@ def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
             writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
 
 
-def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
+def to_markdown(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
     """The comparison, a table for each task and error probability.
 
     Accuracies are means and standard deviations over the seeds, times medians; `x` is the time as a multiple of that of
@@ -216,8 +218,8 @@ def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
     lines = [grid.caption.strip(), ""] if grid.caption else []
     for task, plan in grid.tasks.items():
         for p in grid.error_probabilities:
-            here = [row for row in rows if row.run.task == task and row.run.error_probability == p]
-            if not here:
+            of_task = [row for row in rows if row.run.task == task and row.run.error_probability == p]
+            if not of_task:
                 continue
             targets = " | ".join(f"s to {target:.4g} | x" for target in plan.targets)
             lines += [f"### {task}, error probability {p:g}", ""]
@@ -225,7 +227,7 @@ def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
             lines += ["|---|" + "---:|" * (4 + 2 * len(plan.targets))]
             first: list[float] = []
             for rule in grid.rules:
-                mine = [row for row in here if row.run.rule == rule]
+                mine = [row for row in of_task if row.run.rule == rule]
                 if not mine:
                     continue
                 seconds = [float(np.median([row.seconds_to[i] for row in mine])) for i in range(len(plan.targets))]
@@ -240,16 +242,16 @@ def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def chosen(grid: Grid, rows: Sequence[Row]) -> str:
+def chosen(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
     """The best variant of each rule on each task, as the part of the grid's TOML that holds it.
 
     Best: of the highest mean accuracy over the run, so that both speed and end count.
     """
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for task in grid.tasks:
-        here = [row for row in rows if row.run.task == task]
+        of_task = [row for row in rows if row.run.task == task]
         for rule in grid.rules:
-            mine = [row for row in here if row.run.rule == rule and row.run.values]
+            mine = [row for row in of_task if row.run.rule == rule and row.run.values]
             if mine:
                 row = max(mine, key=lambda row: row.mean_accuracy)
                 best.setdefault(rule, {})[task] = row.run.values
@@ -257,12 +259,12 @@ def chosen(grid: Grid, rows: Sequence[Row]) -> str:
     return tomli_w.dumps(table)
 
 
-def _run(grid: Grid, task: str, rule: str, p: float, seed: int, values: dict[str, Any]) -> Run:
+def _run(grid: StudyGrid, task: str, rule: str, p: float, seed: int, values: dict[str, Any]) -> StudyRun:
     plan = grid.rules[rule]
     settled = grid.tuning.run if values else plan.on.get(task, {})
     errors = {"seed": seed, "heterogeneity": {"error_probability": p}}
     layers = (grid.run, grid.tasks[task].run, plan.run, settled, jobs.nest(values), errors)
-    return Run(task, rule, p, seed, jobs.compose(layers, f"{task} with {rule}"), values)
+    return StudyRun(task, rule, p, seed, jobs.compose(layers, f"{task} with {rule}"), values)
 
 
 def quartiles(values: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ TASKS: dict[str, type[Settings]] = {
 }
 
 
-def load(table: dict[str, Any]) -> Task:
+def load_task(table: dict[str, Any]) -> Task:
     """The task that a config's section `task` describes.
 
     Raises:

@@ -143,7 +143,7 @@ def _tff_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndar
 def _leaf_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The same of LEAF's rows, a block for each file that a writer is in."""
     size = LEAF_SIDE * LEAF_SIDE
-    for name, pieces in leaf.read(path, names, "writer"):
+    for name, pieces in leaf.read_leaf(path, names, "writer"):
         for piece in pieces:
             where = f"{piece.file}: writer {name}"
             for row in piece.x:

@@ -33,7 +33,7 @@ def counts(directory: Path) -> dict[str, int]:
     return {user: sum(count for _, count in index[user]) for user in sorted(index)}
 
 
-def read(directory: Path, users: Sequence[str], who: str) -> Iterator[tuple[str, list[Piece]]]:
+def read_leaf(directory: Path, users: Sequence[str], who: str) -> Iterator[tuple[str, list[Piece]]]:
     """The samples of some users of `counts`, in that order; only files that hold some of them are parsed.
 
     Raises:

@@ -155,7 +155,7 @@ class Shakespeare(Classification):
 
     def _leaf_windows(self, path: Path, roles: Sequence[str]) -> Iterator[np.ndarray]:
         """The same of LEAF's strings."""
-        for role, pieces in leaf.read(path, roles, "role"):
+        for role, pieces in leaf.read_leaf(path, roles, "role"):
             for piece in pieces:
                 for field, strings, length in (("x", piece.x, self.window), ("y", piece.y, 1)):
                     for string in strings:

@@ -18,7 +18,7 @@ from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
 
 
-class Lot(NamedTuple):
+class ClientData(NamedTuple):
     """What is a client's own."""
 
     data: Data
@@ -57,7 +57,7 @@ class Trainer:
         self._anchor = [torch.empty_like(p) for p in self._params] if proximal else []
         self.samples, self.steps, self.loss = 0, 0, 0.0
 
-    def round(self, order: Order, lot: Lot, stopped: Callable[[], bool]) -> bool:
+    def round(self, order: Order, client_data: ClientData, stopped: Callable[[], bool]) -> bool:
         """Train K epochs from the model as it stands.
 
         Everything random follows from the seed, the client and the number of its round. Afterwards `samples`, `steps` and
@@ -65,7 +65,7 @@ class Trainer:
 
         Args:
             order: client, round and K.
-            lot: of this client.
+            client_data: of this client.
             stopped: asked after every step whether to give up.
 
         Returns:
@@ -77,20 +77,20 @@ class Trainer:
             for anchor, p in zip(self._anchor, self._params, strict=False):
                 anchor.copy_(p)
         self._flat.module.train()
-        inputs, targets = lot.data
+        inputs, targets = client_data.data
         loss_sum = torch.zeros((), dtype=torch.float64, device=inputs.device)
         self.samples = self.steps = 0
         for _ in range(order.epochs):
             shuffled = torch.randperm(len(targets)).to(inputs.device)
-            for batch in torch.split(shuffled, lot.batch_size):
+            for batch in torch.split(shuffled, client_data.batch_size):
                 began = time.perf_counter()
                 loss_sum += self._step(inputs[batch], targets[batch]).double() * len(batch)
                 self.samples += len(batch)
                 self.steps += 1
-                if lot.slowdown > 1:
+                if client_data.slowdown > 1:
                     if inputs.is_cuda:
                         torch.cuda.synchronize(inputs.device)
-                    time.sleep((lot.slowdown - 1) * (time.perf_counter() - began))
+                    time.sleep((client_data.slowdown - 1) * (time.perf_counter() - began))
                 if stopped():
                     return False
         self.loss = float(loss_sum) / self.samples
@@ -118,7 +118,7 @@ class Trainer:
 def work(
     wire: ClientWire,
     trainer: Trainer,
-    lot: Callable[[int], Lot],
+    client_data: Callable[[int], ClientData],
     lost_s: Callable[[Order, float], float],
     flat: FlatModel,
     host: Tensor,
@@ -128,7 +128,7 @@ def work(
     Args:
         wire: to the server.
         trainer: trains in `flat`.
-        lot: of a client.
+        client_data: of a client.
         lost_s: seconds to let pass after a round that took so long, for failures and network; wall clock.
         flat: the model that the trainer trains.
         host: float32 (size,), the wire's buffer: the model's own where that lies in host memory, else a pinned copy.
@@ -139,7 +139,7 @@ def work(
         began = time.perf_counter()
         if staged:
             flat.buffer.copy_(host)
-        if not trainer.round(order, lot(order.client), wire.stopped):
+        if not trainer.round(order, client_data(order.client), wire.stopped):
             break
         if staged:
             host.copy_(flat.buffer)

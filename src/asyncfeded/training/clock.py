@@ -1,4 +1,4 @@
-"""Whose update is next. On the wall clock: whose has arrived (`wire.ServerWire`). Here: who is due.
+"""Whose update is next. On the wall clock: whose has arrived (`server_wire.ServerWire`). Here: who is due.
 
 An ordered clock stands between server and wire. It hands out orders to the workers and holds their updates back until it is
 their turn, so that the server sees the same updates in the same order whatever the number of ranks, the MPI or the load of
@@ -32,12 +32,12 @@ class OrderedClock:
         due_s: by client, when the update of its last order is due; infinity: never.
     """
 
-    def __init__(self, pipe: ServerWire, due: Due, start_s: float = 0.0) -> None:
-        self._pipe, self._due = pipe, due
+    def __init__(self, wire: ServerWire, due: Due, start_s: float = 0.0) -> None:
+        self._wire, self._due = wire, due
         self._now = start_s
         self.due_s: dict[int, float] = {}
         self._out: list[tuple[float, int]] = []  # heap of (due, client): orders given and not yet taken
-        self._here: dict[int, Arrival | Refused] = {}  # by client: answered, and not yet due
+        self._answered: dict[int, Arrival | Refused] = {}  # by client: answered, and not yet due
 
     def now(self) -> float:
         """See `Wire`: when the update taken last was due."""
@@ -48,13 +48,13 @@ class OrderedClock:
         due = self.due_s[order.client] = self._due(order, self._now)
         heapq.heappush(self._out, (due, order.client))
         if due < float("inf"):
-            self._pipe.reply(order, weights, ready, due)
+            self._wire.reply(order, weights, ready, due)
         else:
             ready(weights.numel())
 
     def next(self) -> Arrival | Refused | Lost | None:
         """See `Wire`. Rank 0."""
-        while (event := self._pipe.next()) is not None:
+        while (event := self._wire.next()) is not None:
             if isinstance(event, Lost):
                 self._out = [(due, client) for due, client in self._out if client not in event.clients]
                 heapq.heapify(self._out)
@@ -62,26 +62,26 @@ class OrderedClock:
             if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
                 return event
             # It does not wait for the server but for its turn.
-            self._here[event.client] = event._replace(queue=0) if isinstance(event, Arrival) else event
-        if not self._out or self._out[0][1] not in self._here:
+            self._answered[event.client] = event._replace(queue=0) if isinstance(event, Arrival) else event
+        if not self._out or self._out[0][1] not in self._answered:
             return None
         self._now, client = heapq.heappop(self._out)
-        return self._here.pop(client)
+        return self._answered.pop(client)
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`."""
-        self._pipe.release(arrival)
+        self._wire.release(arrival)
 
     def pause(self) -> None:
         """See `Wire`."""
-        self._pipe.pause()
+        self._wire.pause()
 
     def stop(self) -> int:
         """See `Wire`. Rank 0; afterwards the wire is closed. Updates trained ahead of their turn count as discarded."""
-        waiting = [event for event in self._here.values() if isinstance(event, Arrival)]
+        waiting = [event for event in self._answered.values() if isinstance(event, Arrival)]
         for arrival in waiting:
-            self._pipe.release(arrival)
-        return len(waiting) + self._pipe.stop()
+            self._wire.release(arrival)
+        return len(waiting) + self._wire.stop()
 
     @property
     def _waited_for(self) -> set[int]:

@@ -12,7 +12,7 @@ from asyncfeded.config import Config
 from asyncfeded.seeds import Stream, numpy_rng
 from asyncfeded.wire.messages import Order
 
-CLIENT = np.dtype(
+PROFILE = np.dtype(
     [
         ("slowdown", np.float64),  # times the work's own time
         ("batch_size", np.int32),
@@ -26,11 +26,11 @@ CLIENT = np.dtype(
 
 
 @dataclass(frozen=True)
-class Heterogeneity:
+class ClientProfiles:
     """The clients' lots, and the fate of each round."""
 
     clients: np.ndarray
-    """CLIENT (clients,)."""
+    """PROFILE (clients,)."""
     error_probability: float
     seed: int
     declared: bool = False
@@ -55,9 +55,9 @@ class Heterogeneity:
 
     def due(self, order: Order, now: float) -> float:
         """When the update of an order given now arrives on the virtual clock, failures and network included (clock.Due)."""
-        lot = self.clients[order.client]
+        profile = self.clients[order.client]
         normal = self._round_s(order)
-        return float(now + lot["delay_s"] + normal * (1.0 + self.lost_rounds(order.client, order.round)))
+        return float(now + profile["delay_s"] + normal * (1.0 + self.lost_rounds(order.client, order.round)))
 
     def pause_s(self, order: Order, took_s: float) -> float:
         """What a client lets pass after a round on the wall clock: the rest of a declared round, failures and network.
@@ -71,11 +71,11 @@ class Heterogeneity:
         return float(self.clients["delay_s"][order.client] + round_s - took_s + round_s * lost)
 
     def _round_s(self, order: Order) -> float:
-        lot = self.clients[order.client]
-        return float(lot["round_s"] * order.epochs / lot["epochs"])
+        profile = self.clients[order.client]
+        return float(profile["round_s"] * order.epochs / profile["epochs"])
 
 
-def draw(config: Config, sizes: np.ndarray) -> Heterogeneity:
+def draw(config: Config, sizes: np.ndarray) -> ClientProfiles:
     """The clients' lots.
 
     Args:
@@ -83,13 +83,13 @@ def draw(config: Config, sizes: np.ndarray) -> Heterogeneity:
         sizes: int64 (clients,), training samples of each.
     """
     settings, training = config.heterogeneity, config.training
-    lots = np.zeros(len(sizes), CLIENT)
+    profiles = np.zeros(len(sizes), PROFILE)
     spread = np.exp(settings.slowdown_sigma * numpy_rng(config.seed, Stream.SPEED).standard_normal(len(sizes)))
-    lots["slowdown"] = np.resize(settings.slowdown, len(sizes)) * spread / spread.min()
-    lots["batch_size"] = np.resize(settings.batch_size or training.batch_size, len(sizes))
-    lots["epochs"] = np.resize(settings.epochs or training.epochs, len(sizes))
-    lots["delay_s"] = np.resize(settings.delay_s, len(sizes))
-    lots["samples"] = sizes
-    work_s = np.resize(settings.round_s, len(sizes)) if settings.round_s else settings.sample_s * sizes * lots["epochs"]
-    lots["round_s"] = work_s * lots["slowdown"]
-    return Heterogeneity(lots, settings.error_probability, config.seed, bool(settings.round_s))
+    profiles["slowdown"] = np.resize(settings.slowdown, len(sizes)) * spread / spread.min()
+    profiles["batch_size"] = np.resize(settings.batch_size or training.batch_size, len(sizes))
+    profiles["epochs"] = np.resize(settings.epochs or training.epochs, len(sizes))
+    profiles["delay_s"] = np.resize(settings.delay_s, len(sizes))
+    profiles["samples"] = sizes
+    work_s = np.resize(settings.round_s, len(sizes)) if settings.round_s else settings.sample_s * sizes * profiles["epochs"]
+    profiles["round_s"] = work_s * profiles["slowdown"]
+    return ClientProfiles(profiles, settings.error_probability, config.seed, bool(settings.round_s))

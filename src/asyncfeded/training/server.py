@@ -227,7 +227,7 @@ class Server:
             replies, self.withheld = (), decision.replies
         for reply in replies:
             self._send(reply)
-        model.settle()
+        model.finish_merge()
         self._wire.release(arrival)
         service_s = time.perf_counter() - began
         self.record.updates.append(

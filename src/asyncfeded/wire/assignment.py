@@ -1,7 +1,7 @@
 """On which worker a client is trained, and where it moves when that worker is given up."""
 
 
-class Homes:
+class Assignment:
     """Client i lives on worker i modulo the number of workers, so that its data lies on one rank, unless it has to move.
 
     Args:
@@ -24,8 +24,8 @@ class Homes:
         """The worker of a client; one that is lost only where nobody else can train it."""
         worker = self._moved.get(client, client % self._num_workers)
         if worker in self.lost and self.can_move:
-            homes = [self._moved.get(other, other % self._num_workers) for other in range(self._num_clients)]
-            worker = min(sorted(set(range(self._num_workers)) - self.lost), key=homes.count)
+            workers = [self._moved.get(other, other % self._num_workers) for other in range(self._num_clients)]
+            worker = min(sorted(set(range(self._num_workers)) - self.lost), key=workers.count)
             self._moved[client] = worker
         return worker
 

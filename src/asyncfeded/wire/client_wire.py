@@ -1,4 +1,7 @@
-"""A worker's side of the wire, over MPI: orders in, updates out. The server's side is wire.py, the messages messages.py."""
+"""A worker's side of the wire, over MPI: it receives orders and sends updates.
+
+The server's side is server_wire.py; messages.py describes the messages.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
-from asyncfeded.wire.messages import APART, HEADER, HEADER_TAG, LAST, MAGIC, NOTHING, STOP, Order
+from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, NOTHING, RANKS_LOST, STOP, Order
 from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
 T = TypeVar("T")
@@ -38,10 +41,10 @@ class ClientWire:
     """
 
     def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff) -> None:
-        self._comm, self._backoff, self.apart = comm, backoff, False
+        self._comm, self._backoff, self.ranks_lost = comm, backoff, False
         self._buffer = buffer.numpy()
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
-        self._said = 0  # messages, which chunks are tagged with
+        self._num_sent = 0  # messages, which chunks are tagged with
         # Posted whenever no header is being read: while the worker trains, only a STOP can complete it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         self._request.Start()
@@ -49,14 +52,14 @@ class ClientWire:
     def receive(self) -> Order | None:
         """Wait for the server's next word: an order, or None to stop. Client ranks."""
         self._backoff.reset()
-        while not _told(self._request.Test):
+        while not _or_server_lost(self._request.Test):
             self._backoff.pause()
         _, _, flags, client, epochs, number, _, version, *_ = self._inbox[0].item()
         if flags & STOP:
             return None
         receiving = Receiving(self._comm, self._buffer, 0)
         while not receiving.complete:
-            if _told(receiving.poll) is None:
+            if _or_server_lost(receiving.poll) is None:
                 self._backoff.pause()
             else:
                 self._backoff.reset()
@@ -65,7 +68,7 @@ class ClientWire:
 
     def stopped(self) -> bool:
         """Whether the server has called for a stop; for use while training. Never waits. Client ranks."""
-        return _told(self._request.Test)
+        return _or_server_lost(self._request.Test)
 
     def send(self, order: Order, samples: int, steps: int, train_loss: float, compute_s: float, wait_s: float) -> None:
         """Send the update that an order asked for, the weights being in the buffer. Client ranks.
@@ -74,10 +77,10 @@ class ClientWire:
         """
         fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
         self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
-        self._said += 1
+        self._num_sent += 1
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
-        sending, size, given = Sending(self._comm, self._buffer, 0, header, self._said), len(self._buffer), 0
-        while not _told(lambda: sending.push(size) and sending.sent()):
+        sending, size, given = Sending(self._comm, self._buffer, 0, header, self._num_sent), len(self._buffer), 0
+        while not _or_server_lost(lambda: sending.push(size) and sending.sent()):
             if sending.given > given:
                 given = sending.given
                 self._backoff.reset()
@@ -93,13 +96,13 @@ class ClientWire:
         last = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         for request in (last, self._request):
             self._backoff.reset()
-            while not _told(request.Test):
+            while not _or_server_lost(request.Test):
                 self._backoff.pause()
-        self.apart = bool(self._inbox[0]["flags"] & APART)
+        self.ranks_lost = bool(self._inbox[0]["flags"] & RANKS_LOST)
         self._request.Free()
 
 
-def _told(call: Callable[[], T]) -> T:
+def _or_server_lost(call: Callable[[], T]) -> T:
     try:
         return call()
     except MPI.Exception as error:

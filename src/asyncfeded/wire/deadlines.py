@@ -17,7 +17,7 @@ LISTENING_S = 1.0
 """The most that counts between two looks: a server that was stopped, or busy, has heard nobody."""
 
 
-class Patience:
+class Deadlines:
     """Knows the rounds of each client, and says when one is overdue.
 
         deadline = median + patience * max(spread, REGULAR median),    spread = median |s - median|

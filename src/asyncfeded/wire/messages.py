@@ -12,7 +12,7 @@ so is a reply. By turns:
    with BYE; with APART too if a rank is lost, so that the others must leave without waiting for each other.
 
 Nothing is pickled. The chunks of a worker's n-th message bear a tag that follows from n, so that what is left of a message
-that was refused is never taken for a part of the next. The rooms that send and receive are wire.py and worker.py.
+that was refused is never taken for a part of the next. server_wire.py and client_wire.py send and receive them.
 """
 
 import math
@@ -42,7 +42,7 @@ HEADER = np.dtype(
     ]
 )
 MAGIC = 0xA5F3DED0
-STOP, LAST, BYE, APART = 1, 2, 4, 8  # flags
+STOP, LAST, BYE, RANKS_LOST = 1, 2, 4, 8  # flags
 HEADER_TAG = 1
 NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
 
@@ -141,7 +141,7 @@ class Lost(NamedTuple):
     """A sentence."""
 
 
-class Job(NamedTuple):
+class PendingOrder(NamedTuple):
     """An order on its way to a worker; compares by what is due first."""
 
     due: float
@@ -163,7 +163,7 @@ class Incoming(NamedTuple):
 
 
 class Wire(Protocol):
-    """What the server needs of its wire. `wire.ServerWire` is the one over MPI."""
+    """What the server needs of its wire. `server_wire.ServerWire` is the one over MPI."""
 
     def next(self) -> Arrival | Refused | Lost | None:
         """What has come and waited longest, or None if nothing has. Never waits."""

@@ -19,23 +19,23 @@ from torch import Tensor
 from asyncfeded.mpi import launcher
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
-from asyncfeded.wire.assignment import Homes
-from asyncfeded.wire.deadlines import Patience
+from asyncfeded.wire.assignment import Assignment
+from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import (
-    APART,
     BYE,
     HEADER,
     HEADER_TAG,
     LAST,
     MAGIC,
     NOTHING,
+    RANKS_LOST,
     STOP,
     Arrival,
     Header,
     Incoming,
-    Job,
     Lost,
     Order,
+    PendingOrder,
     Refused,
 )
 from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
@@ -85,12 +85,12 @@ class ServerWire:
         num_clients: int,
         measure: Callable[[int, Tensor, int, int], None] | None = None,
         start_s: float = 0.0,
-        patience: Patience | None = None,
+        deadlines: Deadlines | None = None,
         reassign: bool = False,
         pinned: bool = False,
     ) -> None:
         self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
-        self._patience, self.homes = patience or Patience(0, 0), Homes(num_workers, num_clients, reassign)
+        self._deadlines, self.assignment = deadlines or Deadlines(0, 0), Assignment(num_workers, num_clients, reassign)
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
         self._header_requests = [
@@ -107,15 +107,15 @@ class ServerWire:
         self._moved_s = 0.0  # when the last part arrived
         self._arrived: deque[Arrival | Refused | Lost] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
-        self._heard = [0] * num_workers  # messages of each worker, which chunks are tagged with
+        self._num_received = [0] * num_workers  # messages of each worker, which chunks are tagged with
         # HEADER (workers,): rows are sent from, and rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
         self._reply_rows = [self._replies[i : i + 1].view(np.uint8) for i in range(num_workers)]
         self._outgoing: list[Sending | None] = [None] * num_workers
         self._unsent: set[int] = set()  # workers with chunks that could not be given to MPI yet
         self._numbers = itertools.count()
-        self._jobs: list[list[Job]] = [[] for _ in range(num_workers)]  # heaps: not yet sent
-        self._in_hand: list[Job | None] = [None] * num_workers
+        self._pending: list[list[PendingOrder]] = [[] for _ in range(num_workers)]  # heaps: not yet sent
+        self._in_hand: list[PendingOrder | None] = [None] * num_workers
         self._asked_s = [0.0] * num_workers  # when the order in hand was sent, in seconds of listening
         self._sign_s = [0.0] * num_workers  # when the worker gave its last sign of life
         self._failed: dict[int, str] = {}  # workers that MPI gave an error for, and which
@@ -145,7 +145,7 @@ class ServerWire:
             self._push(worker, self._size)
         if self._announced or self._incoming:
             self._receive()
-        if self._patience.listen() - self._watched_s > WATCH_S or self._failed:
+        if self._deadlines.listen() - self._watched_s > WATCH_S or self._failed:
             self._watch()
         if not self._arrived:
             return None
@@ -160,12 +160,12 @@ class ServerWire:
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object], due: float = 0.0) -> None:
         """See `Wire`. Rank 0. Of the orders that wait for one worker, that with the least `due` goes first."""
-        worker, job = self.homes.of(order.client), Job(due, next(self._numbers), order, weights)
+        worker, pending = self.assignment.of(order.client), PendingOrder(due, next(self._numbers), order, weights)
         if self._in_hand[worker] is None:
-            self._send(worker, job, ready)
+            self._send(worker, pending, ready)
         else:
             ready(self._size)
-            heapq.heappush(self._jobs[worker], job)
+            heapq.heappush(self._pending[worker], pending)
 
     def pause(self) -> None:
         """See `Wire`."""
@@ -175,24 +175,24 @@ class ServerWire:
         """See `Wire`. Rank 0; afterwards the wire is closed, but for what is under way with workers that are lost."""
         self._stopping, discarded = True, 0
         for worker in range(len(self._outgoing)):
-            self._jobs[worker].clear()
-            self._sign_s[worker] = self._patience.listened_s
+            self._pending[worker].clear()
+            self._sign_s[worker] = self._deadlines.listened_s
             self._stops[worker] = self._flag(worker, STOP)
-        while not (self._left | self.homes.lost).issuperset(range(len(self._outgoing))):
+        while not (self._left | self.assignment.lost).issuperset(range(len(self._outgoing))):
             event = self.next()
             if event is None:
                 self.pause()
             elif isinstance(event, Arrival):
                 discarded += 1
                 self.release(event)
-        here = self._left - self.homes.lost
-        flags = BYE | APART if self.homes.lost else BYE
-        sent = [(worker, sending.sent) for worker in here if (sending := self._outgoing[worker])]
-        requests = [(worker, request) for worker in here for request in (self._stops[worker], self._flag(worker, flags))]
+        present = self._left - self.assignment.lost
+        flags = BYE | RANKS_LOST if self.assignment.lost else BYE
+        sent = [(worker, sending.sent) for worker in present if (sending := self._outgoing[worker])]
+        requests = [(worker, request) for worker in present for request in (self._stops[worker], self._flag(worker, flags))]
         sent += [(worker, request.Test) for worker, request in requests if request]
         while not all(self._test(worker, is_sent) or worker in self._failed for worker, is_sent in sent):
             self.pause()
-        for worker in here:
+        for worker in present:
             self._header_requests[worker].Free()
         return discarded
 
@@ -200,7 +200,7 @@ class ServerWire:
         """Send a worker a header that says only this, unless it is lost: to a host that was cut off MPICH crashed."""
         row = np.zeros(1, HEADER)  # the request keeps it
         row[0] = (MAGIC, PROTOCOL, flags, *NOTHING)
-        return self._isend(worker, row.view(np.uint8)) if worker not in self.homes.lost else None
+        return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
 
     def _completed(self) -> list[int]:
         """Workers whose header has arrived."""
@@ -218,31 +218,33 @@ class ServerWire:
         """A header: of an update that now follows, of something else, or the last of a worker."""
         header = Header(*self._headers[worker].item())
         self._headers[worker] = 0
-        self._heard[worker] += 1
-        self._sign_s[worker] = now = self._patience.listened_s
-        job = self._in_hand[worker]
+        self._num_received[worker] += 1
+        self._sign_s[worker] = now = self._deadlines.listened_s
+        pending = self._in_hand[worker]
         if header.foreign:  # nobody knows what follows it, if anything
             self._test(worker, self._header_requests[worker].Start)
-            client = job.order.client if job and worker not in self.homes.lost else -1
+            client = pending.order.client if pending and worker not in self.assignment.lost else -1
             self._arrived.append(Refused(client, f"rank {worker + 1} sent a header with {header.foreign}", False))
         elif header.flags & LAST:
             self._left.add(worker)
         else:
-            if job:
-                self._patience.note(job.order.client, job.order.epochs, now - self._asked_s[worker])
+            if pending:
+                self._deadlines.note(pending.order.client, pending.order.epochs, now - self._asked_s[worker])
             self._announced.append((worker, header))
 
     def _receive(self) -> None:
         """Carry on with what is arriving, and begin the next update if nothing else moves."""
         began, cpu = time.perf_counter(), time.thread_time()
         moved = self._take_parts()
-        waits = any(i.worker not in self.homes.lost for i in self._incoming) or (self._measure is not None and self._arrived)
+        waits = any(i.worker not in self.assignment.lost for i in self._incoming) or (
+            self._measure is not None and self._arrived
+        )
         if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
             (worker, header), slot = self._announced.popleft(), self._free.pop()
             self._used.add(slot)
-            job = self._in_hand[worker]
-            refusal = job.order.unanswered(header) if job else f"it is a second answer, to round {header.round}"
-            receiving = Receiving(self._comm, self._arrays[slot], worker + 1, self._heard[worker])
+            pending = self._in_hand[worker]
+            refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
+            receiving = Receiving(self._comm, self._arrays[slot], worker + 1, self._num_received[worker])
             self._incoming.append(Incoming(worker, header, slot, receiving, refusal))
             self._take_parts()  # a small model is here already
             moved = True
@@ -258,8 +260,8 @@ class ServerWire:
             worker, header, slot, receiving, refusal = incoming
             while (part := self._test(worker, receiving.poll)) is not None:
                 moved = True
-                self._sign_s[worker] = self._patience.listened_s
-                if self._measure is not None and not refusal and worker not in self.homes.lost:
+                self._sign_s[worker] = self._deadlines.listened_s
+                if self._measure is not None and not refusal and worker not in self.assignment.lost:
                     self._measure(header.client, self._buffers[slot], *part)
             replied = self._outgoing[worker]
             # A worker that answers has received what it answers.
@@ -271,13 +273,13 @@ class ServerWire:
     def _conclude(self, incoming: Incoming) -> None:
         """An update that is here whole is an arrival, or refused; its worker may be told the next."""
         worker, header, slot, receiving, refusal = incoming
-        job, self._in_hand[worker] = self._in_hand[worker], None
+        pending, self._in_hand[worker] = self._in_hand[worker], None
         self._test(worker, self._header_requests[worker].Start)
-        refusal, client = refusal or receiving.fault, job.order.client if job else -1
-        if worker in self.homes.lost:
-            self.homes.lost.discard(worker)
-            self.homes.silent.discard(worker)
-            refusal, client = "it came after its rank was given up", -1 if self.homes.moving else client
+        refusal, client = refusal or receiving.fault, pending.order.client if pending else -1
+        if worker in self.assignment.lost:
+            self.assignment.lost.discard(worker)
+            self.assignment.silent.discard(worker)
+            refusal, client = "it came after its rank was given up", -1 if self.assignment.moving else client
             if self._stopping:
                 self._stops[worker] = self._flag(worker, STOP)
         if refusal:
@@ -289,18 +291,18 @@ class ServerWire:
             self._arrived.append(
                 Arrival(header.client, header.round, header.version, header.epochs, *done, self._buffers[slot])
             )
-        if self._jobs[worker]:
-            self._send(worker, heapq.heappop(self._jobs[worker]), _is_ready)
+        if self._pending[worker]:
+            self._send(worker, heapq.heappop(self._pending[worker]), _is_ready)
 
-    def _send(self, worker: int, job: Job, ready: Callable[[int], object]) -> None:
+    def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
         """Give a worker that is free an order."""
-        order = job.order
-        self._in_hand[worker] = job
-        self._asked_s[worker] = self._sign_s[worker] = self._patience.listened_s
+        order = pending.order
+        self._in_hand[worker] = pending
+        self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
         fields = (order.client, order.epochs, order.round, 0, order.version, 0, 0.0, 0.0, 0.0)
         self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._isend(worker, self._reply_rows[worker])
-        self._outgoing[worker] = Sending(self._comm, job.weights.numpy(), worker + 1, header) if header else None
+        self._outgoing[worker] = Sending(self._comm, pending.weights.numpy(), worker + 1, header) if header else None
         for start in range(0, self._size, CHUNK):
             stop = min(start + CHUNK, self._size)
             ready(stop)
@@ -315,7 +317,7 @@ class ServerWire:
         given = sending.given
         all_given = self._test(worker, sending.push, ready)
         if sending.given > given:
-            self._sign_s[worker] = self._patience.listened_s
+            self._sign_s[worker] = self._deadlines.listened_s
             self._backoff.reset()
         if all_given:
             self._unsent.discard(worker)
@@ -337,7 +339,7 @@ class ServerWire:
 
     def _watch(self) -> None:
         """Give up who has died, or has been silent for too long."""
-        self._watched_s = now = self._patience.listened_s
+        self._watched_s = now = self._deadlines.listened_s
         for worker, error in self._failed.items():
             self._give_up(worker, f"MPI says of rank {worker + 1}: {error}", gone=True)
         self._failed.clear()
@@ -349,12 +351,12 @@ class ServerWire:
         for worker, _ in self._announced:  # it is the server that lets them wait
             self._sign_s[worker] = now
         for worker in range(len(self._outgoing)):
-            job, silent_s = self._in_hand[worker], now - self._sign_s[worker]
-            if worker in self.homes.lost or worker in self._left or not (job or self._stopping):
+            pending, silent_s = self._in_hand[worker], now - self._sign_s[worker]
+            if worker in self.assignment.lost or worker in self._left or not (pending or self._stopping):
                 continue
-            deadline_s = self._patience.deadline_s(job.order.client, job.order.epochs) if job else math.inf
+            deadline_s = self._deadlines.deadline_s(pending.order.client, pending.order.epochs) if pending else math.inf
             if self._stopping and deadline_s == math.inf:
-                deadline_s = self._patience.last_s
+                deadline_s = self._deadlines.last_s
             if silent_s > deadline_s:
                 self._give_up(worker, f"rank {worker + 1} was silent for {silent_s:.1f} s, {deadline_s:.1f} s are allowed")
 
@@ -368,27 +370,27 @@ class ServerWire:
         """
         receiving = any(incoming.worker == worker for incoming in self._incoming)
         if gone:
-            self.homes.silent.discard(worker)
+            self.assignment.silent.discard(worker)
             self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
             self._announced = deque(item for item in self._announced if item[0] != worker)
-        if worker in self.homes.lost:
+        if worker in self.assignment.lost:
             return
-        self.homes.lost.add(worker)
+        self.assignment.lost.add(worker)
         if receiving:  # its buffer stays with MPI
             self._buffers.append(torch.empty_like(self._buffers[0]))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)
-        jobs, self._jobs[worker] = self._jobs[worker], []
-        if (job := self._in_hand[worker]) is not None:
-            jobs.append(job)
+        unanswered, self._pending[worker] = self._pending[worker], []
+        if (pending := self._in_hand[worker]) is not None:
+            unanswered.append(pending)
         if gone:
             self._in_hand[worker] = None
         else:
-            self.homes.silent.add(worker)
-        if self.homes.can_move and not self._stopping:
-            for job in sorted(jobs):
-                self.reply(job.order, job.weights, _is_ready, job.due)
-        self._arrived.append(Lost(worker, self.homes.stranded(worker), reason))
+            self.assignment.silent.add(worker)
+        if self.assignment.can_move and not self._stopping:
+            for pending in sorted(unanswered):
+                self.reply(pending.order, pending.weights, _is_ready, pending.due)
+        self._arrived.append(Lost(worker, self.assignment.stranded(worker), reason))
 
 
 def _is_ready(stop: int) -> None:

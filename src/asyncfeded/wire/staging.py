@@ -60,16 +60,16 @@ class Staging:
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """See `Wire`."""
-        here = self._replies[order.client]
+        reply = self._replies[order.client]
         wait_for: list[Callable[[], object]] = []
 
-        def ready_here(stop: int) -> None:
+        def reply_ready(stop: int) -> None:
             if not wait_for:
                 ready(self._size)
-                wait_for.extend(self._copy(here, weights, start) for start in range(0, self._size, CHUNK))
+                wait_for.extend(self._copy(reply, weights, start) for start in range(0, self._size, CHUNK))
             wait_for[(stop - 1) // CHUNK]()
 
-        self.below.reply(order, here, ready_here)
+        self.below.reply(order, reply, reply_ready)
 
     def now(self) -> float:
         """See `Wire`."""
@@ -92,10 +92,10 @@ class Staging:
         self._staged[client] = stop
         return there
 
-    def _copy(self, here: Tensor, there: Tensor, start: int) -> Callable[[], object]:
+    def _copy(self, reply: Tensor, there: Tensor, start: int) -> Callable[[], object]:
         """Start to copy a chunk into host memory. Returns what waits until it is there."""
         part = slice(start, start + CHUNK)
-        here[part].copy_(there[part], non_blocking=True)
+        reply[part].copy_(there[part], non_blocking=True)
         if not self._pinned:
             return int  # it is there
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]

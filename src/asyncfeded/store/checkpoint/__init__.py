@@ -9,7 +9,7 @@ A file is HDF5 behind a head that holds its checksum (`file.py`). Nothing in it 
     names           text (tensors,), of the model's tensors in the order of its buffer
     model/<name>    float32, a parameter or a statistic, by its name in the module
     bases/<version> float32 (size,), the model of a version that clients are out with, once however many they are
-    clients         CLIENT (clients,)
+    clients         CLIENT_STATE (clients,)
     rule/<name>     the rule's state
 
 There is no state of a random generator, nor a place in the data: both follow from the config's seed, the client and the
@@ -21,28 +21,28 @@ number of its round (seeds.py). A module takes the weights so (integer buffers a
 """
 
 from asyncfeded.store.checkpoint.snapshot import (
-    CLIENT,
+    CLIENT_STATE,
     FOLDER,
     Found,
     Snapshot,
-    describe,
+    describe_checkpoint,
     newest,
-    read,
+    read_checkpoint,
     save,
     save_model,
 )
 from asyncfeded.store.checkpoint.writer import Writer, Written
 
 __all__ = [
-    "CLIENT",
+    "CLIENT_STATE",
     "FOLDER",
     "Found",
     "Snapshot",
     "Writer",
     "Written",
-    "describe",
+    "describe_checkpoint",
     "newest",
-    "read",
+    "read_checkpoint",
     "save",
     "save_model",
 ]

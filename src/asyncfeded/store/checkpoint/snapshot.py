@@ -26,7 +26,7 @@ FOLDER = "checkpoints"
 """In the folder of a run."""
 NAME = re.compile(r"checkpoint-\d{10}\.h5")
 
-CLIENT = np.dtype(
+CLIENT_STATE = np.dtype(
     [
         ("epochs", np.int64),  # K that it was sent last
         ("rounds", np.int64),  # asked of it, the one that it is out with included
@@ -76,7 +76,7 @@ class Snapshot:
     bases: dict[int, np.ndarray]
     """float32 (size,) by version: those that clients are out with, except `version`, which is the model."""
     clients: np.ndarray
-    """CLIENT (clients,)."""
+    """CLIENT_STATE (clients,)."""
     rule: dict[str, np.ndarray]
     """State of the rule."""
 
@@ -127,7 +127,7 @@ def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None
     write(path, {name: view.numpy() for name, view in named_views(buffer, layout).items()}, {"version": version})
 
 
-def read(path: Path) -> Snapshot:
+def read_checkpoint(path: Path) -> Snapshot:
     """A checkpoint, its checksum checked.
 
     Raises:
@@ -146,7 +146,7 @@ def newest(run_dir: Path) -> Found:
     damaged: list[str] = []
     for path in reversed(checkpoints(run_dir / FOLDER)):
         try:
-            snapshot = read(path)
+            snapshot = read_checkpoint(path)
             if path.name != snapshot.file_name:
                 raise ValueError(f"{path}: holds what was written as {snapshot.file_name}")
             return Found(path, snapshot, tuple(damaged))
@@ -162,8 +162,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*.h5") if NAME.fullmatch(path.name))
 
 
-def describe(path: Path) -> dict[str, str]:
-    """A checkpoint for people, its checksum checked. Raises ValueError as `read`."""
+def describe_checkpoint(path: Path) -> dict[str, str]:
+    """A checkpoint for people, its checksum checked. Raises ValueError as `read_checkpoint`."""
     digest, at = checksum(path), _load(path)
     config, layout = tomllib.loads(at.config), at.layout
     score = f"{at.score_accuracy:.4f} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet"

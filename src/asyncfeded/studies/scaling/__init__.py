@@ -15,8 +15,8 @@ from asyncfeded.studies.scaling import grid, prediction, slurm, table
 class Report(NamedTuple):
     """What the runs of a study that are done say."""
 
-    rows: list[table.Row]
-    comparisons: list[table.Comparison]
+    rows: list[table.ScalingRow]
+    comparisons: list[table.Speedup]
     predictions: list[prediction.Prediction]
 
 
@@ -35,16 +35,16 @@ class Study:
 
     def __init__(self, file: Path, overrides: Sequence[str], out: Path, say: Callable[[str], None]) -> None:
         self._file, self._overrides, self._out, self._say = file, overrides, out, say
-        self.grid = grid.load(file, overrides)
+        self.grid = grid.load_scaling_grid(file, overrides)
         self.runs = list(grid.expand(self.grid))
 
     def submit(self, options: str) -> None:
         """Submit what is not done as Slurm arrays, with these options for sbatch. Raises ValueError if that is refused."""
-        said = slurm.submit(self.runs, self._file, self._out, self._overrides, options)
-        for sentence in said:
+        sentences = slurm.submit(self.runs, self._file, self._out, self._overrides, options)
+        for sentence in sentences:
             self._say(sentence)
         self._say(
-            f"{'when they are done' if said else 'all runs are done'}: --gather in the place of --slurm makes the tables"
+            f"{'when they are done' if sentences else 'all runs are done'}: --gather instead of --slurm makes the tables"
         )
 
     def execute(self, only: int | None) -> list[str]:
@@ -59,10 +59,10 @@ class Study:
         if only is not None and not 0 <= only < len(self.runs):
             raise ValueError(f"--only {only}: the grid makes {len(self.runs)} runs, 0 to {len(self.runs) - 1}")
         runs = self.runs if only is None else [self.runs[only]]
-        here = slurm.nodes_here()
-        if large := [run for run in runs if run.nodes > here]:
+        available = slurm.nodes_here()
+        if large := [run for run in runs if run.nodes > available]:
             raise ValueError(
-                f"{large[0].name} needs {large[0].nodes} nodes of {large[0].ranks_per_node} ranks, and here is {here}; "
+                f"{large[0].name} needs {large[0].nodes} nodes of {large[0].ranks_per_node} ranks, and here is {available}; "
                 f"submit with --slurm, or set ranks_per_node=[0]"
             )
         return [job.name for job in jobs.execute([run.job for run in runs], self._out / "runs", 1, self._say)]

@@ -8,17 +8,17 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from asyncfeded.config import Config, Settings, load_section
-from asyncfeded.studies.jobs import Job, compose
+from asyncfeded.studies.jobs import GridJob, compose
 
 
-class Plan(Settings):
+class Variant(Settings):
     """One model or one rule of the grid."""
 
     run: dict[str, Any] = Field(default_factory=dict)
     """Config of a run that belongs to it."""
 
 
-class Grid(Settings):
+class ScalingGrid(Settings):
     """A scaling study.
 
     Every client makes `rounds` rounds. Strong: the data, and with it the work, is the same for any number of clients, each
@@ -41,9 +41,9 @@ class Grid(Settings):
     """Pace: a round of the fewest clients takes at least so many seconds, the client sleeping until then; in strong scaling
     that is divided as the data is. So clients that share a machine's cores are as fast as on cores of their own, while they
     sleep most of the time. 0: as fast as they can."""
-    models: dict[str, Plan]
+    models: dict[str, Variant]
     """By label: a model size, for instance run.task.hidden."""
-    rules: dict[str, Plan]
+    rules: dict[str, Variant]
     """By label."""
     ranks_per_node: tuple[int, ...] = (0,)
     """Ranks on each node; the nodes follow from the clients. 0: all on one node."""
@@ -66,7 +66,7 @@ class Grid(Settings):
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> "Grid":
+    def _fits(self) -> "ScalingGrid":
         if unknown := set(self.fit) - set(self.clients):
             raise ValueError(f"fit names {sorted(unknown)} clients, which no run has; expected some of {list(self.clients)}")
         if "weak" in self.scaling and not self.samples:
@@ -84,7 +84,7 @@ class Grid(Settings):
         return self.fit or self.clients[:2]
 
 
-class Run(NamedTuple):
+class ScalingRun(NamedTuple):
     """One run of the grid."""
 
     scaling: str
@@ -117,12 +117,12 @@ class Run(NamedTuple):
         return self.scaling, self.model, self.rule, self.ranks_per_node
 
     @property
-    def job(self) -> Job:
+    def job(self) -> GridJob:
         """As a job."""
-        return Job(self.name, self.config, self.ranks)
+        return GridJob(self.name, self.config, self.ranks)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
+def load_scaling_grid(path: Path, overrides: Sequence[str] = ()) -> ScalingGrid:
     """A grid, checked, with the config of every run that it makes.
 
     Args:
@@ -132,14 +132,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         ValueError: a key or a value is wrong.
     """
-    grid = load_section(Grid, path, overrides)
+    grid = load_section(ScalingGrid, path, overrides)
     for run in expand(grid):  # all configs are checked as they are made
         if run.config.clock != "wall":
             raise ValueError(f"{path}: run.clock = {run.config.clock}: a scaling study measures wall time; leave it out")
     return grid
 
 
-def expand(grid: Grid) -> Iterator[Run]:
+def expand(grid: ScalingGrid) -> Iterator[ScalingRun]:
     """The runs of a grid; a strong and a weak one of the fewest clients have one name."""
     for point in itertools.product(grid.seeds, grid.scaling, grid.models, grid.rules, grid.ranks_per_node, grid.clients):
         seed, scaling, model, rule, ranks_per_node, clients = point
@@ -153,4 +153,4 @@ def expand(grid: Grid) -> Iterator[Run]:
             work["heterogeneity"] = {"round_s": [grid.round_s / (times if scaling == "strong" else 1)]}
         layers = (grid.run, grid.models[model].run, grid.rules[rule].run, work)
         config = compose(layers, f"{scaling} scaling of {model} with {rule}, {clients} clients")
-        yield Run(scaling, model, rule, ranks_per_node, clients, seed, config)
+        yield ScalingRun(scaling, model, rule, ranks_per_node, clients, seed, config)

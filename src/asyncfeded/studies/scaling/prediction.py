@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.studies.scaling.grid import Grid
+from asyncfeded.studies.scaling.grid import ScalingGrid
 from asyncfeded.studies.scaling.queueing import Load, Times, bound, fit, mean_values, saturation
 from asyncfeded.studies.scaling.simulation import Simulated, simulate
-from asyncfeded.studies.scaling.table import Row, title
+from asyncfeded.studies.scaling.table import ScalingRow, title
 
 
-class Point(NamedTuple):
+class PredictedPoint(NamedTuple):
     """A number of clients."""
 
     clients: int
@@ -38,10 +38,10 @@ class Prediction(NamedTuple):
     times: Times
     saturation: float
     """N*."""
-    points: list[Point]
+    points: list[PredictedPoint]
 
 
-def predict(grid: Grid, rows: Sequence[Row], say: Callable[[str], None]) -> list[Prediction]:
+def predict(grid: ScalingGrid, rows: Sequence[ScalingRow], say: Callable[[str], None]) -> list[Prediction]:
     """Fit and predict every line of the study that has runs of all numbers of clients to fit on.
 
     Args:
@@ -64,7 +64,7 @@ def predict(grid: Grid, rows: Sequence[Row], say: Callable[[str], None]) -> list
             if some:
                 measured = Load(*(float(np.median([getattr(row, field) for row in some])) for field in Load._fields))
             simulated = simulate(times, basis[0].run.config, clients)
-            points.append(Point(clients, measured, clients in grid.fitted, mean_values(times, clients), simulated))
+            points.append(PredictedPoint(clients, measured, clients in grid.fitted, mean_values(times, clients), simulated))
         made.append(Prediction(line, mine[0].params, times, saturation(times), points))
         say(f"{name}: the server is saturated from {made[-1].saturation:,.0f} clients on")
     return made

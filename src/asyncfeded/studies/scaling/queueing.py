@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.studies.scaling.table import Row
+from asyncfeded.studies.scaling.table import ScalingRow
 
 
 class Times(NamedTuple):
@@ -46,7 +46,7 @@ class Load(NamedTuple):
     """Part of a client's time that it waits."""
 
 
-def fit(rows: Sequence[Row], fewest: int) -> Times:
+def fit(rows: Sequence[ScalingRow], fewest: int) -> Times:
     """The times of one line of the study.
 
     Args:

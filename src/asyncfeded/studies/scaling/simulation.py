@@ -137,7 +137,7 @@ def simulate(times: Times, config: Config, clients: int, exponential: bool = Fal
     """
     epochs = draw(config, np.ones(clients, np.int64)).clients["epochs"].astype(np.int64)
     model = GlobalModel(torch.zeros(PARAMS), Layout((Entry("w", (PARAMS,), 0),), PARAMS, PARAMS), clients)
-    rule, book = rules.load(config.rule), Rows()
+    rule, book = rules.load_rule(config.rule), Rows()
     wire = QueueWire(times, epochs, config.seed, exponential)
     warm = WARM_ROUNDS * clients
     server = Server(

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncfeded.studies.jobs import is_done
-from asyncfeded.studies.scaling.grid import Run
+from asyncfeded.studies.scaling.grid import ScalingRun
 
 SCRIPT = Path("slurm/scaling.sbatch")
 
 
-def submit(runs: Sequence[Run], file: Path, out: Path, overrides: Sequence[str], options: str) -> list[str]:
+def submit(runs: Sequence[ScalingRun], file: Path, out: Path, overrides: Sequence[str], options: str) -> list[str]:
     """Submit what is not done: an array for each number of nodes and ranks on a node.
 
     Args:
@@ -36,7 +36,7 @@ def submit(runs: Sequence[Run], file: Path, out: Path, overrides: Sequence[str],
         if run.name not in names and not is_done(out / "runs", run.name):
             names.add(run.name)
             arrays.setdefault((run.nodes, run.ranks_per_node or run.ranks), []).append(index)
-    said = []
+    sentences = []
     for (nodes, ranks), indices in sorted(arrays.items()):
         size = [f"--nodes={nodes}", f"--ntasks-per-node={ranks}", f"--array={','.join(map(str, indices))}"]
         command = ["sbatch", "--parsable", *shlex.split(options), *size, str(SCRIPT), str(file), str(out), *overrides]
@@ -47,8 +47,8 @@ def submit(runs: Sequence[Run], file: Path, out: Path, overrides: Sequence[str],
         if done.returncode:
             raise ValueError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
         job = done.stdout.strip().partition(";")[0]
-        said.append(f"job {job}: {len(indices)} runs on {nodes} node(s) with {ranks} ranks each")
-    return said
+        sentences.append(f"job {job}: {len(indices)} runs on {nodes} node(s) with {ranks} ranks each")
+    return sentences
 
 
 def nodes_here() -> int:

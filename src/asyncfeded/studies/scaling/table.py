@@ -10,17 +10,17 @@ import numpy as np
 
 from asyncfeded.store import record
 from asyncfeded.studies.jobs import is_done
-from asyncfeded.studies.scaling.grid import Grid, Run
+from asyncfeded.studies.scaling.grid import ScalingGrid, ScalingRun
 from asyncfeded.studies.study import quartiles
 
 
-class Row(NamedTuple):
+class ScalingRow(NamedTuple):
     """A run's line in the table.
 
     Rates are of the time after warm-up, which lasts until every client's first update has been taken.
     """
 
-    run: Run
+    run: ScalingRun
     params: int
     updates: int
     """Merged, warm-up included."""
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     """(n,) from having a model to having sent the update, by update."""
 
 
-class Comparison(NamedTuple):
+class Speedup(NamedTuple):
     """What a row is against the rows of the fewest clients; NaN where there is none."""
 
     speedup: float
@@ -63,13 +63,13 @@ class Comparison(NamedTuple):
     """Speed-up over how many times as many clients there are."""
 
 
-def collect(grid: Grid, runs: Sequence[Run], out: Path) -> list[Row]:
+def collect(grid: ScalingGrid, runs: Sequence[ScalingRun], out: Path) -> list[ScalingRow]:
     """A row for each run that is done."""
     folder = out / "runs"
     return [measure(run, folder / run.name, grid.target) for run in runs if is_done(folder, run.name)]
 
 
-def measure(run: Run, run_dir: Path, target: float) -> Row:
+def measure(run: ScalingRun, run_dir: Path, target: float) -> ScalingRow:
     """The row of a run.
 
     Args:
@@ -78,14 +78,14 @@ def measure(run: Run, run_dir: Path, target: float) -> Row:
         target: test accuracy whose time is measured; 0: none.
     """
     result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-    updates, evaluations, _ = record.read(run_dir)
+    updates, evaluations, _ = record.read_record(run_dir)
     warm = int(np.unique(updates["client"], return_index=True)[1].max())
     steady = updates[warm + 1 :]
     seconds = updates["time_s"][-1] - updates["time_s"][warm] if len(steady) else np.nan
     merged = steady[steady["accepted"]]
     cycle_s, wait_s = _cycles(updates)
     reached = evaluations["time_s"][evaluations["accuracy"] >= target]
-    return Row(
+    return ScalingRow(
         run,
         params=int(result["params"]),
         updates=int(result["updates"]),
@@ -107,17 +107,17 @@ def measure(run: Run, run_dir: Path, target: float) -> Row:
     )
 
 
-def compare(grid: Grid, rows: Sequence[Row]) -> list[Comparison]:
+def compare(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> list[Speedup]:
     """For each row, what it is against those of the fewest clients of its line."""
     made, fewest = [], grid.clients[0]
     for row in rows:
         first = [one.samples_per_s for one in rows if (one.run.line, one.run.clients) == (row.run.line, fewest)]
         speedup = row.samples_per_s / float(np.median(first)) if first else np.nan
-        made.append(Comparison(speedup, speedup * fewest / row.run.clients))
+        made.append(Speedup(speedup, speedup * fewest / row.run.clients))
     return made
 
 
-def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
+def write_csv(grid: ScalingGrid, rows: Sequence[ScalingRow], path: Path) -> None:
     """All rows, one line a run; a target that was not reached is empty."""
     lines = []
     for row, against in zip(rows, compare(grid, rows), strict=True):
@@ -140,7 +140,7 @@ def write_csv(grid: Grid, rows: Sequence[Row], path: Path) -> None:
             writer.writerow({key: _cell(value) for key, value in line.items()})
 
 
-def to_markdown(grid: Grid, rows: Sequence[Row]) -> str:
+def to_markdown(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> str:
     """A table for each line of the figures, medians over the seeds."""
     lines = [grid.caption.strip(), ""] if grid.caption else []
     comparisons = compare(grid, rows)
@@ -164,7 +164,7 @@ def title(line: tuple[str, str, str, int], params: int) -> str:
     return f"{scaling} scaling, {model} ({params:,} parameters), {rule}{nodes}"
 
 
-def _line(rows: Sequence[Row], against: Sequence[Comparison], targeted: bool) -> str:
+def _line(rows: Sequence[ScalingRow], against: Sequence[Speedup], targeted: bool) -> str:
     def middle(values: Sequence[float]) -> float:
         return float(np.median(values))
 
