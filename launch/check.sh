@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style and types. Usage: bash launch/check.sh (after launch/test.sh has made .venv)
+# Checks style and types. Usage: bash launch/check.sh (after launch/test.sh has made .venv)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check

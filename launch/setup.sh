@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment .venv with asyncfeded and the named extras; quick when nothing has changed.
+# Makes the environment .venv with asyncfeded and the named extras; it is quick if nothing has changed.
 # Usage: bash launch/setup.sh EXTRAS          (for example mpich,digits,plots)
-# PYTHON names another interpreter than python3, of version 3.10 or later.
+# PYTHON names an interpreter to use instead of python3, of version 3.10 or later.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=$(printf '%s,%s' "$1" "$(cat .venv/asyncfeded.extras 2>/dev/null)" | tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd,)
@@ -13,7 +13,7 @@ command -v "$python" >/dev/null || { echo "setup: no $python found; install Pyth
     exit 1
 }
 
-# Python files are used where they lie; only what is built or declared makes a new install necessary.
+# Python files are used in place; only a change of what is built or declared makes a new install necessary.
 stamp=$(echo "$extras" | cat - pyproject.toml CMakeLists.txt src/kernel/* launch/constraints.txt | cksum)
 if [ "$(cat .venv/asyncfeded.stamp 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
@@ -23,7 +23,7 @@ if ! [ -x .venv/bin/pip ]; then
         exit 1
     }
 fi
-echo "setup: installing into .venv (some minutes the first time, most of it torch)" >&2
+echo "setup: installing into .venv (a few minutes the first time, mostly for torch)" >&2
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint launch/constraints.txt --editable ".[$extras]" >&2
 echo "$extras" > .venv/asyncfeded.extras
 echo "$stamp" > .venv/asyncfeded.stamp

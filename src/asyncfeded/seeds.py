@@ -1,7 +1,7 @@
-"""Every random number of a run, from its one seed.
+"""All random numbers of a run come from its one seed.
 
-A stream is named by what it is for and by client and round, never by the order in which messages arrive, so that the same
-seed gives the same data, the same initial model and the same local training on any number of machines.
+A stream is identified by its purpose, client and round, never by the order in which messages arrive. So the same seed gives
+the same data, the same initial model and the same local training on any number of machines.
 """
 
 from enum import IntEnum
@@ -11,7 +11,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a stream of random numbers is for. The values are part of the meaning of a seed: never renumber."""
+    """The purpose of a stream of random numbers. The values are part of the meaning of a seed: never renumber them."""
 
     MODEL = 0
     SPLIT = 1
@@ -21,7 +21,7 @@ class Stream(IntEnum):
 
 
 def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
-    """A numpy generator for a stream; `indices` are, for example, client and round."""
+    """A numpy generator for a stream; `indices` are, for example, the client and the round."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, *indices)))
 
 
