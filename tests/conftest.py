@@ -15,92 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 
 from asyncfeded.mpi.launcher import launched_by
 from asyncfeded.mpi.placement import PLACE
-from asyncfeded.wire.messages import Arrival, Lost, Refused
 
 
 def places(*hosts, threads=1):
     """The map of a job: the server on the first host, a worker on each of the others."""
     roles = ["server", *["worker"] * (len(hosts) - 1)]
     return np.array([(host, role, "cpu", 1.0, threads) for host, role in zip(hosts, roles, strict=True)], PLACE)
-
-
-class Sent(NamedTuple):
-    """A reply: what the client was sent, and the server's buffer, which must stay so until the client answers."""
-
-    client: int
-    round: int
-    version: int
-    epochs: int
-    weights: torch.Tensor
-    buffer: torch.Tensor
-
-
-class FakeWire:
-    """A `wire.Wire` without MPI that plays a script, and fails where the server breaks the wire's contract.
-
-    The script has one item for every call of `next`: None where nothing has arrived, (client, w), or a `Refused` or `Lost`,
-    whose clients are not out any more. Versions and epochs of an arrival are those that the client was sent. `events` tells
-    what was done, in order.
-    """
-
-    def __init__(self, script):
-        self._script, self._out, self._taken = iter(script), {}, None
-        self._start = time.perf_counter()
-        self.events, self.replies = [], []
-
-    def next(self):
-        assert self._taken is None, f"the update of client {self._taken.client} was not released"
-        self.events.append("next")
-        item = next(self._script, "end")
-        assert item != "end", "the server asks for more updates than the script has"
-        if item is None:
-            return None
-        if isinstance(item, Refused | Lost):
-            clients = item.clients if isinstance(item, Lost) else (item.client,) if item.answered else ()
-            for client in clients:
-                self._out.pop(client, None)
-            return item
-        client, w = item
-        sent = self._returned(client)
-        self.events.append(f"take {client}")
-        n = len(self.events)  # makes the numbers of every arrival its own
-        figures = (n, 2 * n, 3.0 * n, 4.0 * n, 5.0 * n)
-        self._taken = Arrival(client, sent.round, sent.version, sent.epochs, *figures, torch.as_tensor(w).clone())
-        return self._taken
-
-    def now(self):
-        return time.perf_counter() - self._start
-
-    def release(self, arrival):
-        assert self._taken is not None, f"released without need: {arrival}"
-        assert arrival[:9] == self._taken[:9]
-        self._taken.weights.fill_(torch.nan)  # the buffer may take the next update
-        self._taken = None
-
-    def reply(self, order, weights, ready):
-        for stop in (*range(2, len(weights), max(2, len(weights) // 4)), len(weights)):
-            ready(stop)
-        assert order.client not in self._out, f"client {order.client} trains already"
-        self.events.append(f"reply {order.client}")
-        self._out[order.client] = Sent(*order, weights.clone(), weights)
-        self.replies.append(self._out[order.client])
-
-    def pause(self):
-        self.events.append("pause")
-
-    def stop(self):
-        assert "stop" not in self.events, "stopped twice"
-        self.events.append("stop")
-        return sum(1 for client in list(self._out) if self._returned(client))
-
-    def _returned(self, client):
-        sent = self._out.pop(client)
-        assert torch.equal(sent.buffer, sent.weights), f"the reply to client {client} was written while it was out"
-        return sent
 
 
 class Finished(NamedTuple):

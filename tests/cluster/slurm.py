@@ -44,7 +44,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 # More processors than there are.
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=10
+KillWait=30
 GresTypes=gpu
 NodeName=DEFAULT CPUs={cpus} CoresPerSocket={cpus} RealMemory=4000
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={cpu_node}
@@ -151,7 +151,7 @@ class Slurm:
         if self.run("squeue", "-h"):
             self.run("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
             self.run("scancel", "--user", getpass.getuser())
-            self._wait(lambda: not self.run("squeue", "-h"), 15)
+            self._wait(lambda: not self.run("squeue", "-h"))
 
     def until_free(self):
         """Wait until no job has a process left: one that is cancelled has KillWait to end."""
@@ -190,7 +190,7 @@ class Slurm:
             command = ["setpriv", "--pdeathsig", "TERM", path, "-D", *arguments]
             self._daemons.append(subprocess.Popen(command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
-    def _wait(self, what, seconds=30, said=lambda: ""):
+    def _wait(self, what, seconds=100, said=lambda: ""):
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, f"not within {seconds} s\n{said()}\n{self._logs()}"

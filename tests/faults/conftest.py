@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,17 @@ def updates_of(run_dir, client):
     """Rows of a client in the record so far."""
     exists = (run_dir / "record.h5").exists()
     return int((record.read_record(run_dir).updates["client"] == client).sum()) if exists else 0
+
+
+def log(run_dir):
+    """What the server of a run has said: unlike the job's output, no other rank's words are among it."""
+    return (run_dir / "log.txt").read_text()
+
+
+def stopped(pid):
+    """Whether a process that got SIGSTOP stands still, with all of its threads."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
 
 
 def names(run_dir):

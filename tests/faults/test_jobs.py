@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from asyncfeded.run.run import RESUMABLE
+from asyncfeded.run import RESUMABLE
 from asyncfeded.store import checkpoint, record
 from conftest import run
-from faults.conftest import goes_on, names, updates_of
+from faults.conftest import goes_on, names, stopped, updates_of
 
 PUNISH = Path(__file__).parents[2] / "launch" / "punish.py"
 PUNISH_S = float(os.environ.get("ASYNCFEDED_TEST_PUNISH_S", "15"))
@@ -64,17 +64,17 @@ def test_sigterm_to_the_launcher_leaves_a_run_that_goes_on(mpi, jobs, start):
 
 def test_ranks_that_are_stopped_and_continued(mpi, jobs, start):
     """A client holds up nobody meanwhile, and comes back; a server holds up all."""
-    job, run_dir = start(), jobs / "run"
+    job, run_dir = start("faults.patience_s=100"), jobs / "run"
     server, _, client = (job.ranks()[rank] for rank in range(3))
     os.kill(client, signal.SIGSTOP)
-    time.sleep(0.2)
+    job.until(lambda: stopped(client))
     others = updates_of(run_dir, 0)
     job.until(lambda: updates_of(run_dir, 0) > others + 5)
     its = updates_of(run_dir, 1)
     os.kill(client, signal.SIGCONT)
     job.until(lambda: updates_of(run_dir, 1) > its + 5)
     os.kill(server, signal.SIGSTOP)
-    time.sleep(1)
+    job.until(lambda: stopped(server))
     before = [updates_of(run_dir, client) for client in range(2)]
     time.sleep(1)
     assert [updates_of(run_dir, client) for client in range(2)] == before

@@ -1,6 +1,24 @@
 """Which tests of this folder run where: those of the part `mpi` in one process, those of messages on every rank of a job."""
 
+import pytest
+
 from asyncfeded.mpi.launcher import launched_by
+from asyncfeded.mpi.world import join_job, leave_job
 
 if launched_by():
     collect_ignore = ["test_launcher.py", "test_placement.py", "test_shield.py", "test_world.py"]
+
+
+@pytest.fixture(scope="session")
+def world():
+    """This rank in its job."""
+    yield join_job()
+    leave_job()
+
+
+@pytest.fixture
+def comm(world):
+    """A communicator of the test's own, on which nothing may be left when it has ended."""
+    comm = world.comm.Dup()
+    yield comm
+    comm.Free()

@@ -15,10 +15,12 @@ from asyncfeded.training.evaluation import Score
 
 def server(counts=(3, 1), epochs=(2, 5), elapsed_s=2.0, score=None, recent=(), refused=0, **limits):
     """A server as progress sees it: `counts` updates merged and K last sent, by client."""
+    state = SimpleNamespace(
+        updates=sum(counts), counts=np.array(counts), epochs=np.array(epochs), score=score, refused=refused
+    )
     return SimpleNamespace(
-        updates=sum(counts), counts=np.array(counts), epochs=np.array(epochs), elapsed_s=elapsed_s, score=score,
-        recent=recent, refused=refused, limits=Limits(**limits),
-    )  # fmt: skip
+        state=state, elapsed_s=elapsed_s, recent=recent, settings=SimpleNamespace(limits=Limits(**limits))
+    )
 
 
 def shown(**state):

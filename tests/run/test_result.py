@@ -28,7 +28,7 @@ def run_dir(tmp_path):
 
 
 def figures(run_dir, outcome=OUTCOME):
-    server = SimpleNamespace(
+    state = SimpleNamespace(
         updates=3,
         busy_s=0.5,
         evaluating_s=0.8,
@@ -36,8 +36,9 @@ def figures(run_dir, outcome=OUTCOME):
         refused=1,
         model=SimpleNamespace(x=torch.zeros(2), layout=SimpleNamespace(num_params=2)),
     )
-    here = SimpleNamespace(size=3, hosts=["a", "a", "b"], cores=2.0)
-    return result.figures(server, outcome, run_dir, 4000, 0.3, here)
+    server = SimpleNamespace(state=state)
+    world = SimpleNamespace(size=3, hosts=["a", "a", "b"], cores=2.0)
+    return result.figures(server, outcome, run_dir, 4000, 0.3, world)
 
 
 def test_figures_by_hand(run_dir):

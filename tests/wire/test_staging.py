@@ -10,10 +10,11 @@ import torch
 
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.testing import FakeWire
 from asyncfeded.wire.messages import Arrival, Order, Refused
 from asyncfeded.wire.staging import Staging
 from asyncfeded.wire.transfer import CHUNK
-from conftest import FakeWire, run_asyncfeded
+from conftest import run_asyncfeded
 
 DIGITS = Path(__file__).resolve().parents[2] / "launch" / "digits.toml"
 gpu_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")

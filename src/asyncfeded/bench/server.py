@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -27,15 +27,18 @@ from asyncfeded.mpi.world import RefusedError, World, make_statement
 from asyncfeded.run import plan, resume
 from asyncfeded.run.progress import Progress
 from asyncfeded.store.checkpoint import FOLDER, Writer
-from asyncfeded.store.record import Record
+from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
 from asyncfeded.training.evaluation import Evaluator, NoEvaluator
 from asyncfeded.training.heterogeneity import PROFILE
-from asyncfeded.training.server import Server
+from asyncfeded.training.server import Server, ServerSettings
+from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.client_wire import ClientWire
-from asyncfeded.wire.messages import HEADER, Wire
+from asyncfeded.wire.messages import HEADER
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
+Tick: TypeAlias = Callable[[Server, Record], None]
+"""Called between two updates, with the record of the window."""
 ECHO_BYTES = 4e8
 """Sent and sent back in the echoes of a round, if that makes 3 to 200 of them."""
 TRIAD_SIZE = 25_000_000
@@ -101,7 +104,7 @@ def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bo
             together(world)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
             with _record(world, folder / f"{number}.h5") as book:
-                alone.append(_window(world, model, book, seconds, wait, lambda server: None))
+                alone.append(_window(world, model, book, seconds, wait, lambda server, book: None))
             peak = max(peak, _status_bytes("VmHWM") - keeping.writer.num_bytes)
             if checkpoints:
                 together(world)
@@ -212,9 +215,7 @@ def _record(world: World, path: Path) -> Record:
     return Record(path, "", np.zeros(world.size, PLACE), np.zeros(world.size - 1, PROFILE))
 
 
-def _window(
-    world: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Callable[[Server], None]
-) -> Window:
+def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Tick) -> Window:
     """Serve all clients for so many seconds. Rank 0."""
     clients = world.size - 1
     staging = Staging(model) if model.x.is_cuda else None
@@ -222,9 +223,55 @@ def _window(
     wire = ServerWire(world.comm, clients, size, world.backoff(wait), clients, measured, pinned=model.x.is_cuda)
     if staging:
         staging.below = wire
-    server = _server(staging or wire, model, book, seconds, tick)
+    rule, epochs = rules.load_rule({"name": "asyncfeded", "lambda": 0.1}), np.ones(clients, np.int64)
+    server = Server(
+        wire=staging or wire,
+        rule=rule,
+        state=ServerState(model, rule.init(model, epochs), epochs),
+        evaluator=cast("Evaluator", NoEvaluator()),
+        settings=ServerSettings(Limits(), Faults(), Evaluation(), in_idle_moments=True),
+        observer=WindowObserver(model, book, seconds, tick),
+    )
     outcome = server.run()
-    return Window(server.updates, server.busy_s + wire.receiving_s, outcome.wall_s)
+    return Window(server.state.updates, server.state.busy_s + wire.receiving_s, outcome.wall_s)
+
+
+class WindowObserver:
+    """Records a window of work as a run is recorded, moves the global model after every update, and ends the window.
+
+    Args:
+        model: the global model.
+        book: the record.
+        seconds: of the window.
+        tick: called as the server's.
+    """
+
+    def __init__(self, model: GlobalModel, book: Record, seconds: float, tick: Tick) -> None:
+        self._model, self._record, self._seconds, self._tick = model, book, seconds, tick
+        self._x, self._seen = model.x if model.x.is_cuda else model.x.numpy(), 0
+
+    def on_update(self, row: UpdateRow) -> None:
+        """See `Observer`."""
+        self._record.updates.append(row)
+
+    def on_evaluation(self, row: EvaluationRow) -> None:
+        """See `Observer`."""
+        self._record.evaluations.append(row)
+
+    def tick(self, server: Server) -> None:
+        """See `Observer`."""
+        self._record.flush_if_due()
+        if server.state.updates > self._seen:
+            self._seen = server.state.updates
+            self._x[0] += 1e-6
+            self._model.version += 1
+            # Some updates, however slow they are.
+            server.interrupted = server.elapsed_s > self._seconds and self._seen > 2 * len(self._model.base)
+        self._tick(server, self._record)
+
+    def say(self, sentence: str) -> None:
+        """See `Observer`."""
+        print(sentence)  # noqa: T201
 
 
 class Keeping:
@@ -237,18 +284,22 @@ class Keeping:
 
     def __init__(self, folder: Path) -> None:
         self.writer, self.written = Writer(folder / FOLDER, 1), 0
-        take = partial(resume.snapshot, config="", due_s={})
-        self._keeper = resume.Keeper(Checkpoint(), self.writer, take, cast("Progress", self), None)
+        self._keeper: resume.Keeper | None = None
 
-    def tick(self, server: Server) -> None:
-        """See `Server`. None at the end: replies that are still on their way then would wait for the disk."""
+    def tick(self, server: Server, book: Record) -> None:
+        """See `Observer`. None at the end: replies that are still on their way then would wait for the disk."""
+        if self._keeper is None:
+            take = partial(resume.snapshot, book=book, config="", due_s={})
+            self._keeper = resume.Keeper(Checkpoint(), self.writer, book, take, cast("Progress", self), None)
         if not server.stopping:
             self._keeper.wanted = True
             self._keeper.tick(server)
 
     def finish(self) -> None:
         """Wait for the last of a window."""
-        self._keeper.finish()
+        if self._keeper:
+            self._keeper.finish()
+            self._keeper = None
 
     def log(self, text: str) -> None:
         """As a `Progress`: one is written."""
@@ -270,38 +321,6 @@ def _echo(world: World, weights: np.ndarray) -> float:
                 (world.comm.Send if sends else world.comm.Recv)(message, other, tag)
         taken_s.append(time.perf_counter() - began)
     return float(np.median(taken_s))
-
-
-def _server(wire: Wire, model: GlobalModel, book: Record, seconds: float, tick: Callable[[Server], None]) -> Server:
-    """The server of a run of so many seconds that evaluates nothing, and whose global model moves after every update."""
-    rule = rules.load_rule({"name": "asyncfeded", "lambda": 0.1})
-    epochs = np.ones(len(model.base), np.int64)
-    seen, x = 0, model.x if model.x.is_cuda else model.x.numpy()
-
-    def move(server: Server) -> None:
-        nonlocal seen
-        if server.updates > seen:
-            seen = server.updates
-            x[0] += 1e-6
-            model.version += 1
-            server.interrupted = server.elapsed_s > seconds and seen > 2 * len(model.base)  # some, however slow
-        tick(server)
-
-    return Server(
-        wire=wire,
-        rule=rule,
-        state=rule.init(model, epochs),
-        model=model,
-        evaluator=cast("Evaluator", NoEvaluator()),
-        record=book,
-        limits=Limits(),
-        faults=Faults(),
-        epochs=epochs,
-        evaluation=Evaluation(),
-        in_idle_moments=True,
-        tick=move,
-        say=print,
-    )
 
 
 def _triad(size: int) -> float:

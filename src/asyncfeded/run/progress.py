@@ -80,17 +80,17 @@ class Progress:
 def status(server: Server) -> str:
     """One line: time, updates and their rate, accuracy, staleness, K and shares, time left."""
     elapsed = server.elapsed_s
-    parts = [f"{elapsed:6.1f} s", f"{server.updates} updates ({server.updates / max(elapsed, 1e-9):.1f}/s)"]
-    if server.score:
-        parts.append(f"accuracy {server.score.accuracy:.4f} (version {server.score.version})")
+    parts = [f"{elapsed:6.1f} s", f"{server.state.updates} updates ({server.state.updates / max(elapsed, 1e-9):.1f}/s)"]
+    if server.state.score:
+        parts.append(f"accuracy {server.state.score.accuracy:.4f} (version {server.state.score.version})")
     if server.recent:
         gamma, eta = np.median(np.array(server.recent), axis=0)
         parts.append(f"gamma {gamma:.2f} eta {eta:.3f}")
-        parts.append(f"K {server.epochs.min()}-{server.epochs.max()}")
-        shares = server.counts / max(server.updates, 1)
+        parts.append(f"K {server.state.epochs.min()}-{server.state.epochs.max()}")
+        shares = server.state.counts / max(server.state.updates, 1)
         parts.append(f"share {shares.min():.0%}-{shares.max():.0%}")
-    if server.refused:
-        parts.append(f"{server.refused} refused")
+    if server.state.refused:
+        parts.append(f"{server.state.refused} refused")
     if left := time_left(server):
         parts.append(f"{left} left")
     return "  ".join(parts)
@@ -102,27 +102,27 @@ def view(server: Server) -> Group:
     for column in ("client", "K", "updates", "share"):
         table.add_column(column, justify="right")
     table.add_column("")
-    order = np.arange(len(server.counts))
+    order = np.arange(len(server.state.counts))
     if len(order) > CLIENTS_SHOWN:
-        order = np.argsort(-server.counts, kind="stable")
+        order = np.argsort(-server.state.counts, kind="stable")
         order = np.concatenate([order[: CLIENTS_SHOWN // 2], order[-CLIENTS_SHOWN // 2 :]])
-    most = max(int(server.counts.max()), 1)
+    most = max(int(server.state.counts.max()), 1)
     for client in order:
-        count = int(server.counts[client])
-        share = count / max(server.updates, 1)
+        count = int(server.state.counts[client])
+        share = count / max(server.state.updates, 1)
         bar = "━" * round(30 * count / most)
-        table.add_row(str(client), str(server.epochs[client]), str(count), f"{share:.1%}", bar)
+        table.add_row(str(client), str(server.state.epochs[client]), str(count), f"{share:.1%}", bar)
     return Group(Text(status(server)), table)
 
 
 def time_left(server: Server) -> str:
     """Until the first limit at the rate so far, as text; empty while unknown."""
-    elapsed, limits = server.elapsed_s, server.limits
+    elapsed, limits = server.elapsed_s, server.settings.limits
     left = []
     if limits.seconds:
         left.append(limits.seconds - elapsed)
-    if limits.updates and server.updates:
-        left.append((limits.updates - server.updates) * elapsed / server.updates)
+    if limits.updates and server.state.updates:
+        left.append((limits.updates - server.state.updates) * elapsed / server.state.updates)
     if not left:
         return ""
     seconds = max(0.0, min(left))

@@ -24,25 +24,25 @@ def figures(
     loss = outcome.score.loss
     return {
         "run_dir": str(run_dir),
-        "updates": server.updates,
+        "updates": server.state.updates,
         "seconds": round(outcome.seconds, 3),
         "wall_s": round(outcome.wall_s, 3),
-        "updates_per_s": round(server.updates / outcome.seconds, 3),
+        "updates_per_s": round(server.state.updates / outcome.seconds, 3),
         "accuracy": round(outcome.score.accuracy, 6),
         "loss": round(loss, 6) if math.isfinite(loss) else None,
         "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
-        "server_busy": round((server.busy_s + receiving_s) / outcome.wall_s, 6),
-        "server_evaluating": round(server.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.compute_s / ((world.size - 1) * outcome.wall_s), 6),
+        "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
+        "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
+        "workers_busy": round(server.state.compute_s / ((world.size - 1) * outcome.wall_s), 6),
         "server_bytes": server_bytes,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "params": server.model.layout.num_params,
+        "params": server.state.model.layout.num_params,
         "hosts": len(set(world.hosts)),
         "cores": round(world.cores, 3),
-        "refused": server.refused,
+        "refused": server.state.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,
-        "model_sha256": hashlib.sha256(server.model.x.cpu().numpy().data).hexdigest(),
+        "model_sha256": hashlib.sha256(server.state.model.x.cpu().numpy().data).hexdigest(),
     }
 
 

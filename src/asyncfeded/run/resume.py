@@ -21,6 +21,7 @@ from asyncfeded.store import checkpoint, record
 from asyncfeded.store.checkpoint import Snapshot, Writer
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.server import Server
+from asyncfeded.training.server_state import ServerState
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +32,20 @@ MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", 
 """Keys and sections of the config that a run may go on with others of; on the wall clock `threads` too."""
 
 
-class Point(NamedTuple):
+NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluation_due_s")
+"""Fields of `ServerState` that a snapshot has under the same name."""
+BY_CLIENT = {
+    "epochs": "epochs",
+    "rounds": "rounds",
+    "counts": "updates",
+    "out": "out",
+    "refused_in_a_row": "refused",
+    "dropped": "dropped",
+}
+"""Fields of `ServerState` by client, and the columns of the checkpoint's `clients` that hold them."""
+
+
+class ResumePoint(NamedTuple):
     """Where a run goes on."""
 
     snapshot: Snapshot
@@ -43,7 +57,7 @@ class Point(NamedTuple):
     """Newer checkpoints that cannot be used, and why."""
 
 
-def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
+def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumePoint:
     """The newest good checkpoint of a run, if the run can go on from it.
 
     Args:
@@ -90,10 +104,10 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> Point:
         raise ValueError(
             f"{run_dir}: cannot be written: {error.strerror}; copy it to a disk with room, and resume it there"
         ) from None
-    return Point(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), found.damaged)
+    return ResumePoint(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), found.damaged)
 
 
-def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Point) -> record.Record:
+def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: ResumePoint) -> record.Record:
     """The run's folder as it was at a checkpoint, with the config to go on with. Rank 0.
 
     Args:
@@ -109,7 +123,7 @@ def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Point
     return record.Record(path.with_name("record.h5"), toml, places, clients, point.record)
 
 
-def sentences(point: Point, threads: int) -> list[str]:
+def sentences(point: ResumePoint, threads: int) -> list[str]:
     """For a person: where the run goes on, and what is not as it was, with so many threads now."""
     at, before = point.snapshot, point.record.attributes["threads"]
     lines = [f"not used: {text}" for text in point.damaged]
@@ -125,71 +139,66 @@ def kept_due(snapshot: Snapshot) -> dict[int, float]:
     return {client: float(due_s[client]) for client in np.flatnonzero(~np.isnan(due_s)).tolist()}
 
 
-def restore(server: Server, snapshot: Snapshot) -> None:
-    """Make a server stand as it did at a checkpoint. Before its `run`."""
+def restore(state: ServerState, snapshot: Snapshot) -> None:
+    """Make the state of a server, as it is at the start, that of a checkpoint."""
     at, clients = snapshot, snapshot.clients
     bases = {version: torch.from_numpy(base) for version, base in at.bases.items()}
-    server.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases)
-    for name, array in server.state.items():
+    state.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases)
+    for name, array in state.rule.items():
         torch.as_tensor(array).copy_(torch.from_numpy(at.rule[name]))
-    server.epochs[:], server.rounds[:], server.counts[:] = clients["epochs"], clients["rounds"], clients["updates"]
-    server.out[:] = clients["out"]
-    server.refused_in_a_row[:], server.dropped[:] = clients["refused"], clients["dropped"]
-    server.updates, server.refused = at.updates, at.refused
-    server.taken_s, server.evaluation_due, server.wall_before_s = at.time_s, at.evaluation_due_s, at.wall_s
-    server.busy_s, server.evaluating_s, server.compute_s = at.busy_s, at.evaluating_s, at.compute_s
+    for name, column in BY_CLIENT.items():
+        getattr(state, name)[:] = clients[column]
+    for name in NUMBERS:
+        setattr(state, name, getattr(at, name))
+    state.taken_s, state.wall_before_s = at.time_s, at.wall_s
     if at.score_version >= 0:
-        server.score = Score(at.score_version, at.score_accuracy, at.score_loss)
+        state.score = Score(at.score_version, at.score_accuracy, at.score_loss)
 
 
-def snapshot(server: Server, config: str, due_s: Mapping[int, float]) -> Snapshot:
+def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float]) -> Snapshot:
     """The state of a server between two updates, or when it has stopped.
 
     Its arrays are the server's own, unless the model is on a GPU.
 
     Args:
-        server: its record is written up to here.
+        server: which.
+        book: the record of its run, written up to here.
         config: resolved, as TOML.
         due_s: by client, when the update of its last order is due; empty on the wall clock.
     """
-    model, score = server.model, server.score or Score(-1, math.nan, math.nan)
-    x = model.x.cpu().numpy()
-    clients = np.zeros(len(server.out), checkpoint.CLIENT_STATE)
-    clients["epochs"], clients["rounds"], clients["updates"] = server.epochs, server.rounds, server.counts
-    clients["base_version"], clients["out"] = model.base_version, server.out
-    clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(server.out.tolist())]
-    clients["refused"], clients["dropped"] = server.refused_in_a_row, server.dropped
-    lost = [Reply(client, int(server.epochs[client])) for client in np.flatnonzero(server.lost & ~server.dropped).tolist()]
-    for client, epochs in (*server.withheld, *lost):  # given as soon as the run goes on
+    state = server.state
+    model, score = state.model, state.score or Score(-1, math.nan, math.nan)
+    clients = np.zeros(len(state.out), checkpoint.CLIENT_STATE)
+    for name, column in BY_CLIENT.items():
+        clients[column] = getattr(state, name)
+    clients["base_version"] = model.base_version
+    clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(state.out.tolist())]
+    lost = [Reply(client, int(state.epochs[client])) for client in np.flatnonzero(state.lost & ~state.dropped).tolist()]
+    for client, epochs in (*state.withheld, *lost):  # given as soon as the run goes on
         clients["epochs"][client], clients["base_version"][client], clients["out"][client] = epochs, model.version, True
         clients["rounds"][client] += 1
     return Snapshot(
         config=config,
-        provenance=server.record.provenance,
+        provenance=book.provenance,
         # On an ordered clock an update that came too late for a limit has moved it on: the update is still to be taken.
-        time_s=server.elapsed_s if server.in_idle_moments else server.taken_s,
+        time_s=server.elapsed_s if server.settings.in_idle_moments else state.taken_s,
         wall_s=server.wall_s,
-        busy_s=server.busy_s,
-        evaluating_s=server.evaluating_s,
-        compute_s=server.compute_s,
         version=model.version,
-        updates=server.updates,
-        refused=server.refused,
-        update_rows=server.record.updates.count,
-        evaluation_rows=server.record.evaluations.count,
-        evaluation_due_s=server.evaluation_due,
+        update_rows=book.updates.count,
+        evaluation_rows=book.evaluations.count,
         score_version=score.version,
         score_accuracy=score.accuracy,
         score_loss=score.loss,
         layout=model.layout,
-        model=x,
+        model=model.x.cpu().numpy(),
         bases={
             version: model.base[client].cpu().numpy()
-            for client, (out, version) in enumerate(zip(server.out.tolist(), model.base_version.tolist(), strict=True))
+            for client, (out, version) in enumerate(zip(state.out.tolist(), model.base_version.tolist(), strict=True))
             if out and version != model.version
         },
         clients=clients,
-        rule=_in_host_memory(server.state),
+        rule=_in_host_memory(state.rule),
+        **{name: getattr(state, name) for name in NUMBERS},
     )
 
 
@@ -204,6 +213,7 @@ class Keeper:
     Args:
         settings: when.
         writer: takes them to the disk in the background.
+        book: the record of the run.
         take: the state of a server.
         progress: is told of what goes wrong; the rest goes to its log.
         updates: merged before; None: the run is new, and its first checkpoint is due at once.
@@ -216,11 +226,13 @@ class Keeper:
         self,
         settings: Checkpoint,
         writer: Writer,
+        book: record.Record,
         take: Callable[[Server], Snapshot],
         progress: Progress,
         updates: int | None,
     ) -> None:
-        self._settings, self._writer, self._take, self._progress = settings, writer, take, progress
+        self._settings, self._writer, self._record = settings, writer, book
+        self._take, self._progress = take, progress
         self._on = bool(settings.every_updates or settings.every_s)
         self._problem = ""
         self.wanted = self._on and updates is None
@@ -228,8 +240,8 @@ class Keeper:
 
     def tick(self, server: Server) -> None:
         """Start a checkpoint if one is due; at the end of a run, the last. Tells of a record that cannot be written."""
-        if server.record.problem != self._problem:
-            self._problem = server.record.problem
+        if self._record.problem != self._problem:
+            self._problem = self._record.problem
             self._progress.say(self._problem or "the rows of the record are on the disk again")
         if server.stopping:
             if self._on or self.wanted or server.interrupted or server.failed:
@@ -245,15 +257,15 @@ class Keeper:
         self._tell(self._writer.wait())
 
     def _due(self, server: Server) -> bool:
-        settings, new = self._settings, server.updates - self._last_updates
+        settings, new = self._settings, server.state.updates - self._last_updates
         late = settings.every_s and new and time.monotonic() - self._last_s >= settings.every_s
         return bool(late or (settings.every_updates and new >= settings.every_updates))
 
     def _start(self, server: Server) -> None:
         self.wanted = False
-        self._last_updates, self._last_s = server.updates, time.monotonic()
+        self._last_updates, self._last_s = server.state.updates, time.monotonic()
         try:
-            server.record.write()  # no checkpoint is ahead of the record
+            self._record.write()  # no checkpoint is ahead of the record
         except OSError as error:
             self._progress.say(f"no checkpoint is written, since the record cannot be: {error.strerror}")
             return

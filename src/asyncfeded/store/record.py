@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias, get_type_hints
 
 import h5py
 import numpy as np
@@ -28,32 +28,68 @@ from asyncfeded.store.checkpoint.file import text, write
 SCHEMA = 2
 """Version of the layout of record.h5; 1 had `hosts` in the place of `placement`, and no `queue`."""
 
-UPDATE = np.dtype(
-    [
-        ("time_s", np.float64),  # since the first model was sent, on the run's clock
-        ("client", np.int32),
-        ("round", np.int32),  # of this client
-        ("version", np.int64),  # of the global model after this update
-        ("base_version", np.int64),  # of the model that the client started from
-        ("tau", np.int64),  # versions in between
-        ("gamma", np.float64),
-        ("eta", np.float64),
-        ("epochs", np.int32),  # K of this update
-        ("next_epochs", np.int32),  # K that the client got next; 0: no reply yet
-        ("moved_norm", np.float64),  # ||x_t - x_s||
-        ("change_norm", np.float64),  # ||w - x_s||
-        ("train_loss", np.float64),
-        ("samples", np.int64),
-        ("steps", np.int64),
-        ("compute_s", np.float64),  # of the client's round, its pacing included; wall time
-        ("wait_s", np.float64),  # of the worker, between its previous update and the reply; wall time
-        ("service_s", np.float64),  # of the server, from taking the update to having replied
-        ("queue", np.int32),  # other updates that had come and were not taken yet; wall clock
-        ("bytes", np.int64),  # of the update and its replies
-        ("accepted", np.bool_),  # False: refused, and the global model is untouched
-    ]
-)
-EVALUATION = np.dtype([("time_s", np.float64), ("version", np.int64), ("accuracy", np.float64), ("loss", np.float64)])
+Int32: TypeAlias = Annotated[int, np.int32]
+Int64: TypeAlias = Annotated[int, np.int64]
+Float64: TypeAlias = Annotated[float, np.float64]
+Bool: TypeAlias = Annotated[bool, np.bool_]
+
+
+class UpdateRow(NamedTuple):
+    """One update, as the server saw it: a row of the table `updates`."""
+
+    time_s: Float64
+    """When it was taken, since the first model was sent, on the run's clock."""
+    client: Int32
+    round: Int32
+    """Of this client."""
+    version: Int64
+    """Of the global model after this update."""
+    base_version: Int64
+    """Of the model that the client started from."""
+    tau: Int64
+    """Versions in between."""
+    gamma: Float64
+    eta: Float64
+    epochs: Int32
+    """K of this update."""
+    next_epochs: Int32
+    """K that the client got next. 0: no reply yet."""
+    moved_norm: Float64
+    """||x_t - x_s||."""
+    change_norm: Float64
+    """||w - x_s||."""
+    train_loss: Float64
+    samples: Int64
+    steps: Int64
+    compute_s: Float64
+    """Wall time of the client's round, its pacing included."""
+    wait_s: Float64
+    """Wall time of the worker between its previous update and the reply."""
+    service_s: Float64
+    """Of the server, from taking the update to having replied."""
+    queue: Int32
+    """Other updates that had come and were not taken yet, on the wall clock."""
+    bytes: Int64
+    """Of the update and its replies."""
+    accepted: Bool
+    """False: the update was refused, and the global model is untouched."""
+
+
+class EvaluationRow(NamedTuple):
+    """One evaluation of the global model: a row of the table `evaluations`."""
+
+    time_s: Float64
+    version: Int64
+    accuracy: Float64
+    loss: Float64
+
+
+def _dtype(row: type[UpdateRow] | type[EvaluationRow]) -> np.dtype[np.void]:
+    """The numpy dtype of a row: its fields in their order, so that names and types are written once."""
+    return np.dtype([(name, kind.__metadata__[0]) for name, kind in get_type_hints(row, include_extras=True).items()])
+
+
+UPDATE, EVALUATION = _dtype(UpdateRow), _dtype(EvaluationRow)
 
 
 class Table:
@@ -120,7 +156,7 @@ class Record:
         if before is None and path.exists():
             raise FileExistsError(f"{path}: File exists")
         self._path, self.provenance, self.problem = path, provenance(), ""
-        self.threads = int(places["threads"][places["role"] == b"worker"].max(initial=0))
+        self.threads = most_threads(places)
         self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
         # Datasets: an attribute holds 64 KiB at most, the places of some hundred ranks.
         self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
@@ -225,6 +261,11 @@ def read_record(run_dir: Path) -> Tables:
     except (OSError, KeyError, TypeError) as error:
         what = "no such file" if not path.exists() else f"not a readable record ({error})"
         raise ValueError(f"{path}: {what}; give the folder of a run (run_dir)") from None
+
+
+def most_threads(places: np.ndarray) -> int:
+    """The most threads of a worker in a map of ranks, placement.PLACE (ranks,)."""
+    return int(places["threads"][places["role"] == b"worker"].max(initial=0))
 
 
 def is_going_on(run_dir: Path) -> bool:

@@ -19,12 +19,13 @@ from asyncfeded.config import Config, Evaluation, Faults, Limits
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.seeds import Stream, numpy_rng, seed_torch
-from asyncfeded.store.record import UPDATE, Record
+from asyncfeded.store.record import UPDATE, EvaluationRow, UpdateRow
 from asyncfeded.studies.scaling.queueing import Times
 from asyncfeded.studies.study import quartiles
 from asyncfeded.training.evaluation import Evaluator, NoEvaluator
 from asyncfeded.training.heterogeneity import draw
-from asyncfeded.training.server import Server
+from asyncfeded.training.server import Server, ServerSettings
+from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.messages import Arrival, Order
 
 PARAMS = 10_000
@@ -102,14 +103,24 @@ class QueueWire:
 
 
 class Rows:
-    """A `record.Record` in memory."""
+    """An `Observer` that keeps the rows of updates in memory."""
 
     def __init__(self) -> None:
-        self.updates: list[tuple[object, ...]] = []
-        self.evaluations: list[tuple[object, ...]] = []
+        self.updates: list[UpdateRow] = []
 
-    def flush_if_due(self) -> None:
-        """See `Record`: nothing is written."""
+    def on_update(self, row: UpdateRow) -> None:
+        """See `Observer`."""
+        self.updates.append(row)
+
+    def on_evaluation(self, row: EvaluationRow) -> None:
+        """See `Observer`: nothing is evaluated but at the end."""
+
+    def tick(self, server: Server) -> None:
+        """See `Observer`: nobody looks on."""
+
+    def say(self, sentence: str) -> None:
+        """See `Observer`: a fault of the simulation."""
+        raise RuntimeError(sentence)
 
 
 class Simulated(NamedTuple):
@@ -137,26 +148,14 @@ def simulate(times: Times, config: Config, clients: int, exponential: bool = Fal
     """
     epochs = draw(config, np.ones(clients, np.int64)).clients["epochs"].astype(np.int64)
     model = GlobalModel(torch.zeros(PARAMS), Layout((Entry("w", (PARAMS,), 0),), PARAMS, PARAMS), clients)
-    rule, book = rules.load_rule(config.rule), Rows()
+    rule, rows = rules.load_rule(config.rule), Rows()
     wire = QueueWire(times, epochs, config.seed, exponential)
     warm = WARM_ROUNDS * clients
-    server = Server(
-        wire=wire,
-        rule=rule,
-        state=rule.init(model, epochs),
-        model=model,
-        evaluator=cast("Evaluator", NoEvaluator()),
-        record=cast("Record", book),
-        limits=Limits(updates=warm + max(ROUNDS * clients, LEAST)),
-        epochs=epochs,
-        evaluation=Evaluation(every_s=1e12),
-        in_idle_moments=True,
-        tick=lambda server: None,
-        faults=Faults(),
-        say=print,
-    )
-    server.run()
-    updates = np.array(book.updates, UPDATE)
+    limits = Limits(updates=warm + max(ROUNDS * clients, LEAST))
+    settings = ServerSettings(limits, Faults(), Evaluation(every_s=1e12), in_idle_moments=True)
+    state = ServerState(model, rule.init(model, epochs), epochs)
+    Server(wire, rule, state, cast("Evaluator", NoEvaluator()), settings, observer=rows).run()
+    updates = np.array(rows.updates, UPDATE)
     steady = updates[warm:]
     seconds = steady["time_s"][-1] - updates["time_s"][warm - 1]
     rate = len(steady) / seconds

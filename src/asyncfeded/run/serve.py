@@ -1,0 +1,285 @@
+"""The server of one run: what it needs, made and checked before the first message; then build, train, save. Rank 0."""
+
+import json
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from asyncfeded import rules
+from asyncfeded.config import Config
+from asyncfeded.model import kernel
+from asyncfeded.model.flat import FlatModel, Layout
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.mpi import launcher, placement
+from asyncfeded.mpi.world import World
+from asyncfeded.run import RESUMABLE, result, resume
+from asyncfeded.run.plan import Plan
+from asyncfeded.run.progress import Progress
+from asyncfeded.store import record
+from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
+from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
+from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
+from asyncfeded.training.evaluation import Evaluator
+from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSettings
+from asyncfeded.training.server_state import ServerState
+from asyncfeded.wire.deadlines import Deadlines
+from asyncfeded.wire.server_wire import ServerWire
+from asyncfeded.wire.staging import Staging
+
+
+@dataclass(frozen=True)
+class ServerParts:
+    """What the server of a run has prepared."""
+
+    config: Config
+    places: np.ndarray
+    """placement.PLACE (ranks,), by rank in MPI_COMM_WORLD."""
+    layout: Layout
+    rule: rules.Rule
+    state: ServerState
+    """Where the run begins or goes on."""
+    due: Due
+    """When an update is due, unless on the wall clock."""
+    evaluator: Evaluator
+    open_record: Callable[[], Record]
+    """The record, to be called once; that of a resumed run then loses what is behind the checkpoint."""
+    newest: str
+    """File name of the checkpoint that the run goes on from; empty: the run is new."""
+    sentences: tuple[str, ...]
+    """What a person should know about where the run goes on."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.run_dir)
+
+
+def prepare(
+    plan: Plan, flat: FlatModel, profiles: ClientProfiles, places: np.ndarray, resumed: Path | None, cleanup: ExitStack
+) -> ServerParts:
+    """All that can be made and checked without a message.
+
+    Args:
+        plan: the run.
+        flat: the model at its start; the server tests its snapshots in it.
+        profiles: of the clients.
+        places: placement.PLACE (ranks,).
+        resumed: folder of the run to go on with; None: it is a new one.
+        cleanup: gets what removes all that was made here, should the run not start.
+
+    Raises:
+        ValueError, OSError: something is wrong that a user can mend.
+    """
+    config, rule = plan.config, plan.rule
+    model = GlobalModel(flat.buffer, flat.layout, config.clients)
+    epochs = profiles.clients["epochs"].astype(np.int64)
+    state = ServerState(model, rule.init(model, epochs), epochs)
+    evaluator = Evaluator(plan.task, flat, config.evaluation.batch_size)
+    due: Due = profiles.due
+    if config.replay:
+        due = Replay(record.read_record(Path(config.replay)).updates["client"].tolist())
+    if not resumed:
+        book = _open_run(config, places, profiles.clients, cleanup)
+        return ServerParts(config, places, flat.layout, rule, state, due, evaluator, lambda: book, "", ())
+    point = resume.find(resumed, config, flat.layout, state.rule)
+    resume.restore(state, point.snapshot)
+
+    def reopen() -> Record:
+        return resume.reopen(config, places, profiles.clients, point)
+
+    due, told = Resumed(resume.kept_due(point.snapshot), due), tuple(resume.sentences(point, record.most_threads(places)))
+    return ServerParts(config, places, flat.layout, rule, state, due, evaluator, reopen, point.path.name, told)
+
+
+def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
+    """Build the server, train, and save what it has trained. Rank 0.
+
+    Returns:
+        The exit status, and whether ranks are lost.
+    """
+    with parts.open_record() as book, Progress(parts.run_dir / "log.txt") as progress:
+        run = ServerRun(world, parts, book, progress)
+        outcome = run.train()
+        status, figures = run.save(outcome)
+    result.show(figures, parts.run_dir)
+    if run.wire.assignment.silent:
+        launcher.end_job(status)
+    return status, bool(run.wire.assignment.lost)
+
+
+class ServerRun:
+    """A server with its wire, its clock, and an observer that shows and keeps the run. Rank 0.
+
+    Args:
+        world: all ranks; this is rank 0.
+        parts: what was prepared.
+        book: the record, open.
+        progress: shows the run.
+
+    Attributes:
+        wire: to the workers.
+    """
+
+    def __init__(self, world: World, parts: ServerParts, book: Record, progress: Progress) -> None:
+        self._world, self._parts, self._record, self._progress = world, parts, book, progress
+        config, state = parts.config, parts.state
+        ordered, model = config.clock != "wall", state.model
+        # On an ordered clock updates wait for their turn, and the model moves before they are measured.
+        self._staging = Staging(model) if model.x.is_cuda else None
+        self.wire = ServerWire(
+            world.comm,
+            world.size - 1,
+            parts.layout.size,
+            world.backoff(config.wait),
+            config.clients,
+            None if ordered else (self._staging or model).measure,
+            state.taken_s,
+            Deadlines(config.faults.patience, config.faults.patience_s),
+            ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on who lives
+            model.x.is_cuda,
+        )
+        self._clock = OrderedClock(self.wire, parts.due, state.taken_s) if ordered else None
+        if self._staging:
+            self._staging.below = self._clock or self.wire
+        writer = Writer(
+            parts.run_dir / FOLDER, config.checkpoint.keep, Path(parts.newest) if parts.newest else None, book.sync
+        )
+        self._keeper = resume.Keeper(
+            config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
+        )
+        settings = ServerSettings(config.limits, config.faults, config.evaluation, in_idle_moments=not ordered)
+        wire = self._staging or self._clock or self.wire
+        self._server = Server(wire, parts.rule, state, parts.evaluator, settings, observer=self)
+
+    def train(self) -> Outcome:
+        """From the first model sent to the last client stopped."""
+        self._introduce()
+        self._heed_signals()
+        outcome = self._server.run()
+        self._keeper.finish()
+        # hydra sends it when a rank has died, and Python gives its own handlers up before the process ends.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
+        return outcome
+
+    def save(self, outcome: Outcome) -> tuple[int, dict[str, object]]:
+        """The record, the model and the result into the run's folder. Returns the exit status and the result's figures."""
+        server, run_dir = self._server, self._parts.run_dir
+        status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
+        if outcome.failed and not server.state.dropped.all():
+            self.say(f"go on with: asyncfeded resume {run_dir}")
+        try:
+            self._record.close()
+        except OSError as error:
+            self.say(f"the record could not be saved whole in {run_dir}: {error}")
+            status = 1
+        figures = result.figures(server, outcome, run_dir, self._num_bytes, self.wire.receiving_s, self._world)
+        model = server.state.model
+        try:
+            save_model(run_dir / "model.h5", model.x.cpu(), model.layout, model.version)
+            part = run_dir / "result.json.part"
+            part.write_text(json.dumps(figures, allow_nan=False) + "\n", encoding="utf-8")
+            part.replace(run_dir / "result.json")
+        except OSError as error:
+            self.say(f"the trained model could not be saved in {run_dir}: {error}")
+            status = 1
+        return status, figures
+
+    def on_update(self, row: UpdateRow) -> None:
+        """See `Observer`."""
+        self._record.updates.append(row)
+
+    def on_evaluation(self, row: EvaluationRow) -> None:
+        """See `Observer`."""
+        self._record.evaluations.append(row)
+
+    def tick(self, server: Server) -> None:
+        """See `Observer`."""
+        if not server.stopping:
+            self._record.flush_if_due()
+        self._progress.tick(server)
+        self._keeper.tick(server)
+
+    def say(self, sentence: str) -> None:
+        """See `Observer`."""
+        self._progress.say(sentence)
+
+    @property
+    def _num_bytes(self) -> int:
+        """Memory of the models that the server holds."""
+        state = self._parts.state
+        held = state.model.num_bytes + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
+        held += self._staging.num_bytes if self._staging else 0
+        return held + sum(int(array.nbytes) for array in state.rule.values())
+
+    def _introduce(self) -> None:
+        """Say what is about to be trained, and where."""
+        config, layout, world = self._parts.config, self._parts.layout, self._world
+        self.say(
+            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {world.size - 1} ranks of "
+            f"{len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
+        )
+        self.say("\n".join(placement.table(self._parts.places)))
+        self.say(
+            f"server holds {self._num_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
+            f"{self._num_bytes / 1e6:.1f} MB; kernel: {kernel.describe_kernel(str(self._parts.state.model.x.device))}"
+        )
+        for sentence in self._parts.sentences:
+            self.say(sentence)
+
+    def _snapshot(self, server: Server) -> Snapshot:
+        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), self._clock.due_s if self._clock else {})
+        return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
+
+    def _heed_signals(self) -> None:
+        """SIGINT and SIGTERM end the training as a limit does, a second one the job at once; SIGUSR1 keeps its state."""
+
+        def stop(number: int, frame: object) -> None:
+            self._server.interrupted = True
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        def keep(number: int, frame: object) -> None:
+            self._keeper.wanted = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        signal.signal(signal.SIGUSR1, keep)
+
+
+def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, cleanup: ExitStack) -> Record:
+    """The run's folder with its config and an empty record. Rank 0.
+
+    Args:
+        config: resolved.
+        places: placement.PLACE (ranks,).
+        clients: their lots.
+        cleanup: gets what removes all that was made here, should the run not start.
+
+    Raises:
+        ValueError: the folder holds a run, or cannot be made or written.
+    """
+    run_dir = Path(config.run_dir)
+    if (run_dir / "record.h5").exists():
+        raise ValueError(
+            f"run_dir = {config.run_dir!r} holds a run already; choose another folder, or move that one away; to go on with "
+            f"it type asyncfeded resume {config.run_dir}"
+        )
+    try:
+        for folder in (*reversed(run_dir.parents), run_dir):
+            if not folder.is_dir():
+                folder.mkdir()
+                cleanup.callback(folder.rmdir)
+        for name in ("config.toml", "record.h5", "record.h5.updates", "record.h5.evaluations"):
+            cleanup.callback((run_dir / name).unlink, missing_ok=True)
+        (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        book = Record(run_dir / "record.h5", config.to_toml(), places, clients)
+        cleanup.callback(book.close)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"run_dir = {config.run_dir!r} cannot be written: {why}; choose another folder") from None
+    return book

@@ -1,0 +1,64 @@
+"""A worker of one run: what it needs, made and checked before the first message; then train for the server. Client ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from asyncfeded.config import Config
+from asyncfeded.model.flat import FlatModel
+from asyncfeded.mpi.world import World
+from asyncfeded.run.plan import Plan
+from asyncfeded.tasks.classification import Data
+from asyncfeded.training.client import ClientData, Trainer, work
+from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.messages import Order
+
+
+@dataclass(frozen=True)
+class ClientParts:
+    """What a worker has prepared for the clients that it trains."""
+
+    config: Config
+    flat: FlatModel
+    profiles: ClientProfiles
+    trainer: Trainer
+    client_data: Callable[[int], ClientData]
+    """Of a client; loaded when a client moves here."""
+
+
+def prepare(world: World, plan: Plan, flat: FlatModel, profiles: ClientProfiles) -> ClientParts:
+    """Load the data of the clients that live here.
+
+    Raises:
+        ValueError, OSError: something is wrong that a user can mend.
+    """
+    config, task, rule, device = plan
+    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
+
+    @cache
+    def client_data(client: int) -> ClientData:
+        inputs, targets = task.client_data(client, config.clients, config.seed)
+        slowdown = float(profiles.clients["slowdown"][client]) if config.clock == "wall" else 1.0
+        batch_size = int(profiles.clients["batch_size"][client])
+        return ClientData(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
+
+    for client in range(world.rank - 1, config.clients, world.size - 1):
+        client_data(client)  # now, so that faults of the data are told; of other clients when they move here
+    return ClientParts(config, flat, profiles, trainer, client_data)
+
+
+def train_for_server(world: World, parts: ClientParts) -> bool:
+    """Train until the server says stop. Client ranks. Returns whether ranks are lost."""
+    config, buffer = parts.config, parts.flat.buffer
+    host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
+    paced = config.clock == "wall"
+
+    def lost_s(order: Order, round_s: float) -> float:
+        return parts.profiles.pause_s(order, round_s) if paced else 0.0
+
+    wire = ClientWire(world.comm, host, world.backoff(config.wait))
+    work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host)
+    return wire.ranks_lost

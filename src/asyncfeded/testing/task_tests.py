@@ -1,0 +1,61 @@
+"""The contract of a task, as tests that any task can run."""
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+
+from asyncfeded.model.flat import FlatModel
+from asyncfeded.tasks import Task
+
+
+class TaskTests:
+    """Subclass it in a test file and give `make_task`; pytest then runs every method that begins with `test`."""
+
+    most_clients = 3
+    """The task has data for 1 to so many clients."""
+    learning_rate = 1e-2
+    """One step of SGD with it lowers the loss of client 0."""
+
+    @abstractmethod
+    def make_task(self) -> Task:
+        """The task, small enough to be loaded in a moment."""
+
+    def test_sizes_are_what_the_clients_get(self) -> None:
+        """`sizes` counts the samples that `client_data` gives, as int64 (clients,)."""
+        task = self.make_task()
+        for clients in range(1, self.most_clients + 1):
+            sizes = task.sizes(clients, 5)
+            assert sizes.dtype == np.int64
+            assert sizes.shape == (clients,)
+            assert sizes.tolist() == [len(task.client_data(client, clients, 5).targets) for client in range(clients)]
+
+    def test_the_data_of_a_client_follows_from_the_seed(self) -> None:
+        """Two loads of one client's data are equal to the bit."""
+        for one, two in zip(self.make_task().client_data(0, 1, 5), self.make_task().client_data(0, 1, 5), strict=True):
+            assert torch.equal(one, two)
+
+    def test_a_step_inside_a_flat_model_lowers_the_loss(self) -> None:
+        """And moves the buffer: the parameters are still views of it."""
+        torch.manual_seed(0)
+        task = self.make_task()
+        flat = FlatModel(task.model())
+        inputs, targets = task.client_data(0, 1, 0)
+        before = flat.buffer.clone()
+        optimizer = torch.optim.SGD(flat.module.parameters(), lr=self.learning_rate)
+        loss = task.loss(flat.module(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        flat.check_views()
+        assert not torch.equal(flat.buffer, before)
+        assert task.loss(flat.module(inputs), targets) < loss
+
+    def test_an_evaluation_counts_every_prediction(self) -> None:
+        """Loss is a finite sum, and no more predictions are right than there are."""
+        task = self.make_task()
+        inputs, targets = task.test_data()
+        module = task.model().eval()
+        with torch.inference_mode():
+            loss, correct, count = task.evaluate(module(inputs), targets)
+        assert np.isfinite(loss)
+        assert 0 <= correct <= count == targets.numel()

@@ -1,0 +1,151 @@
+"""Whose update is taken first, where many real ranks send at a time. On every rank (see ranks.py)."""
+
+import numpy as np
+import pytest
+import torch
+
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.wire.messages import Order
+from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
+from mpi.ranks import RANKS, SERVER, answer, client, header, send, server, take, together
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
+@together
+def test_a_client_that_stalls_in_the_middle_of_an_update_holds_nobody_up(world, comm):
+    """Client 0 sends a header and one chunk of three, and the rest when all others have had five turns."""
+    size = 3 * CHUNK
+    everyone = comm.Dup()
+    if world.rank == SERVER:
+        wire, buffers = server(comm, size, pool=comm.size - 1), [torch.zeros(size) for _ in range(comm.size - 1)]
+        for i in range(comm.size - 1):
+            wire.reply(Order(i, 0, 0, 1), buffers[i], int)
+        turns = np.zeros(comm.size - 1, int)
+        while turns[1:].min() < 5:
+            arrival = take(wire)
+            assert arrival.client != 0
+            turns[arrival.client] += 1
+            wire.release(arrival)
+            if turns[arrival.client] < 5:
+                wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client], int)
+        everyone.Send(np.zeros(1), 1)
+        arrival = take(wire)
+        assert arrival.client == 0
+        assert torch.equal(arrival.weights, torch.arange(3.0).repeat_interleave(CHUNK))
+        wire.release(arrival)
+        wire.stop()
+    else:
+        wire, buffer = client(comm, size)
+        if world.rank == 1:
+            wire.receive()
+            buffer.copy_(torch.arange(3.0).repeat_interleave(CHUNK))
+            send(comm, header())
+            first = comm.Isend([buffer.numpy()[:CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG + 1)
+            everyone.Recv(np.zeros(1), SERVER)
+            first.Wait()
+            for i in (1, 2):
+                comm.Send([buffer.numpy()[i * CHUNK : (i + 1) * CHUNK], MPI.FLOAT], SERVER, WEIGHTS_TAG + 1)
+            assert wire.receive() is None
+            wire.finish()
+        else:
+            answer(wire, buffer)
+    everyone.Free()
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+@together
+def test_no_client_is_starved_when_all_flood_the_server(world, comm, size):
+    """The server waits until all have sent, so that every client waits in every turn: one that served low ranks first would
+    serve only these."""
+    total = 60 * (comm.size - 1)
+
+    def sent(i):  # the weights of its next update are there
+        return comm.Iprobe(i + 1, WEIGHTS_TAG + int(counts[i]) + 1)
+
+    if world.rank == SERVER:
+        wire, counts = server(comm, size), np.zeros(comm.size - 1, int)
+        buffers = [torch.zeros(size) for _ in counts]
+        for i, buffer in enumerate(buffers):
+            wire.reply(Order(i, 0, 0, 1), buffer, int)
+        while not all(sent(i) for i in range(len(counts))):
+            wire.pause()
+        for _ in range(total):
+            arrival = take(wire)
+            counts[arrival.client] += 1
+            wire.release(arrival)
+            wire.reply(Order(arrival.client, 0, 0, 1), buffers[arrival.client], int)
+            while not sent(arrival.client):
+                wire.pause()
+        wire.stop()
+        assert counts.min() >= 30, counts
+    else:
+        answer(*client(comm, size))
+
+
+@pytest.mark.skipif(RANKS < 4, reason="needs two clients that wait beside one that is served: 4 ranks")
+@together
+def test_who_came_first_is_served_first(world, comm):
+    """Client 0 holds the only buffer. The others send one after the other, the highest rank first; each is there when
+    its weights can be probed."""
+    others = list(range(comm.size - 1, 1, -1))
+    if world.rank == SERVER:
+        wire, buffers = server(comm, 5, pool=1), [torch.zeros(5) for _ in range(comm.size - 1)]
+        wire.reply(Order(0, 0, 0, 1), buffers[0], int)
+        held = take(wire)
+        for rank in others:
+            wire.reply(Order(rank - 1, 0, 0, 1), buffers[rank - 1], int)
+            while not comm.Iprobe(rank, WEIGHTS_TAG + 1):
+                wire.pause()
+            assert wire.next() is None  # sees the header, has no buffer
+        wire.release(held)
+        order, queues = [], []
+        for _ in others:
+            arrival = take(wire)
+            order.append(arrival.client + 1)
+            queues.append(arrival.queue)
+            wire.release(arrival)
+        wire.stop()
+        assert order == others
+        assert (held.queue, queues) == (0, list(range(len(others) - 1, -1, -1)))
+    else:
+        answer(*client(comm, 5))
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
+@together
+def test_who_was_announced_first_is_served_first(world, comm):
+    """The header of client 0 comes first, the weights of clients 0 and 1 later and so that one poll finds both."""
+    everyone = comm.Dup()
+    if world.rank == SERVER:
+        wire, buffers = server(comm, 5), [torch.zeros(5) for _ in range(comm.size - 1)]
+        wire.reply(Order(0, 0, 0, 1), buffers[0], int)
+        wire.release(take(wire))  # now the other one of the two buffers is next
+        wire.reply(Order(0, 1, 0, 1), buffers[0], int)
+        everyone.Barrier()  # the second header of client 0 is sent
+        assert wire.next() is None
+        everyone.Barrier()  # client 0 may send its weights
+        everyone.Recv(np.zeros(1), 1)  # and has: they came before this
+        wire.reply(Order(1, 0, 0, 1), buffers[1], int)
+        while not comm.Iprobe(2, WEIGHTS_TAG + 1):
+            wire.pause()
+        order = [take(wire)]
+        order.append(take(wire))
+        for arrival in order:
+            wire.release(arrival)
+        wire.stop()
+        everyone.Free()
+        assert [arrival.client for arrival in order] == [0, 1]
+    else:
+        wire, buffer = client(comm, 5)
+        if world.rank == 1:
+            wire.receive()
+            wire.send(Order(0, 0, 0, 1), 1, 1, 0.0, 0.0, 0.0)
+            wire.receive()
+            send(comm, header(round=1))
+        everyone.Barrier()
+        everyone.Barrier()
+        if world.rank == 1:
+            comm.Send([buffer.numpy(), MPI.FLOAT], SERVER, WEIGHTS_TAG + 2)
+            everyone.Send(np.zeros(1), SERVER)
+        answer(wire, buffer)
+        everyone.Free()

@@ -1,0 +1,298 @@
+"""Going on from a checkpoint: the same end to the bit whenever a run was left, on whatever number of workers; when
+checkpoints are written, and what is refused. Without MPI: see lives.py.
+"""
+
+import random
+
+import numpy as np
+import pytest
+
+from asyncfeded import rules
+from asyncfeded.run import resume
+from asyncfeded.store import record
+from asyncfeded.store.checkpoint import FOLDER
+from asyncfeded.wire.messages import Lost
+from run.lives import ASYNCFEDED, CLIENTS, RULES, UPDATES, Life, contents, names, names_of, whole
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Without asking git for the commit."""
+    monkeypatch.setattr(record, "provenance", lambda: {"asyncfeded": "0", "commit": ""})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+def test_a_run_killed_anywhere_ends_as_the_whole_one_to_the_bit(tmp_path, folder, rule):
+    expected, rng, kills = whole(tmp_path, rule), random.Random(str(rule)), 0
+    life = Life(folder, rule, rng=rng)
+    while not life.live(rng.randrange(1, 25)):
+        kills += 1
+        life = Life(folder, rule, num_workers=rng.choice([1, 2, 3]), rng=rng, resumed=True)
+    assert life.end == expected
+    assert kills > 0
+    assert record.read_record(folder).updates["accepted"].sum() == UPDATES == len(record.read_record(folder).updates) - 1
+
+
+@pytest.mark.parametrize("rule", [{"name": name} for name in ("asyncfeded", "fedavg", "ace")], ids=lambda rule: rule["name"])
+@pytest.mark.parametrize(
+    "first", [{"updates": 7}, {"updates": 12}, {"seconds": 4.4}, {"seconds": 3.0}, {"accuracy": 0.9}], ids=str
+)
+def test_a_finished_run_goes_on_with_larger_limits_as_if_it_had_had_them(tmp_path, folder, rule, first):
+    """But for the last update before, which got no reply then."""
+    expected = whole(tmp_path, rule)
+    life = Life(folder, rule, limits=first)
+    assert life.live()
+    before = len(record.read_record(folder).updates)
+    life = Life(folder, rule, num_workers=2, resumed=True)
+    assert 0 < life.point.snapshot.update_rows == before < UPDATES
+    assert life.live()
+    end, rows = life.end, record.read_record(folder).updates
+    for name in ("next_epochs", "bytes"):
+        there = record.read_record(tmp_path / "whole").updates[name]
+        assert set(np.flatnonzero(rows[name] != there)) <= {before - 1}
+        end["updates"].pop(name), expected["updates"].pop(name)
+    assert end == expected
+
+
+def test_a_run_that_has_reached_its_limits_ends_where_it_was(tmp_path, folder):
+    expected = whole(tmp_path, ASYNCFEDED)
+    assert Life(folder, ASYNCFEDED).live()
+    life = Life(folder, ASYNCFEDED, resumed=True)
+    assert life.live()
+    assert life.end == expected
+
+
+def test_time_on_the_wall_adds_up(folder):
+    life = Life(folder, ASYNCFEDED)
+    assert not life.live(30)
+    life.server.state.wall_before_s = 100.0
+    life = Life(folder, ASYNCFEDED, resumed=True)
+    at = life.point.snapshot
+    assert life.live()
+    assert life.outcome.wall_s > at.wall_s > 0
+    assert life.server.state.busy_s > at.busy_s > 0
+
+
+# --- when checkpoints are written
+
+
+def test_one_at_the_start_and_every_so_many_updates(folder):
+    life = Life(folder, ASYNCFEDED, checkpoint={"every_updates": 5, "keep": 99})
+    assert not life.live(40)
+    rows = len(record.read_record(folder).updates)
+    assert names(folder) == names_of(1, 6, 12, 17, 22, 27, 32, 37)
+    assert 37 <= rows < 42
+
+
+def test_the_last_ones_are_kept(folder):
+    assert Life(folder, ASYNCFEDED, checkpoint={"every_updates": 5, "keep": 1}).live()
+    assert names(folder) == names_of(UPDATES + 1)
+
+
+def test_without_a_wish_there_is_none(folder):
+    assert Life(folder, ASYNCFEDED, every_updates=0).live()
+    assert names(folder) == []
+
+
+def test_an_interrupted_run_writes_one_all_the_same(tmp_path, folder):
+    expected = whole(tmp_path, ASYNCFEDED)
+    life = Life(folder, ASYNCFEDED, every_updates=0)
+    life.tick = lambda server: stop_at(7, life, server)
+    assert life.live()
+    assert life.outcome.reason == "interrupted by a signal"
+    assert names(folder) == names_of(7)
+    life = Life(folder, ASYNCFEDED, every_updates=0, resumed=True)
+    assert life.live()
+    assert life.end == expected
+
+
+def stop_at(updates, life, server):
+    server.interrupted = server.state.updates >= updates
+    life.keeper.tick(server)
+
+
+def test_a_step_that_a_barrier_took_for_want_of_a_client_is_no_gap(folder):
+    """All but one have arrived when that is lost: the step that follows has no row in the record."""
+    life = Life(folder, {"name": "fedavg"}, every_updates=0)
+    server, take = life.server, life.server._wire._wire.next
+
+    def lose_the_last():
+        waits = server.state.updates == CLIENTS - 1 and not server.state.lost.any()
+        return Lost(0, (int(np.flatnonzero(server.state.out)[0]),), "dead") if waits else take()
+
+    def stop_then(server):
+        server.interrupted = bool(server.state.lost.any())
+        life.keeper.tick(server)
+
+    server._wire._wire.next, life.tick = lose_the_last, stop_then
+    assert life.live()
+    assert (server.state.model.version, life.record.updates.count) == (1, CLIENTS - 1)
+    life = Life(folder, {"name": "fedavg"}, every_updates=0, resumed=True)
+    assert life.live()
+    assert life.server.state.updates == UPDATES
+    assert life.server.state.counts.min() > 0
+
+
+def test_one_that_is_wished_for_is_written_and_the_run_goes_on(folder):
+    life = Life(folder, ASYNCFEDED, every_updates=0)
+    life.tick = lambda server: wish_at(7, life, server)
+    assert life.live()
+    assert life.server.state.updates == UPDATES
+    assert names(folder) == names_of(7)
+
+
+def wish_at(updates, life, server):
+    if server.state.updates == updates and not life.told.logged:
+        life.keeper.wanted = not life.writer.busy and names(life.folder) == []
+    life.keeper.tick(server)
+
+
+def test_by_wall_time(folder, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now)
+    life = Life(folder, ASYNCFEDED, checkpoint={"every_s": 10.0})
+    assert (life.keeper.wanted, life.keeper._due(life.server)) == (True, False)
+    now += 11.0
+    assert not life.keeper._due(life.server)  # nothing is new
+    life.server.state.updates += 1
+    assert life.keeper._due(life.server)
+    life.record.close()
+
+
+def test_a_disk_that_takes_no_checkpoint_is_told_of_and_training_goes_on(tmp_path, folder):
+    expected = whole(tmp_path, ASYNCFEDED)
+    (folder / FOLDER).write_text("in the way")
+    life = Life(folder, ASYNCFEDED)
+    assert life.live()
+    assert life.end == expected
+    assert life.told.said[0].startswith(f"checkpoint {folder / FOLDER}/checkpoint-0000000001.h5: ")
+    assert life.told.said[0].endswith("the last good one: none")
+
+
+def test_a_record_that_waits_for_room_is_told_of_once(folder):
+    life = Life(folder, ASYNCFEDED, every_updates=0)
+    for problem in ("full", "full", "", ""):
+        life.record.problem = problem
+        life.keeper.tick(life.server)
+    life.record.close()
+    assert life.told.said == ["full", "the rows of the record are on the disk again"]
+
+
+def test_no_checkpoint_is_ahead_of_the_record(folder, monkeypatch):
+    life = Life(folder, ASYNCFEDED)
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(life.record, "write", full)
+    life.keeper.tick(life.server)
+    assert life.told.said == ["no checkpoint is written, since the record cannot be: No space left on device"]
+    monkeypatch.undo()
+    life.record.close()
+    assert names(folder) == []
+
+
+# --- what is refused
+
+
+@pytest.fixture
+def left(folder):
+    """A run that was killed, with two checkpoints."""
+    assert not Life(folder, ASYNCFEDED).live(35)
+    assert len(names(folder)) == 2
+    return folder
+
+
+def is_refused(folder, match, rule=ASYNCFEDED, **settings):
+    """With this sentence, and everything is left as it is."""
+    before = contents(folder)
+    with pytest.raises(ValueError, match=match):
+        Life(folder, rule, resumed=True, **settings)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 9}, r"seed \(0 in the run, 9 now\)"),
+        ({"training": {"learning_rate": 0.1}}, r"training.learning_rate \(0.05 in the run, 0.1 now\)"),
+        ({"rule": {"name": "asyncfeded", "lambda": 0.5}}, r"rule.lambda \(None in the run, 0.5 now\)"),
+        ({"heterogeneity": {"slowdown": [2.0]}}, r"heterogeneity.slowdown \(\[1.0\] in the run, \[2.0\] now\)"),
+        ({"threads": 2}, r"threads \(0 in the run, 2 now\)"),
+    ],
+)
+def test_another_config_is_refused_by_the_key_that_differs(left, change, key):
+    is_refused(left, rf"a run cannot go on with another {key}; what may change is limits, evaluation, ", **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"limits": {"seconds": 3.0}}, {"evaluation": {"every_s": 9.0}}, {"checkpoint": {"keep": 7}},
+        {"wait": "yield"}, {"device": "cpu"}, {"server_device": "auto"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_may_change_may(left, change):
+    life = Life(left, ASYNCFEDED, resumed=True, **change)
+    assert life.live()
+    assert record.read_record(left).attributes["config"] == (left / "config.toml").read_text() == life.config.to_toml()
+
+
+def test_a_folder_that_was_moved_goes_on(left):
+    there = left.rename(left.with_name("moved"))
+    assert Life(there, ASYNCFEDED, resumed=True).live()
+
+
+def test_a_run_that_goes_on_is_refused(folder):
+    life = Life(folder, ASYNCFEDED)
+    is_refused(folder, "the run is going on; wait for its end, or stop it")
+    life.record.close()
+
+
+def test_a_run_without_a_checkpoint_is_refused(folder):
+    assert not Life(folder, ASYNCFEDED, every_updates=0).live(30)
+    is_refused(folder, "has no checkpoint; give the folder of a run that has written one")
+
+
+def test_a_folder_without_a_run_is_refused(folder):
+    is_refused(folder, "no such file; give the folder of a run")
+
+
+def test_a_record_that_lacks_rows_is_refused(left):
+    rows = left / "record.h5.updates"
+    rows.write_bytes(rows.read_bytes()[: 5 * record.UPDATE.itemsize])
+    is_refused(left, r"record.h5 has 5 updates and \d+ evaluations, fewer than the \d+ and \d+ before .*would have a gap")
+
+
+def test_a_record_of_another_run_is_refused(left):
+    rows = np.fromfile(left / "record.h5.updates", record.UPDATE)
+    rows["version"] += 1
+    rows.tofile(left / "record.h5.updates")
+    is_refused(left, r"record.h5 is not of the run of checkpoint-\d+.h5: its update \d+ made version ")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, left):
+    expected = whole(tmp_path, ASYNCFEDED)
+    before, newest = sorted((left / FOLDER).iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    life = Life(left, ASYNCFEDED, resumed=True)
+    said = resume.sentences(life.point, 0)
+    assert life.point.path == before
+    assert said[0].startswith(f"not used: {newest}: has ")
+    assert said[1].startswith(f"goes on from {before.name}: ")
+    assert life.live()
+    assert life.end == expected
+
+
+def test_another_state_of_the_rule_is_refused(left, monkeypatch):
+    kind = rules.RULES["asyncfeded"]
+    init = kind.init
+    monkeypatch.setattr(kind, "init", lambda *args: init(*args) | {"more": np.zeros(1)})
+    is_refused(left, "holds another model, or another state of the rule, than this version of the program")

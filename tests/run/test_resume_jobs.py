@@ -1,0 +1,108 @@
+"""Going on from a checkpoint, in real jobs that were killed or stopped."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from asyncfeded.store import record
+from asyncfeded.store.checkpoint import newest
+from conftest import Job, run_asyncfeded
+from run.lives import contents, names, names_of
+
+TOML = """
+clock = "virtual"
+clients = 4
+limits.updates = 40
+checkpoint.every_updates = 5
+evaluation.every_s = 1.0
+heterogeneity.error_probability = 0.2
+[task]
+name = "digits"
+split = "even"
+[training]
+epochs = 1
+[rule]
+epochs_max = 2
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    (tmp_path / "run.toml").write_text(TOML)
+    return tmp_path
+
+
+def same_rows(one, other):
+    (updates, evaluations, _), (others, other_evaluations, _) = record.read_record(one), record.read_record(other)
+    told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+    return np.array_equal(updates[told], others[told]) and np.array_equal(evaluations, other_evaluations)
+
+
+def test_a_job_killed_at_any_time_goes_on_with_other_ranks_to_the_same_end(own_mpi, jobs):
+    """It would train for ever: it cannot end before it is killed, however busy the machine."""
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", "limits.updates=1000000") as job:
+        job.until(lambda: len(names(jobs / "run")) == 2)
+        time.sleep(random.random())
+        job.kill()
+    deadline = time.monotonic() + 60
+    while record.is_going_on(jobs / "run"):  # a process that was killed takes its time to end
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (jobs / "run" / "result.json").exists()
+    limit = f"limits.updates={newest(jobs / 'run').snapshot.updates + 20}"
+    expected = own_mpi.train(3, "run.toml", "run_dir=whole", limit, cwd=jobs).result
+    done = run_asyncfeded("resume", "run", "--ranks", 4, limit, cwd=jobs, env=own_mpi.env)
+    assert done.status == 0, str(done)
+    assert done.result["model_sha256"] == expected["model_sha256"], str(done)
+    assert same_rows(jobs / "run", jobs / "whole")
+
+
+def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi, jobs):
+    """SIGUSR1 and SIGTERM go to mpiexec, which passes them on to all ranks."""
+    if own_mpi.vendor.startswith("Open MPI"):
+        pytest.skip("Open MPI's mpiexec kills its ranks half a second after it got SIGTERM")
+    wall = ("clock=wall", "clients=2", "checkpoint.every_updates=0", "limits.updates=1000000", "run_dir=run")
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, *wall) as job:
+        job.until(lambda: (jobs / "run" / "log.txt").exists() and "accuracy" in (jobs / "run" / "log.txt").read_text())
+        assert names(jobs / "run") == []
+        os.kill(job.process.pid, signal.SIGUSR1)
+        job.until(lambda: len(names(jobs / "run")) == 1)
+        os.kill(job.process.pid, signal.SIGTERM)
+        status, said = job.end()
+    assert status == 75, said
+    first = json.loads((jobs / "run" / "result.json").read_text())
+    assert first["stopped"] == "interrupted by a signal"
+    assert names(jobs / "run")[-1:] == names_of(first["updates"])
+    limit = first["updates"] + 10
+    done = run_asyncfeded("resume", "run", f"limits.updates={limit}", cwd=jobs, env=own_mpi.env)
+    assert done.status == 0, str(done)
+    assert (done.result["updates"], len(record.read_record(jobs / "run").updates)) == (limit, limit)
+    assert done.result["seconds"] > first["seconds"]
+    updates = record.read_record(jobs / "run").updates
+    assert updates["version"].tolist() == list(range(1, limit + 1))
+    assert (np.diff(updates["time_s"]) >= 0).all()
+    for client in range(2):
+        rounds = updates["round"][updates["client"] == client]
+        assert rounds.tolist() == list(range(len(rounds)))
+    again = run_asyncfeded("replay", "run", cwd=jobs, env=own_mpi.env)
+    assert again.result["model_sha256"] == done.result["model_sha256"], str(again)
+
+
+def test_resume_is_refused_where_there_is_no_run(own_mpi, tmp_path):
+    done = run_asyncfeded("resume", "nowhere", cwd=tmp_path)
+    assert done.status == 2
+    assert done.stderr == "asyncfeded: nowhere/record.h5: no such file; give the folder of a run (run_dir)\n"
+
+
+def test_a_refusal_of_resume_is_told_once_and_leaves_the_run_as_it_is(own_mpi, jobs):
+    assert own_mpi.train(2, "run.toml", "limits.updates=6", "run_dir=run", cwd=jobs).status == 0
+    before = contents(jobs / "run")
+    done = run_asyncfeded("resume", "run", "limits.updates=9", "seed=3", "--ranks", 3, cwd=jobs, env=own_mpi.env)
+    assert done.status == 2, str(done)
+    assert done.stderr.count("a run cannot go on with another seed (0 in the run, 3 now)") == 1
+    assert contents(jobs / "run") == before

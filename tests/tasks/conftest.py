@@ -1,0 +1,58 @@
+"""These fixtures write the files of a task and give the task that reads them."""
+
+import h5py
+import pytest
+
+from asyncfeded import tasks
+from tasks.data import LEAF, PLAYS, TEXTS, write_leaf, writers
+
+
+@pytest.fixture
+def h5(tmp_path):
+    """Writes training and test data, by default good; gives the task."""
+
+    def write(train=None, test=None, **keys):
+        for name, people in (("train", train), ("test", test)):
+            with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+                for writer, fields in (people or writers()).items():
+                    for field, values in fields.items():
+                        file[f"examples/{writer}/{field}"] = values
+        return tasks.load_task(
+            {"name": "federated_h5", "train": str(tmp_path / "train.h5"), "test": str(tmp_path / "test.h5")} | keys
+        )
+
+    return write
+
+
+@pytest.fixture
+def femnist(tmp_path):
+    def write(files=LEAF, **keys):
+        write_leaf(tmp_path, files)
+        return tasks.load_task({"name": "femnist", "train": str(tmp_path / "train"), "test": str(tmp_path / "test")} | keys)
+
+    return write
+
+
+@pytest.fixture
+def shakespeare(tmp_path):
+    """Writes snippets, by default of the roles above; windows of 4."""
+
+    def write(train=TEXTS, test=None, **keys):
+        for name, roles in (("train", train), ("test", test or {"A": ["or to b"], "Z": ["nobody knows"]})):
+            with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+                for role, snippets in roles.items():
+                    file[f"examples/{role}/snippets"] = snippets
+        paths = {name: str(tmp_path / f"{name}.h5") for name in ("train", "test")}
+        return tasks.load_task({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
+
+    return write
+
+
+@pytest.fixture
+def plays(tmp_path):
+    def write(files=PLAYS, **keys):
+        write_leaf(tmp_path, files)
+        paths = {name: str(tmp_path / name) for name in ("train", "test")}
+        return tasks.load_task({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
+
+    return write

@@ -1,0 +1,83 @@
+"""The server evaluates snapshots of the global model in its idle moments."""
+
+import time
+from itertools import cycle, repeat
+
+import pytest
+
+from training.servers import FIRST, HAND_WORKED, flood
+
+
+def test_evaluation_waits_for_an_idle_moment(bench):
+    events = bench([*HAND_WORKED, *repeat(None, 4), (1, [9.0, 9.0])], updates=4).run().wire.events
+    assert "batch" not in events[: events.index("take 0", events.index("take 1"))]
+    assert events[-4:] == ["stop", "batch", "batch", "batch"]
+    assert events[: events.index("stop")].count("batch") == 3
+
+
+def test_the_wire_is_asked_between_two_batches(bench):
+    events = bench([FIRST, *repeat(None, 4), (0, [1.0, 1.0])], updates=2).run().wire.events
+    assert events[5:12] == ["next", "next", "batch", "next", "batch", "next", "batch"]  # the first takes the snapshot
+
+
+def test_an_update_that_waits_is_taken_between_two_batches(bench):
+    script = [FIRST, None, None, (0, [1.0, 1.0]), None, None, (1, [1.0, 1.0])]
+    events = bench(script, updates=3).run().wire.events
+    assert [e for e in events if e == "batch" or e.startswith("take")][1:6] == [
+        "batch",
+        "take 0",
+        "batch",
+        "batch",
+        "take 1",
+    ]
+
+
+def test_an_evaluation_is_of_the_model_at_its_start(bench):
+    """An update comes between its first and second batch; the model evaluated is (-2, -2)."""
+    done = bench([(1, [-1.0, -1.0]), None, None, (0, [1.0, 1.0]), None, None, (1, [1.0, 1.0])], updates=3).run()
+    assert done.evaluations[0].item()[1:] == (1, 0.0, pytest.approx(-8 / 3))
+
+
+def test_a_server_that_is_never_idle_evaluates_all_the_same(bench):
+    """One batch after each update, and the snapshot after one: four updates an evaluation."""
+    done = bench(flood(), updates=9, every_s=1e-9).run()
+    assert done.evaluations["version"].tolist() == [1, 5, 9]
+    assert "pause" not in done.wire.events
+
+
+def test_a_server_that_is_never_idle_is_left_alone_until_an_evaluation_is_overdue(bench):
+    done = bench(flood(), updates=9, every_s=1e3).run()
+    assert done.evaluations["version"].tolist() == [9]
+
+
+def test_a_model_that_has_not_changed_is_not_evaluated_again(bench):
+    done = bench([FIRST, *repeat(None, 50), (0, [1.0, 1.0])], updates=2, every_s=1e-9).run()
+    assert done.evaluations["version"].tolist() == [1, 2]
+
+
+def test_the_untrained_model_is_not_evaluated(bench):
+    events = bench([*repeat(None, 5), FIRST], updates=1).run().wire.events
+    assert "batch" not in events[: events.index("stop")]
+
+
+def test_a_model_that_has_changed_waits_until_its_evaluation_is_due(bench):
+    done = bench(
+        [FIRST, *repeat(None, 4), (0, [1.0, 1.0]), *repeat(None, 50), (0, [1.0, 1.0])], updates=3, every_s=1e3
+    ).run()
+    assert done.evaluations["version"].tolist() == [1, 3]
+
+
+def test_an_evaluation_starts_only_where_all_before_it_took_their_share_or_less(bench):
+    b = bench(cycle([(0, [1.0, 1.0]), None]), updates=200, every_s=1e-9, share=0.1)
+    evaluate, start, starts = b.evaluator._task.evaluate, b.evaluator.start, []
+    b.evaluator._task.evaluate = lambda *args: time.sleep(0.001) or evaluate(*args)
+    b.evaluator.start = lambda *args: starts.append((b.server.state.evaluating_s, b.server.elapsed_s)) or start(*args)
+    b.run()
+    during = starts[:-1]  # the last is the final evaluation's
+    assert all(spent <= 0.1 * elapsed for spent, elapsed in during), during
+    assert during
+
+
+def test_a_server_with_nothing_to_do_pauses(bench):
+    events = bench([FIRST, *repeat(None, 6), (0, [1.0, 1.0])], updates=2).run().wire.events
+    assert events.count("pause") == 2  # of 6 idle turns one takes the snapshot and three test a batch
