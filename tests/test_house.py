@@ -4,15 +4,19 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import asyncfeded
+from asyncfeded import testing
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "asyncfeded"
 
 FLOORS = (
-    ("__main__",),
+    ("__init__", "__main__"),
     ("cli",),
     ("bench", "plots", "testing"),
     ("doctor", "studies"),
@@ -21,7 +25,6 @@ FLOORS = (
     ("rules", "store", "tasks", "wire"),
     ("model", "mpi"),
     ("config", "seeds"),
-    ("__init__",),
 )
 """The parts of the package, from the top floor down: a part imports from the floors below its own, and from nowhere else."""
 ONLY_IN = {
@@ -138,6 +141,30 @@ def test_no_module_imports_itself_by_way_of_others():
 
     for name in MODULES:
         visit(name, [])
+
+
+# --- what strangers import
+
+
+def test_the_public_surface_is_what_the_package_exports():
+    """A name that is added or removed here is a promise made or broken: say so in CHANGELOG.md."""
+    assert asyncfeded.__all__ == [
+        "Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Settings", "State", "Task", "Update", "Waits",
+    ]  # fmt: skip
+    for name in asyncfeded.__all__:
+        assert getattr(asyncfeded, name) is getattr(asyncfeded, name)
+    with pytest.raises(AttributeError, match="no attribute 'Job'"):
+        asyncfeded.Job  # noqa: B018
+
+
+def test_what_strangers_test_with_is_what_testing_exports():
+    assert testing.__all__ == ["FakeWire", "RuleTests", "Sent", "TaskTests"]
+
+
+def test_the_package_alone_loads_neither_torch_nor_mpi():
+    """Every rank begins with a shield, a process that must start at once."""
+    code = "import sys, asyncfeded.mpi.shield; print(sorted({'torch', 'mpi4py', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 # --- who may import what

@@ -1,5 +1,43 @@
-"""Asynchronous federated learning over MPI with Euclidean-distance staleness (AsyncFedED, arXiv 2205.13797)."""
+"""Asynchronous federated learning over MPI with Euclidean-distance staleness (AsyncFedED, arXiv 2205.13797).
 
+What a task or a rule of your own needs: the protocols `Task` and `Rule` (`Waits` for a rule whose clients wait for each
+other), `Settings`, the class of their keys, and what they take and give. Nothing is loaded before it is asked for, since
+every rank is started by a small process that needs none of it (mpi/shield.py).
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncfeded.config import Settings
+    from asyncfeded.model.flat import Layout
+    from asyncfeded.model.global_model import GlobalModel
+    from asyncfeded.rules import Rule, Waits
+    from asyncfeded.rules.decision import Decision, Reply, State, Update
+    from asyncfeded.tasks import Task
+    from asyncfeded.tasks.classification import Data
 
 __version__ = version("asyncfeded")
+
+__all__ = ["Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Settings", "State", "Task", "Update", "Waits"]
+
+_ROOMS = {
+    "Data": "tasks.classification",
+    "Decision": "rules.decision",
+    "GlobalModel": "model.global_model",
+    "Layout": "model.flat",
+    "Reply": "rules.decision",
+    "Rule": "rules",
+    "Settings": "config",
+    "State": "rules.decision",
+    "Task": "tasks",
+    "Update": "rules.decision",
+    "Waits": "rules",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
