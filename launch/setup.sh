@@ -13,8 +13,10 @@ command -v "$python" >/dev/null || { echo "setup: no $python found; install Pyth
     exit 1
 }
 
-# Python files are used in place; only a change of what is built or declared makes a new install necessary.
-stamp=$(echo "$extras" | cat - pyproject.toml CMakeLists.txt src/kernel/* launch/constraints.txt | cksum)
+# Python files are used in place. A change of what is built or declared makes a new install necessary, and so does a module
+# that comes, goes or moves: the install has a list of them.
+modules=$(find src/asyncfeded -name '*.py' | sort)
+stamp=$(echo "$extras $modules" | cat - pyproject.toml CMakeLists.txt src/kernel/* launch/constraints.txt | cksum)
 if [ "$(cat .venv/asyncfeded.stamp 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
 if ! [ -x .venv/bin/pip ]; then

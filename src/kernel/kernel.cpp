@@ -1,8 +1,8 @@
-// The server's two passes over an update: one read for the norms, one read and write for the merge. And the memory triad,
-// the limit that the two are measured against.
+// The server's two passes over an update: one reads for the norms, one reads and writes for the merge. Also the memory
+// triad, the limit that the two passes are measured against.
 //
 // Arrays are contiguous float32 of one length n. Sums are taken in double, by blocks of fixed size whose partial sums are
-// added in order, so the result does not depend on the number of threads or on the instruction set. Knows no MPI, no torch.
+// added in order, so the result does not depend on the number of threads or the instruction set. Uses no MPI and no torch.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -18,7 +18,7 @@
 namespace nb = nanobind;
 
 // One binary for every x86-64 level: the loader picks the clone. A binary built with -march=native on a login node would
-// die of an illegal instruction on an older compute node.
+// crash with an illegal instruction on an older compute node.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 15)
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -34,8 +34,8 @@ struct Sums {
     double change = 0.0;  // sum (w - base)^2
 };
 
-// Vector types of GCC and Clang, lowered to what each clone's instruction set has. Written as plain loops over 16 partial
-// sums the same pass took three times as long: GCC 12 kept the sums in memory.
+// Vector types of GCC and Clang; the compiler maps them to the instruction set of each clone. With plain loops over 16
+// partial sums the same pass took three times as long: GCC 12 kept the sums in memory.
 constexpr std::size_t width = 8;
 typedef float Floats __attribute__((vector_size(width * sizeof(float))));
 typedef double Doubles __attribute__((vector_size(width * sizeof(double))));
@@ -50,14 +50,14 @@ typedef double Doubles __attribute__((vector_size(width * sizeof(double))));
         sum += d * d;                                                        \
     }
 
-// How far ahead lines are asked for, in floats: the processor's own prefetching ends at every page, and alone gave 11.6 GB/s
-// of the 14.5 that this gives on three arrays in memory.
+// How far ahead cache lines are fetched, in floats. The processor's own prefetching ends at every page: alone it gave 11.6
+// GB/s on three arrays in memory, and this gives 14.5.
 constexpr std::size_t ahead = 512;
 
 inline void fetch(const float *p) { __builtin_prefetch(p + ahead); }
 
-// For a base, which is written next: asked for as its own. A base that was just sent lies in the receiver's cache too, and
-// without this the merge of 10,000 elements waits 20 us for the lines, one after the other.
+// For a base, which is written next: this fetches the line for writing. A base that was just sent also lies in the
+// receiver's cache: without this the merge of 10,000 elements waits 20 us for the lines, one after the other.
 inline void fetch_to_write(const float *p) {
 #if defined(__x86_64__)
     asm volatile("prefetchw %0" : : "m"(p[ahead]));
@@ -67,7 +67,7 @@ inline void fetch_to_write(const float *p) {
 }
 
 CLONES Sums sums_of_block(const float *x, const float *w, const float *base, std::size_t n) {
-    Doubles moved = {}, moved2 = {}, change = {}, change2 = {};  // two of each hide the latency of an addition
+    Doubles moved = {}, moved2 = {}, change = {}, change2 = {};  // two of each, to hide the latency of an addition
     std::size_t i = 0;
     for (; i + 2 * width <= n; i += 2 * width) {
         fetch(x + i);
@@ -94,7 +94,7 @@ CLONES Sums sums_of_block(const float *x, const float *w, const float *base, std
     return total;
 }
 
-// The same sums one at a time, added in the same order, so that both give the same bits.
+// One of these sums alone, added in the same order, so that both functions give the same bits.
 CLONES double sum_of_block(const float *a, const float *base, std::size_t n) {
     Doubles sum = {}, sum2 = {};
     std::size_t i = 0;

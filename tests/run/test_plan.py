@@ -98,12 +98,12 @@ def test_a_problem_of_a_server_elsewhere_is_told_with_its_rank(own_mpi, folder):
 
 BROKEN = """
 from asyncfeded import cli
-from asyncfeded.run import run
+from asyncfeded.run import serve
 
 def fail(*_):
     raise KeyError("a bug")
 
-run._serve = fail
+serve.serve = fail
 cli.main()
 """
 

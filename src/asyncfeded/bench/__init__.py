@@ -1,7 +1,8 @@
-"""How fast the server's parts are alone, each against a limit measured in the same run; nobody learns anything here.
+"""Speed of the parts of the server, each against a limit that is measured in the same run. No model is trained here.
 
-One part per file. Everything is measured once in each of ROUNDS rounds, in turn, after a round of warm-up that does not
-count; figures are medians over the rounds. They end as a table for people and, the last line of standard output, as JSON.
+Each file measures one part. Everything is measured once in each of ROUNDS rounds, in turn, after a round of warm-up that
+does not count. Figures are medians over the rounds, printed as a table for people and as JSON, the last line of standard
+output.
 """
 
 import json
@@ -11,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 ROUNDS = 5
-"""Measurements of each figure, besides the one of warm-up."""
+"""Number of measurements of each figure, besides the one of warm-up."""
 
 
 def report(rows: Sequence[Sequence[str]], figures: Mapping[str, object], note: str) -> None:
     """Print figures.
 
     Args:
-        rows: for people, in strings; the first is the heading.
+        rows: for people, as strings; the first row is the heading.
         figures: for programs, as one line of JSON; floats keep 4 digits.
-        note: for people, what the rows are made of.
+        note: for people; explains how the rows were measured.
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
     for i, column in enumerate(rows[0]):

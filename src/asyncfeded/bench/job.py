@@ -1,4 +1,4 @@
-"""The ranks of a measurement: joined, refused, and left as those of a run are."""
+"""The ranks of a measurement: they join, are refused and leave as the ranks of a run do."""
 
 import math
 import sys
@@ -9,7 +9,7 @@ from asyncfeded.mpi.world import Backoff, RefusedError, World, join_job, leave_j
 
 
 def in_job(measure: Callable[[World], None]) -> int:
-    """Measure something with all ranks of the job. Collective. Returns the exit status, 2 where the ranks cannot start."""
+    """Measure something with all ranks of the job. Collective. Returns the exit status: 2 if the ranks cannot start."""
     world: World | None = None
     with launcher.guard():
         try:
@@ -21,16 +21,17 @@ def in_job(measure: Callable[[World], None]) -> int:
             rank = world.rank if world else launched[2] if launched else 0
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            status = 2 if world or rank == 0 else 0  # as run.train: no status of another rank may end rank 0 before it told
+            # As in run.train: no status of another rank may end rank 0 before rank 0 has printed why.
+            status = 2 if world or rank == 0 else 0
         leave_job(status)
     return status
 
 
 def check(seconds: float, wait: str) -> None:
-    """What the measurements have in common.
+    """Check the options that the measurements have in common.
 
     Raises:
-        RefusedError: no such time, or no such way to wait.
+        RefusedError: the time or the way to wait is not valid.
     """
     if wait not in ("auto", "spin", "yield"):
         raise RefusedError(f"--wait {wait}: expected auto, spin or yield")
@@ -44,5 +45,5 @@ def mpi() -> str:
 
 
 def together(world: World) -> None:
-    """Go on when all ranks are here, without taking a core from those that are not. Collective."""
+    """Wait until all ranks have called this, without occupying a core that other ranks need. Collective."""
     Backoff(spin=False).wait(world.comm.Ibarrier())

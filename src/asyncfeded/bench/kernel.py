@@ -1,4 +1,4 @@
-"""The kernel's two passes over an update, against the memory triad and against torch."""
+"""Measures the kernel's two passes over an update against the memory triad and against torch."""
 
 import os
 import time
@@ -20,11 +20,11 @@ def measure(params: int, threads: int) -> None:
     """Measure the two passes over an update, and print the figures.
 
     Args:
-        params: elements of a model; four of that size are held, and two more by the naive torch expressions.
-        threads: of the kernel and of torch. 0: as many as cores.
+        params: elements of a model. Four vectors of that size are held; the naive torch expressions hold two more.
+        threads: number of threads of the kernel and of torch. 0: as many as cores.
 
     Raises:
-        ValueError: no such size or number of threads.
+        ValueError: the size or the number of threads is not valid.
     """
     if params < 1:
         raise ValueError(f"--params {params}: expected the elements of a model, at least 1, for example --params 10000000")
@@ -32,7 +32,7 @@ def measure(params: int, threads: int) -> None:
         raise ValueError(f"--threads {threads}: expected a number of threads, or 0 for one per core")
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     passes = _passes(params)
-    calls = min(1000, 1 + 2**20 // params)  # many of few elements: the clock's own time is none of it
+    calls = min(1000, 1 + 2**20 // params)  # many for a small model, whose time the clock would distort
     taken = np.array([[_seconds(run, calls) for run in passes.values()] for _ in range(1 + ROUNDS)])
     time_s: dict[str, float] = dict(zip(passes, np.median(taken[1:], axis=0).tolist(), strict=True))
     rate = {name: 4 * params * sum(READS_AND_WRITES[name.split()[0]]) / time_s[name] / 1e9 for name in passes}
@@ -64,7 +64,7 @@ def measure(params: int, threads: int) -> None:
 
 
 def _seconds(run: Callable[[], object], calls: int) -> float:
-    """Seconds of one call."""
+    """Seconds of one call, averaged over `calls`."""
     began = time.perf_counter()
     for _ in range(calls):
         run()

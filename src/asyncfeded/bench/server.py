@@ -1,7 +1,7 @@
-"""The server at work for clients that learn nothing: how long they wait for a reply, and what an update takes of the server.
+"""Measures how long clients wait for a reply, and what an update costs the server. The clients train nothing.
 
-Server, wire and rule are those of a run, and every update is recorded. The global model is moved between updates, so that
-none is fresh and no distance known from before.
+Server, wire and rule are those of a run, and every update is recorded. The global model is changed between updates, so that
+no update is fresh and every distance must be computed.
 """
 
 import tempfile
@@ -38,30 +38,30 @@ from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
 Tick: TypeAlias = Callable[[Server, Record], None]
-"""Called between two updates, with the record of the window."""
+"""Is called between two updates, with the record of the window."""
 ECHO_BYTES = 4e8
-"""Sent and sent back in the echoes of a round, if that makes 3 to 200 of them."""
+"""Bytes that the echoes of a round send there and back; the number of echoes is kept between 3 and 200."""
 TRIAD_SIZE = 25_000_000
-"""Elements of the triad's arrays at most: beyond every cache."""
+"""Largest number of elements of the triad's arrays: larger than every cache."""
 TOUCHED = 9
-"""Arrays that an update passes in the server's memory: written as it arrives, three read for the norms, three read and two
-written by the merge."""
+"""Passes over arrays in the server's memory for one update: one is written when it arrives, three are read for the norms,
+three are read and two written by the merge."""
 EVERY = 4096
-"""Of so many elements of its model a client changes one."""
+"""A client changes one of so many elements of its model."""
 
 
 def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: str) -> int:
-    """Measure the server, and print the figures. Collective: rank 0 is the server, every other rank a client.
+    """Measure the server, and print the figures. Collective: rank 0 is the server, every other rank is a client.
 
-    Each round has three parts: echoes of a header and a model between server and first client, by plain MPI calls; the
-    server at work for all clients; the memory triad on the server's threads. With checkpoints it has a fourth, before the
-    triad: the server at work while they are written, one after the other.
+    Each round has three parts: echoes of a header and a model between the server and the first client, by plain MPI calls;
+    the server at work for all clients; the memory triad on the server's threads. With checkpoints it has a fourth part
+    before the triad: the server at work while checkpoints are written, one after the other.
 
     Args:
         params: elements of the model.
         seconds: of the server's work in each round.
         wait: auto, spin or yield, as the config's `wait`.
-        checkpoints: whether to measure it beside them, too.
+        checkpoints: whether to measure the server also while checkpoints are written.
         device: where the server's models are, as the config's `server_device`.
 
     Returns:
@@ -73,13 +73,13 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         if params < 1:
             raise RefusedError(f"--params {params}: expected the elements of a model, at least 1")
         wanted = device if world.rank == 0 else "cpu"
-        there = plan.agree_on(
+        own_device = plan.agree_on(
             world, lambda: placement.device(known_device(wanted), 0, "--device"), lambda _: make_statement()
         )
         torch.set_num_threads(world.threads)
         if world.rank == 0:
-            placement.take(there)
-            _serve(world, params, seconds, wait, checkpoints, there)
+            placement.take(own_device)
+            _serve(world, params, seconds, wait, checkpoints, own_device)
         else:
             _answer(world, params, wait, checkpoints)
 
@@ -97,7 +97,7 @@ def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bo
     beside: list[Window] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keeping = Keeping(folder)  # for all rounds: the memory of its copies is new in that of warm-up
+        keeping = Keeping(folder)  # one for all rounds: its copies take new memory in the round of warm-up only
         for number in range(1 + ROUNDS):
             together(world)
             echo_s.append(_echo(world, model.base[0].cpu().numpy()))
@@ -167,7 +167,7 @@ def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bo
 
 
 def _turnaround_s(world: World) -> tuple[float, float]:
-    """Median and 99th percentile of what all clients have measured in one kind of window. Rank 0."""
+    """Median and 99th percentile of the turnarounds that all clients measured in one kind of window. Rank 0."""
     counts = np.zeros(world.size, np.int64)
     world.comm.Gather(np.zeros(1, np.int64), counts)
     turnaround_s = np.zeros(counts.sum())
@@ -177,7 +177,7 @@ def _turnaround_s(world: World) -> tuple[float, float]:
 
 
 def _answer(world: World, params: int, wait: str, checkpoints: bool) -> None:
-    """A client's part of all rounds: return a changed model at once. Client ranks."""
+    """The client's part of all rounds: it returns a changed model at once. Client ranks."""
     buffer = torch.zeros(params)
     kinds: list[list[float]] = [[], []] if checkpoints else [[]]
     for number in range(1 + ROUNDS):
@@ -196,7 +196,7 @@ def _answer(world: World, params: int, wait: str, checkpoints: bool) -> None:
                 taken_s.append(time.perf_counter() - began)
             wire.finish()
             if number:
-                turnaround_s += taken_s[:-1]  # the last was answered by the stop
+                turnaround_s += taken_s[:-1]  # the answer to the last one was the stop
     for turnaround_s in kinds:
         world.comm.Gather(np.array([len(turnaround_s)]), None)
         world.comm.Gatherv(np.array(turnaround_s), None)
@@ -211,7 +211,7 @@ class Window(NamedTuple):
 
 
 def _record(world: World, path: Path) -> Record:
-    """Of one window."""
+    """A new record for one window."""
     return Record(path, "", np.zeros(world.size, PLACE), np.zeros(world.size - 1, PROFILE))
 
 
@@ -237,13 +237,13 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
 
 
 class WindowObserver:
-    """Records a window of work as a run is recorded, moves the global model after every update, and ends the window.
+    """Records a window of work as a run is recorded, changes the global model after every update, and ends the window.
 
     Args:
         model: the global model.
         book: the record.
-        seconds: of the window.
-        tick: called as the server's.
+        seconds: length of the window.
+        tick: is called whenever the server calls `tick`.
     """
 
     def __init__(self, model: GlobalModel, book: Record, seconds: float, tick: Tick) -> None:
@@ -265,7 +265,7 @@ class WindowObserver:
             self._seen = server.state.updates
             self._x[0] += 1e-6
             self._model.version += 1
-            # Some updates, however slow they are.
+            # A window has some updates, even if they are slow.
             server.interrupted = server.elapsed_s > self._seconds and self._seen > 2 * len(self._model.base)
         self._tick(server, self._record)
 
@@ -275,11 +275,11 @@ class WindowObserver:
 
 
 class Keeping:
-    """Has a checkpoint written as soon as the one before is on the disk. Rank 0.
+    """Starts a checkpoint as soon as the previous one is on the disk. Rank 0.
 
     Attributes:
-        writer: of all windows.
-        written: checkpoints so far.
+        writer: writes the checkpoints of all windows.
+        written: number of checkpoints so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -287,7 +287,7 @@ class Keeping:
         self._keeper: resume.Keeper | None = None
 
     def tick(self, server: Server, book: Record) -> None:
-        """See `Observer`. None at the end: replies that are still on their way then would wait for the disk."""
+        """See `Observer`. Starts no checkpoint at the end: replies that are still on their way would wait for the disk."""
         if self._keeper is None:
             take = partial(resume.snapshot, book=book, config="", due_s={})
             self._keeper = resume.Keeper(Checkpoint(), self.writer, book, take, cast("Progress", self), None)
@@ -296,22 +296,22 @@ class Keeping:
             self._keeper.tick(server)
 
     def finish(self) -> None:
-        """Wait for the last of a window."""
+        """Wait for the last checkpoint of a window."""
         if self._keeper:
             self._keeper.finish()
             self._keeper = None
 
     def log(self, text: str) -> None:
-        """As a `Progress`: one is written."""
+        """As `Progress.log`: a checkpoint is written."""
         self.written += 1
 
     def say(self, text: str) -> None:
-        """As a `Progress`: one could not be written."""
+        """As `Progress.say`: a checkpoint could not be written."""
         raise RuntimeError(text)
 
 
 def _echo(world: World, weights: np.ndarray) -> float:
-    """Send header and model there and back by plain MPI calls. Ranks 0 and 1. Returns the median seconds of an echo."""
+    """Send a header and a model there and back by plain MPI calls. Ranks 0 and 1. Returns the median seconds of an echo."""
     header = np.zeros(HEADER.itemsize, np.uint8)
     other, taken_s = 1 - world.rank, []
     for _ in range(int(np.clip(ECHO_BYTES / weights.nbytes, 3, 200))):
@@ -324,7 +324,7 @@ def _echo(world: World, weights: np.ndarray) -> float:
 
 
 def _triad(size: int) -> float:
-    """Seconds of a triad, the second of two."""
+    """Seconds of the second of two triads."""
     a, b, c = (torch.ones(size) for _ in range(3))
     for _ in range(2):
         began = time.perf_counter()
@@ -334,7 +334,7 @@ def _triad(size: int) -> float:
 
 
 def _status_bytes(field: str) -> int:
-    """VmRSS, the memory of this process, or VmHWM, the most it was."""
+    """VmRSS, the memory of this process, or VmHWM, its maximum so far."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024

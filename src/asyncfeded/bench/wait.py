@@ -1,6 +1,6 @@
-"""What waiting for messages costs the ranks that train, and how soon a waiting server notices an update.
+"""Measures what waiting for messages costs the ranks that train, and how soon a waiting server notices an update.
 
-Server and clients wait here by the wires of a run, and not by a copy of them.
+Server and clients wait with the wires of a run, not with a copy of them.
 """
 
 import subprocess
@@ -21,21 +21,21 @@ from asyncfeded.wire.server_wire import ServerWire
 SIZE = 16
 """Elements of the models that are sent."""
 PINGS = 200
-"""Updates whose notice is timed, besides a tenth as many of warm-up."""
+"""Number of updates whose notice is timed, after a tenth as many of warm-up."""
 PING_EVERY_S = 5e-3
-"""How long the client lets the server wait for each: long enough for its pauses to reach their longest."""
+"""How long the server waits for each update: long enough for its pauses to reach their maximum."""
 
 
 def measure(wait: str, seconds: float) -> int:
-    """Measure what waiting costs and how soon it ends; rank 0 prints the figures. Collective.
+    """Measure what waiting costs and how soon an update is noticed; rank 0 prints the figures. Collective.
 
-    Each round has three parts of so many seconds: all ranks idle; the clients train while the server idles; as many
-    processes that know no MPI, one started by every client rank, train while no rank polls. Then one client sends update
-    after update.
+    Each round has three parts of so many seconds: all ranks are idle; the clients train while the server is idle; no rank
+    polls while as many processes without MPI train, one started by each client rank. After the rounds one client sends
+    update after update.
 
     Args:
         wait: auto, spin or yield, as the config's `wait`.
-        seconds: of each part.
+        seconds: length of each part.
 
     Returns:
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
@@ -44,10 +44,10 @@ def measure(wait: str, seconds: float) -> int:
     def with_ranks(world: World) -> None:
         check(seconds, wait)
         torch.set_num_threads(1)
-        mine, noticed_s = (_idle_as_server if world.rank == 0 else _idle_as_client)(world, world.backoff(wait), seconds)
-        cores, ranks = np.zeros(1), np.zeros((world.size, *mine.shape))
+        own, noticed_s = (_idle_as_server if world.rank == 0 else _idle_as_client)(world, world.backoff(wait), seconds)
+        cores, ranks = np.zeros(1), np.zeros((world.size, *own.shape))
         world.comm.Reduce(np.array([world.cores]), cores)
-        world.comm.Gather(mine, ranks)
+        world.comm.Gather(own, ranks)
         if world.rank == 0:
             _report_wait(world, world.backoff(wait), round(float(cores[0])), ranks[:, 1:], noticed_s)
 
@@ -55,7 +55,7 @@ def measure(wait: str, seconds: float) -> int:
 
 
 def _report_wait(world: World, backoff: Backoff, cores: int, ranks: np.ndarray, noticed_s: list[float]) -> None:
-    """Print the figures of (ranks, ROUNDS, 3): idle share of a core; steps/s among ranks that wait, and without. Rank 0."""
+    """Print the figures of (ranks, ROUNDS, 3): idle share of a core; steps/s beside a waiting server, and alone. Rank 0."""
     idle, polled, alone = np.moveaxis(ranks, 2, 0)
     kept = float(np.median(polled.sum(axis=0) / alone.sum(axis=0)))
     p50, p99 = (float(p) for p in np.percentile(noticed_s, [50, 99]))
@@ -92,10 +92,10 @@ def _idle_as_server(world: World, backoff: Backoff, seconds: float) -> tuple[np.
     """Wait as `server.Server` does. Rank 0.
 
     Returns:
-        float64 (1 + ROUNDS, 3), the share of a core it took while all were idle and two zeros, with warm-up; and the
-        seconds in which each of the PINGS updates was noticed, at most.
+        float64 (1 + ROUNDS, 3), warm-up included: the share of a core that it used while all were idle, and two zeros.
+        For each of the PINGS updates, the seconds within which it was noticed.
     """
-    weights = torch.zeros(SIZE)  # never written: every reply may be sent from it
+    weights = torch.zeros(SIZE)  # never written, so that every reply may be sent from it
     wire = ServerWire(world.comm, world.size - 1, SIZE, backoff, world.size - 1)
     figures = np.zeros((1 + ROUNDS, 3))
     for row in figures:
@@ -120,7 +120,7 @@ def _idle_as_server(world: World, backoff: Backoff, seconds: float) -> tuple[np.
 
 
 def _take(wire: ServerWire) -> float:
-    """Wait for an update. Rank 0. Returns the seconds between the ends of the poll that found it and the poll before."""
+    """Wait for an update. Rank 0. Returns the seconds between the end of the last empty poll and the poll that found it."""
     before = time.perf_counter()
     while (arrival := wire.next()) is None:
         before = time.perf_counter()
@@ -132,22 +132,22 @@ def _take(wire: ServerWire) -> float:
 
 
 def _idle_as_client(world: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
-    """Wait and train as `client.work` does, and have a process train that does not know of MPI. Client ranks.
+    """Wait and train as `client.work` does, and start a process without MPI that trains, too. Client ranks.
 
     Returns:
-        float64 (1 + ROUNDS, 3): the share of a core it took while all were idle, its steps per second, those of the
-        process; with warm-up. And no seconds, which are the server's.
+        float64 (1 + ROUNDS, 3), warm-up included: the share of a core that it used while all were idle, its steps per
+        second, and those of the process. An empty list, since only the server times the updates.
     """
     wire = ClientWire(world.comm, torch.zeros(SIZE), backoff)
     figures = np.zeros((1 + ROUNDS, 3))
     train = [sys.executable, "-c", "from asyncfeded.bench import wait; wait.train_alone()"]
-    # In a session of its own, so that an interrupt at the terminal is told by the ranks alone; ends with its standard input.
+    # It has its own session, so that only the ranks report an interrupt at the terminal; it ends with its standard input.
     with subprocess.Popen(
         train, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdout.readline()  # it is ready
+        process.stdout.readline()  # wait until it is ready
         for row in figures:
             together(world)
             idle = _core_share()
@@ -168,7 +168,7 @@ def _idle_as_client(world: World, backoff: Backoff, seconds: float) -> tuple[np.
 
 
 def train_alone() -> None:
-    """Train for the seconds that each line of standard input names, and answer with the steps per second."""
+    """For each line of standard input, train for that number of seconds and print the steps per second."""
     torch.set_num_threads(1)
     print("ready", flush=True)  # noqa: T201
     for line in sys.stdin:
@@ -176,7 +176,7 @@ def train_alone() -> None:
 
 
 def _steps_per_s(seconds: float, stopped: Callable[[], bool]) -> float:
-    """Train a small network, asking after every step whether to stop, as client.Trainer does. Returns steps per second."""
+    """Train a small network; ask after every step whether to stop, as client.Trainer does. Returns steps per second."""
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     params = list(model.parameters())
     inputs, targets, steps = torch.ones(32, 64), torch.zeros(32, dtype=torch.int64), 0
@@ -192,6 +192,6 @@ def _steps_per_s(seconds: float, stopped: Callable[[], bool]) -> float:
 
 
 def _core_share() -> Callable[[], float]:
-    """Begin to measure; the function returned tells the share of a core that this process has taken since."""
+    """Begin to measure. The function returned gives the share of a core that this process has used since."""
     cpu, wall = time.process_time(), time.perf_counter()
     return lambda: (time.process_time() - cpu) / (time.perf_counter() - wall)

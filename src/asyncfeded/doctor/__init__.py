@@ -1,6 +1,6 @@
-"""`asyncfeded doctor`: what stands in the way of a run, under the launcher that is to start it.
+"""`asyncfeded doctor` finds what can stop a run, under the launcher that will start the run.
 
-Says what it finds as it finds it, so that what comes before a crash or a hang is on the screen. `problem.py` judges.
+It prints each finding at once, so that the findings before a crash or a hang are on the screen. `problem.py` judges them.
 """
 
 import json
@@ -21,42 +21,42 @@ from asyncfeded.mpi.world import Backoff, RefusedError, World, gather_places, jo
 from asyncfeded.store import record
 
 SHOWN = 32
-"""Links that the table shows; of more, the slowest."""
+"""Number of links that the table shows; if there are more, it shows the slowest."""
 SOFTWARE = ("python", "asyncfeded", "torch", "numpy", "mpi4py", "mpi")
 FACTS = np.dtype([*((name, "S40") for name in SOFTWARE), ("memory", np.int64), ("gpu_buffers", "S200")])
-"""What a rank tells of itself; memory: bytes that it could have."""
+"""What a rank reports about itself; `memory` is the number of bytes that it could still take."""
 LEVELS = {MPI.THREAD_SINGLE: "SINGLE", MPI.THREAD_FUNNELED: "FUNNELED", MPI.THREAD_SERIALIZED: "SERIALIZED"}
 LAUNCHED = ("PMI", "PRTE_", "OMPI_COMM_WORLD_", "HYD", "SLURM_")
-"""Beginnings of what launchers leave in the environment."""
+"""Prefixes of the environment variables that launchers set."""
 TRY_GPU = """
 import sys, torch
 from asyncfeded.mpi.launcher import MPI
 MPI.Init()
-there = torch.arange(1 << 20, dtype=torch.float32, device="cuda")
-back = torch.zeros_like(there)
+sent = torch.arange(1 << 20, dtype=torch.float32, device="cuda")
+back = torch.zeros_like(sent)
 torch.cuda.synchronize()
-MPI.COMM_SELF.Sendrecv(there, 0, recvbuf=back, source=0)
+MPI.COMM_SELF.Sendrecv(sent, 0, recvbuf=back, source=0)
 torch.cuda.synchronize()
-sys.exit(0 if torch.equal(there, back) else 3)
+sys.exit(0 if torch.equal(sent, back) else 3)
 """
-"""Run by a process of its own, since an MPI that is not CUDA-aware ends it with a segmentation fault."""
+"""A separate process runs this, since an MPI that is not CUDA-aware ends the process with a segmentation fault."""
 
 
 def examine(run_dir: Path) -> int:
-    """Look at everything that a run needs, and print it with one line of JSON at the end. Collective, also for one rank.
+    """Examine everything that a run needs, and print it, with one line of JSON at the end. Collective; one rank is enough.
 
     Args:
-        run_dir: folder of a run to be.
+        run_dir: folder of a planned run.
 
     Returns:
         The exit status: 0, or 1 if something stops a run.
     """
     try:
         world = join_job(least=1)
-    except RefusedError as error:  # each rank believes to be alone
+    except RefusedError as error:  # each rank believes that it is alone
         launched = launcher.launched_by()
         if launched and launched[2]:
-            return 0  # as run.train: no status of another rank may end rank 0 before it told
+            return 0  # as in run.train: no status of another rank may end rank 0 before rank 0 has printed why
         return _conclude({"mpi": launcher.vendor()}, [Problem(str(error), stops=True)])
     device = placement.device("cpu" if world.rank == 0 else "auto", world.turn(0))
     placement.take(device)
@@ -70,7 +70,7 @@ def examine(run_dir: Path) -> int:
 
 
 def _report(world: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) -> int:
-    """Ask, judge and print. Rank 0. Returns the status, which the clients have been told."""
+    """Ask the clients, judge and print. Rank 0. Returns the exit status, after sending it to the clients."""
     problems, figures = _about_mpi(world, facts)
     _say(*placement.table(places))
     problems += problem.of_places(places)
@@ -85,24 +85,24 @@ def _report(world: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) 
     problems += folder.problems(found)
     figures["folder"] = found._asdict()
     try:
-        noticed, more = _about_links(world, facts)
-        problems, figures = problems + noticed, figures | more
+        link_problems, link_figures = _about_links(world, facts)
+        problems, figures = problems + link_problems, figures | link_figures
         status = _conclude(figures, problems)
     except links.SilentError as error:
         rank = error.args[0]
         what = f"rank {rank} on {world.hosts[rank]} does not answer within {links.DEADLINE_S:.0f} s"
         remedy = "look at the network between the hosts (firewall, interfaces that MPI chose)"
         _conclude(figures, [*problems, Problem(f"{what}; {remedy}", stops=True)])
-        time.sleep(0.5)  # as launcher.guard, so that mpiexec reads all of it
+        time.sleep(0.5)  # as in launcher.guard, so that mpiexec reads all of the output
         MPI.COMM_WORLD.Abort(1)
-        os._exit(1)  # Abort may return before the process is ended
+        os._exit(1)  # Abort may return before the process has ended
     for rank in range(1, world.size):
         links.ask(world, rank, links.LEAVE, status)
     return status
 
 
 def _about_mpi(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
-    """The library, the launcher and the hosts. Rank 0."""
+    """Print the library, the launcher and the hosts. Rank 0. Returns the problems and the figures."""
     launched = launcher.launched_by()
     level = MPI.Query_thread()
     hosts = {host: [rank for rank in range(world.size) if world.hosts[rank] == host] for host in world.hosts}
@@ -142,7 +142,7 @@ def _about_mpi(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str
 
 
 def _about_links(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
-    """Latency, bandwidth, clocks, and a large message. Rank 0."""
+    """Measure latency, bandwidth, clocks, and a large message. Rank 0. Returns the problems and the figures."""
     if world.size == 1:
         return [], {"links": [], "large_message": "not tried: no other rank"}
     measured = [links.measure(world, rank) for rank in range(1, world.size)]
@@ -163,7 +163,7 @@ def _about_links(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[s
 
 
 def _links_table(measured: list[Link], hosts: list[str]) -> list[str]:
-    """Of every link, or the slowest, with marks for the slowest of all."""
+    """The lines of a table of all links, or of the slowest ones. It marks the highest latency and the lowest bandwidth."""
     shown = measured
     if len(measured) > SHOWN:
         shown = sorted(sorted(measured, key=lambda link: link.bytes_per_s)[:SHOWN])
@@ -189,30 +189,30 @@ def _conclude(figures: dict[str, object], problems: list[Problem]) -> int:
 
 
 def _facts(world: World, gpu_buffers: str) -> np.ndarray:
-    """FACTS (ranks,) of all. Collective; waits without taking a core."""
+    """FACTS (ranks,) of all ranks. Collective; it waits without occupying a core."""
     versions = record.versions() | {"mpi": launcher.vendor()}
-    mine, all_facts = np.zeros(1, FACTS), np.zeros(world.size, FACTS)
+    own_facts, all_facts = np.zeros(1, FACTS), np.zeros(world.size, FACTS)
     for name in SOFTWARE:
-        mine[name] = versions[name].encode()[:40]
-    mine["memory"], mine["gpu_buffers"] = _memory(), gpu_buffers.encode()[:200]
-    Backoff(spin=False).wait(world.comm.Iallgather(mine.view(np.uint8), all_facts.view(np.uint8)))
+        own_facts[name] = versions[name].encode()[:40]
+    own_facts["memory"], own_facts["gpu_buffers"] = _memory(), gpu_buffers.encode()[:200]
+    Backoff(spin=False).wait(world.comm.Iallgather(own_facts.view(np.uint8), all_facts.view(np.uint8)))
     return all_facts
 
 
 def _memory(info: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that this host and the control groups of this rank have left; 0 where the system does not tell."""
+    """Bytes that this host and the control groups of this rank have left; 0 if the system does not report it."""
     lines = info.read_text().splitlines() if info.exists() else []
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
     return int(min(free, placement.memory()))
 
 
 def _first_gpu(places: np.ndarray) -> int:
-    """The first rank with a GPU, -1 if there is none."""
+    """The first rank with a GPU; -1 if there is none."""
     return next((rank for rank, device in enumerate(places["device"].tolist()) if device.startswith(b"cuda")), -1)
 
 
 def _gpu_buffers(code: str = TRY_GPU) -> str:
-    """Whether MPI takes messages from a GPU's memory, found by a process that sends itself one."""
+    """Whether MPI sends messages from the memory of a GPU. A separate process tests it by sending a message to itself."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
     try:
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
@@ -229,5 +229,5 @@ def _decoded(place: tuple[object, ...]) -> list[object]:
 
 
 def _say(*lines: str) -> None:
-    """A paragraph, at once."""
+    """Print a paragraph, and flush it at once."""
     print(*lines, "", sep="\n", flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The file system that a run would write to: does it rename at once, reach the disk, lock, and have room."""
+"""Tests of the file system that a run would write to: atomic renames, fsync, locks and free space."""
 
 import fcntl
 import os
@@ -17,30 +17,30 @@ from asyncfeded.store.checkpoint.file import write
 
 SYNCS = 5
 ROOM = 1 << 30
-"""Bytes that should be free."""
+"""Number of bytes that should be free."""
 SLOW_S = 0.5
-"""An fsync that takes longer is told."""
+"""An fsync that takes longer is reported as a problem."""
 
 
 class Folder(NamedTuple):
-    """What was found of a folder; a problem is a sentence, empty where there is none."""
+    """The findings about a folder. The last four fields each hold a problem as a sentence, or are empty."""
 
     path: str
-    """Where it was tried: the folder, or the nearest one above that exists."""
+    """The folder that was tested: the folder of the run, or its nearest parent that exists."""
     kind: str = ""
-    """Of the file system, such as ext4 or nfs4; empty where the system does not tell."""
+    """Kind of the file system, such as ext4 or nfs4; empty if the system does not report it."""
     free_bytes: int = 0
     fsync_s: float = 0.0
-    """Of 4 KiB, median of SYNCS."""
+    """Time of an fsync of 4 KiB, median of SYNCS."""
     writing: str = ""
     renaming: str = ""
     locking: str = ""
     saving: str = ""
-    """HDF5 files, as records and checkpoints are."""
+    """The test with HDF5 files, as records and checkpoints are."""
 
 
 def look(run_dir: Path) -> Folder:
-    """Try a folder with a few small files in a folder of their own, which are gone afterwards. Rank 0."""
+    """Test a folder with a few small files in a temporary folder, which is removed afterwards. Rank 0."""
     place = run_dir.absolute()
     while not place.exists():
         place = place.parent
@@ -61,7 +61,7 @@ def look(run_dir: Path) -> Folder:
 
 
 def problems(found: Folder) -> list[Problem]:
-    """What of it stands in a run's way."""
+    """The findings that are problems for a run."""
     other = "choose another folder (run_dir=...)"
     if found.writing:
         return [Problem(f"{found.path} cannot be written: {found.writing}; {other}", stops=True)]
@@ -87,13 +87,13 @@ def problems(found: Folder) -> list[Problem]:
 
 
 def kind_of(path: Path, mounts: str) -> str:
-    """Kind of the file system that a path lies on.
+    """Kind of the file system that holds a path.
 
     Args:
         path: absolute, without links.
         mounts: the text of /proc/mounts.
     """
-    kinds = {}  # of what is mounted twice at one place the later counts
+    kinds = {}  # if two are mounted at one place, the later one counts
     for line in mounts.splitlines():
         _, place, kind = line.split()[:3]
         kinds[Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place))] = kind

@@ -1,6 +1,6 @@
-"""Messages between the server and every client: how soon, how fast, how large, and what time it is there.
+"""Measurements of the links between server and clients: latency, bandwidth, large messages, and clocks.
 
-Clients wait for the server's questions without taking a core; only the one that is asked is awake.
+Clients wait for the server's questions without occupying a core; only the client that is asked is awake.
 """
 
 import os
@@ -14,28 +14,29 @@ from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff, World
 
 PINGS, PING = 60, 8
-"""Round trips for the latency, after one of warm-up, and their bytes: the client's time comes back."""
+"""Round trips for the latency, after one of warm-up, and their bytes. The answer carries the client's time."""
 LOADS, LOAD = 4, 4 << 20
 """Round trips for the bandwidth, after one of warm-up, and their bytes."""
 LARGE = (1 << 31) + 8
-"""Bytes of one message, more than an int can tell. Of float32, as models are: so many elements Open MPI 5.0.11 refuses."""
+"""Bytes of one message, more than an int can hold. The message is float32, as models are: Open MPI 5.0.11 refuses it if
+each byte is an element."""
 DEADLINE_S = 60.0
 LEAVE, ECHO, TAKE = range(3)
-"""What the server asks for, as (what, bytes or status, times)."""
+"""What the server asks for, in a message (what, bytes or status, times)."""
 QUESTION, ANSWER, SENT, MESSAGE = range(4)  # tags
 
 
 class SilentError(Exception):
-    """A client, the argument, did not answer in time; what was asked cannot be taken back, the job can only be aborted."""
+    """The client named by the argument did not answer in time. The question cannot be cancelled; the job must be aborted."""
 
 
 def ask(world: World, rank: int, what: int, number: int = 0, times: int = 0) -> None:
-    """Tell a client what comes. Rank 0."""
+    """Tell a client what to do next. Rank 0."""
     world.comm.Send(np.array([what, number, times]), rank, QUESTION)
 
 
 def answer(world: World) -> int:
-    """Do what the server asks, until it says to leave. Client ranks. Returns the status to leave with."""
+    """Do what the server asks, until it says to leave. Client ranks. Returns the exit status."""
     question = np.zeros(3, np.int64)
     while True:
         Backoff(spin=False).wait(world.comm.Irecv(question, 0, QUESTION))
@@ -55,10 +56,10 @@ def answer(world: World) -> int:
 
 
 def measure(world: World, rank: int) -> Link:
-    """The link to one client. Rank 0.
+    """Measure the link to one client. Rank 0.
 
     Raises:
-        SilentError: it does not answer.
+        SilentError: the client does not answer.
     """
     ask(world, rank, ECHO, PING, 1 + PINGS)
     rounds = [_round(world, rank, PING) for _ in range(1 + PINGS)][1:]
@@ -70,7 +71,7 @@ def measure(world: World, rank: int) -> Link:
 
 
 def send_large(world: World, rank: int) -> str:
-    """Send LARGE bytes in one message to a client. Rank 0. Returns what went wrong, empty if nothing did.
+    """Send LARGE bytes in one message to a client. Rank 0. Returns what went wrong; empty if nothing did.
 
     Raises:
         SilentError: the message does not arrive in time.
@@ -80,7 +81,7 @@ def send_large(world: World, rank: int) -> str:
     _wait(world.comm.Irecv(problem_text.view(np.uint8), rank, ANSWER), rank)
     if problem := str(problem_text[0], errors="replace"):
         return problem
-    message = np.zeros(LARGE // 4, np.float32)  # untouched but for the marks: it takes next to no memory
+    message = np.zeros(LARGE // 4, np.float32)  # only the marks are written: it takes almost no memory
     message[_marks()] = [1, 2, 3, 4]
     try:
         request = world.comm.Isend(message, rank, MESSAGE)
@@ -94,7 +95,7 @@ def send_large(world: World, rank: int) -> str:
 
 
 def _take_large(world: World) -> None:
-    """The client's part of `send_large`: says whether it can receive, and then what was wrong. Client ranks."""
+    """The client's part of `send_large`: it reports whether it can receive, and then what was wrong. Client ranks."""
 
     def say(text: str) -> None:
         world.comm.Send(np.array([text.encode()[:200]], "S200").view(np.uint8), 0, ANSWER)
@@ -120,7 +121,7 @@ def _marks() -> list[int]:
 
 
 def _round(world: World, rank: int, size: int) -> tuple[float, float]:
-    """Seconds of a round trip of so many bytes, and how far the client's clock is ahead, as seen from its middle."""
+    """Seconds of a round trip of so many bytes, and how far the client's clock is ahead at the middle of the trip."""
     message, back = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     answered = world.comm.Irecv(back, rank, ANSWER)
     began, began_at = time.perf_counter(), time.time()
@@ -132,10 +133,10 @@ def _round(world: World, rank: int, size: int) -> tuple[float, float]:
 
 
 def _wait(request: MPI.Request, rank: int, pause: Callable[[], None] | None = None) -> None:
-    """Until the request is complete, sleeping between polls if there is no other pause.
+    """Wait until the request is complete. Sleeps between polls, unless another pause is given.
 
     Raises:
-        SilentError: that took too long.
+        SilentError: it took longer than DEADLINE_S.
     """
     until, pause = time.monotonic() + DEADLINE_S, pause or Backoff(spin=False).pause
     while not request.Test():

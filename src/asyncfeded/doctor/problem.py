@@ -1,4 +1,4 @@
-"""A problem, and the problems that readings of a job amount to. Pure: knows no MPI, and looks at nothing itself."""
+"""Judges the measurements of a job and names the problems. Pure: it knows no MPI and measures nothing itself."""
 
 import statistics
 from collections import defaultdict
@@ -10,21 +10,21 @@ import numpy as np
 from asyncfeded.mpi.placement import numbers
 
 SKEW_S = 1.0
-"""Clocks may differ by so much."""
+"""Largest difference between clocks that is no problem."""
 THIN = 0.2e9
-"""Bytes per second between hosts; less is told."""
+"""Bytes per second between hosts; less is reported as a problem."""
 
 
 class Problem(NamedTuple):
-    """One line for a person: what is wrong, and what to do."""
+    """One line for the user: what is wrong, and what to do."""
 
     text: str
     stops: bool = False
-    """Whether no run can be, or end well, with it."""
+    """Whether no run can start, or end well, with this problem."""
 
 
 class Link(NamedTuple):
-    """Between the server and a client."""
+    """The link between the server and a client."""
 
     rank: int
     latency_s: float
@@ -32,15 +32,15 @@ class Link(NamedTuple):
     bytes_per_s: float
     """One way."""
     skew_s: float
-    """How far the client's clock is ahead."""
+    """How far the client's clock is ahead of the server's."""
     skew_error_s: float
-    """Half of the round trip that this was read from."""
+    """Half of the round trip that measured `skew_s`."""
 
 
 def of_links(links: Sequence[Link], hosts: Sequence[str]) -> list[Problem]:
-    """Slow links and clocks.
+    """Slow links and wrong clocks.
 
-    A link is slow beside those of its kind, within the server's host or beyond it, if there are three.
+    A link is compared with the links of its kind (within the server's host, or to other hosts), if there are at least three.
 
     Args:
         links: of every client.
@@ -86,7 +86,7 @@ def of_places(places: np.ndarray) -> list[Problem]:
     for rank, (host, _, device, cores, _) in enumerate(places.tolist()):
         if cores < 1 - 1e-9:
             crowded[host.decode()].append(rank)
-        if b" " in device:  # with its address; without one equal names may be different GPUs, one seen by each rank
+        if b" " in device:  # it has an address; without one, equal names may be different GPUs, one visible to each rank
             gpus[host.decode(), device.decode()].append(rank)
     for host, ranks in crowded.items():
         cores = places["cores"][ranks].sum()
@@ -119,7 +119,7 @@ def of_versions(facts: Mapping[str, Sequence[str]], hosts: Sequence[str]) -> lis
 
 
 def of_thread_level(level: int, needed: int) -> list[Problem]:
-    """An MPI that forbids threads beside the one that calls it."""
+    """A problem if MPI forbids other threads beside the one that calls it."""
     if level >= needed:
         return []
     return [Problem("this MPI allows no threads, and torch has some; use one with MPI_THREAD_FUNNELED", stops=True)]
@@ -129,7 +129,7 @@ def failures(offered: bool, vendor: str, launcher: str, env: Mapping[str, str]) 
     """Whether a rank's death is reported to the others (ULFM), as a sentence.
 
     Args:
-        offered: the library answers the calls.
+        offered: whether the library offers the calls of ULFM.
         vendor: such as `Open MPI 5.0.11`.
         launcher: who started the ranks; empty if unknown.
         env: of this process.

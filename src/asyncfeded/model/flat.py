@@ -1,8 +1,8 @@
 """A model as one contiguous buffer with named views.
 
-The module's parameters, and behind them its floating-point buffers (batch-norm statistics and the like), *are* views into
-one float32 tensor: sending a model copies nothing. Integer buffers stay with the module and are never sent. Knows no MPI
-and no training.
+The module's parameters, and after them its floating-point buffers (such as batch-norm statistics), *are* views into one
+float32 tensor: so sending a model copies nothing. Integer buffers stay in the module and are never sent. This file knows
+nothing of MPI or training.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies where in a model's buffer: `entries` in order, the first `num_params` elements being parameters.
+    """What lies where in a model's buffer: `entries` in order. The first `num_params` elements are parameters.
 
-    The tail behind them holds the floating-point buffers ("statistics"): they travel with the model, and do not count into
+    The rest after them holds the floating-point buffers ("statistics"): they are sent with the model, but do not count in
     its norms.
     """
 
@@ -37,7 +37,7 @@ class Layout:
     size: int
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of names, shapes and order: equal if and only if two buffers can be exchanged."""
+        """SHA-256 (32 bytes) of names, shapes and order. Equal if and only if two buffers can be exchanged."""
         text = "\n".join(f"{e.name} {e.shape} {e.offset}" for e in self.entries)
         return hashlib.sha256(f"{self.num_params}\n{text}".encode()).digest()
 
@@ -53,11 +53,11 @@ class FlatModel:
         ValueError: a parameter or floating-point buffer is not float32, or there is no parameter.
 
     Attributes:
-        buffer: float32 (layout.size,), contiguous, owned here. Writing it changes the module.
+        buffer: float32 (layout.size,), contiguous, owned by this object. Writing it changes the module.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        # Move first: moving a recurrent module afterwards would give its parameters a memory of their own again.
+        # Move first: moving a recurrent module later would give its parameters their own memory again.
         self.module = module.to(device)
         params = dict(module.named_parameters())
         owners = _float_buffers(module)
@@ -91,10 +91,10 @@ class FlatModel:
                         self._views.append((entry, partial(getattr, owner, key)))
 
     def check_views(self) -> None:
-        """Whether the module still lives in the buffer.
+        """Check that the module's tensors still lie in the buffer.
 
         Raises:
-            RuntimeError: the module has replaced a parameter's or a buffer's memory instead of writing into it.
+            RuntimeError: the module has replaced the memory of a parameter or a buffer, instead of writing into it.
         """
         start = self.buffer.data_ptr()
         for entry, tensor in self._views:
@@ -106,7 +106,7 @@ class FlatModel:
 
 
 def named_views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """The named tensors of a buffer (layout.size,): views, no copies."""
+    """The named tensors of a buffer (layout.size,), as views, not copies."""
     return {entry.name: _view(buffer, entry) for entry in layout.entries}
 
 
@@ -115,7 +115,7 @@ def _view(buffer: Tensor, entry: Entry) -> Tensor:
 
 
 def _float_buffers(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where each distinct floating-point buffer hangs, as (owner, attribute), under the first full name it has."""
+    """The places of each distinct floating-point buffer, as (owner, attribute), under its first full name."""
     names: dict[int, str] = {}
     places: dict[str, list[tuple[nn.Module, str]]] = {}
     for prefix, owner in module.named_modules():

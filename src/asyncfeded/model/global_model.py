@@ -1,8 +1,8 @@
-"""The global model, the models that clients are out with, and how far apart they are.
+"""The global model, the base models that clients train from, and the distances between them.
 
-Holds x_t, its version t, and for each client the base model x_s that it was sent last. The base of a client is also the
-buffer that its reply is sent from: it may be written only when the client's next update has arrived. Decides nothing: how
-an update enters is for the rules.
+This file holds x_t, its version t, and for each client the base model x_s that it was sent last. The base of a client is
+also the buffer that its reply is sent from: it may be written only after the client's next update has arrived. This file
+decides nothing: the rules decide how an update is merged.
 """
 
 import math
@@ -17,38 +17,38 @@ from asyncfeded.model import kernel
 from asyncfeded.model.flat import Layout
 
 HELPER = ThreadPoolExecutor(1, "measure")
-"""The second core, beside the one that receives; its thread starts with the first large update."""
+"""A thread for a second core, beside the core that receives; it starts with the first large update."""
 
 
 @dataclass
 class Arriving:
-    """What is known of an update of which parts have arrived."""
+    """What is known of an update while its parts arrive."""
 
     version: int
-    """Of x when the first part came."""
+    """Version of x when the first part arrived."""
     moved_sq: Future[float]
     """||x - x_s||^2."""
     change_sq: float = 0.0
-    """||w - x_s||^2 over the parts."""
+    """||w - x_s||^2 over the parts so far."""
     finite: bool = True
-    """Whether the statistics in the parts are."""
+    """Whether the statistics in the parts so far are finite."""
 
 
 class GlobalModel:
     """x_t and the bases x_s of all clients.
 
-    An update is measured part by part as it arrives. Where a merge is followed by a reply to its client, it is carried out
-    part by part as that is sent; otherwise when x is next looked at. Either way to the bit as in one piece.
+    An update is measured part by part as it arrives. If a reply to the same client follows a merge, the merge is carried
+    out part by part as the reply is sent; otherwise when x is next read. Both give the same bits as a merge in one piece.
 
     Args:
-        initial: float32 (layout.size,), x_0; copied. The bases are on its device.
+        initial: float32 (layout.size,), x_0. It is copied. The bases are on its device.
         layout: what lies where.
         num_clients: number of clients.
 
     Attributes:
         version: t, the number of updates merged.
-        base: float32 (size,) by client; x_s, valid after the client's first `hand_out`, and after a merge of the client's
-            update when that is settled.
+        base: float32 (size,) by client; x_s. Valid after the client's first `hand_out`. After a merge of the client's update
+            it is valid once that merge is finished.
         base_version: int64 (clients,); s, or -1 before the first `hand_out`.
     """
 
@@ -56,12 +56,12 @@ class GlobalModel:
         self.layout = layout
         self._x = initial.detach().clone()
         self.version = 0
-        self.base = [torch.zeros_like(self._x) for _ in range(num_clients)]  # zeros: written now, not page by page later
+        self.base = [torch.zeros_like(self._x) for _ in range(num_clients)]  # zeros: pages written now, not one by one later
         self.base_version = np.full(num_clients, -1, np.int64)
-        self._arriving: dict[int, Arriving] = {}  # by client: updates of which a part is measured
+        self._arriving: dict[int, Arriving] = {}  # by client: updates with a part measured
         self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
-        self._merged = 0  # elements that it is done for
-        self._copied: dict[int, int] = {}  # by client: elements handed out, where that is under way
+        self._merged = 0  # elements that are merged so far
+        self._copied: dict[int, int] = {}  # by client: elements handed out so far
 
     @property
     def x(self) -> Tensor:
@@ -76,23 +76,23 @@ class GlobalModel:
 
     def is_finite(self) -> bool:
         """Whether all of x is finite."""
-        moved, _ = kernel.sums(self.x, self.x, self.x)  # inf - inf is not; torch.isfinite would take 1.5 models of memory
+        moved, _ = kernel.sums(self.x, self.x, self.x)  # inf - inf is nan; torch.isfinite would take 1.5 models of memory
         return math.isfinite(moved)
 
     def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
-        """Take of `distances` what a part that has arrived allows; `distances` does what is left.
+        """Do the part of the work of `distances` that an arrived part allows; `distances` does the rest.
 
         Args:
             client: whose base.
-            w: float32 (size,), the client's model, of which [start, stop) is there.
-            start: first element, 0 or the `stop` before; a multiple of kernel.CHUNK.
+            w: float32 (size,), the client's model; [start, stop) of it has arrived.
+            start: first element: 0, or `stop` of the call before; a multiple of kernel.CHUNK.
             stop: end of the part.
         """
         if stop - start == w.numel() or not self.base[client].numel():
-            return  # it is here at once, or nobody will ask
+            return  # it arrives in one piece, or nobody will ask for the distances
         n, base = self.layout.num_params, self.base[client]
         if start == 0:
-            # How far x is from the base does not depend on the update: another core finds out while this one receives.
+            # The distance of x from the base does not depend on the update: another core computes it during the receive.
             moved = HELPER.submit(kernel.squared_distance, self.x, base, 0, n)
             self._arriving[client] = Arriving(self.version, moved)
         arriving = self._arriving[client]
@@ -101,9 +101,9 @@ class GlobalModel:
         arriving.finite &= self._statistics_are_finite(w, start, stop)
 
     def distances(self, client: int, w: Tensor) -> tuple[float, float]:
-        """How far the global model and a client's model are from where the client started.
+        """The distances of the global model and of a client's model from the client's base.
 
-        The numerator and the denominator of gamma (arXiv 2205.13797).
+        They are the numerator and the denominator of gamma (arXiv 2205.13797).
 
         Args:
             client: whose base.
@@ -120,19 +120,19 @@ class GlobalModel:
             finite = self._statistics_are_finite(w, 0, w.numel())
         else:
             moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite
-            if arriving.version != self.version:  # x has moved meanwhile
+            if arriving.version != self.version:  # x has changed since then
                 moved_sq = kernel.squared_distance(self.x, base, 0, n)
         return math.sqrt(moved_sq), math.sqrt(change_sq) if finite else math.nan
 
     def merge(self, client: int, w: Tensor, eta: float) -> None:
         """x_{t+1} = x_t + eta (w - x_s) for the parameters, and hand the result out to the client.
 
-        Statistics (batch-norm means and variances) are averaged with weight min(eta, 1) instead: a sum of differences
-        could make a variance negative.
+        Statistics (batch-norm means and variances) are averaged with weight min(eta, 1) instead: adding differences could
+        make a variance negative.
 
         Args:
             client: whose update.
-            w: float32 (size,), the client's model, finite; not to be written before `finish_merge`.
+            w: float32 (size,), the client's model, finite; it must not be written before `finish_merge`.
             eta: step size.
         """
         self.finish_merge()
@@ -141,17 +141,17 @@ class GlobalModel:
         self.base_version[client] = self.version
 
     def mix(self, w: Tensor, a: float) -> None:
-        """x_{t+1} = (1 - a) x_t + a w, statistics too.
+        """x_{t+1} = (1 - a) x_t + a w, for parameters and statistics.
 
         Args:
             w: float32 (size,), a client's model, finite.
-            a: weight of it, at most 1.
+            a: weight of w, at most 1.
         """
         self.x.lerp_(w, a)
         self.version += 1
 
     def step(self, direction: Tensor, eta: float) -> None:
-        """x_{t+1} = x_t + eta direction, statistics too.
+        """x_{t+1} = x_t + eta direction, for parameters and statistics.
 
         Args:
             direction: float32 (size,).
@@ -161,16 +161,16 @@ class GlobalModel:
         self.version += 1
 
     def finish_merge(self) -> None:
-        """Carry out what is left of the last merge."""
+        """Carry out the rest of the last merge."""
         if self._merging is not None:
             self._merge_up_to(self._x.numel())
 
     def hand_out(self, client: int, stop: int | None = None) -> Tensor:
-        """The base of a client, made x_t: what to send it.
+        """Make the base of a client equal to x_t, and return it: this is what to send to the client.
 
         Args:
             client: whose base.
-            stop: make only elements up to here x_t (None: all), after those of an earlier call; x must not move meanwhile.
+            stop: set only the elements up to here (None: all), after those of an earlier call. x must not change meanwhile.
         """
         size = self._x.numel()
         stop = size if stop is None else stop
@@ -186,7 +186,7 @@ class GlobalModel:
         return self.base[client]
 
     def forget(self, client: int) -> None:
-        """Give the base of a client back to the system."""
+        """Give the memory of a client's base back to the system."""
         if self._merging is not None and self._merging[0] == client:
             self.finish_merge()
         self._arriving.pop(client, None)
@@ -194,27 +194,27 @@ class GlobalModel:
         self.base[client], self.base_version[client] = torch.empty(0), -1
 
     def hold(self, client: int) -> None:
-        """Have a buffer for the base of a client again, if it was forgotten."""
+        """Make a new buffer for the base of a client, if the base was forgotten."""
         if not self.base[client].numel():
             self.base[client] = torch.zeros_like(self._x)
 
     def restore(self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor]) -> None:
-        """Stand as at a checkpoint.
+        """Take the state of a checkpoint.
 
         Args:
-            x: float32 (size,), x_t; copied, as the bases are.
+            x: float32 (size,), x_t. It is copied, and so are the bases.
             version: t.
             base_version: int64 (clients,), s of each client.
-            bases: float32 (size,) by version, the x_s that clients are out with; that of `version` is x.
+            bases: float32 (size,) by version, the x_s that clients train from; the base of `version` is x.
         """
         self._x.copy_(x)
         self.version, self.base_version[:] = version, base_version
         for base, s in zip(self.base, base_version.tolist(), strict=True):
-            if s == version or s in bases:  # a client that is not out is handed out a new base before its old one is read
+            if s == version or s in bases:  # a client without an order gets a new base before its old one is read
                 base.copy_(x if s == version else bases[s])
 
     def _statistics_are_finite(self, w: Tensor, start: int, stop: int) -> bool:
-        """Whether those within a part are; they count into no norm."""
+        """Whether the statistics within a part are finite; they count in no norm."""
         n = self.layout.num_params
         return stop <= n or bool(torch.isfinite(w[max(start, n) : stop]).all())
 

@@ -1,9 +1,9 @@
 """The two passes over an update, compiled or in torch.
 
-`sums` and `apply` take the C++ kernel (src/kernel/kernel.cpp) for tensors in host memory where it was built, and the
-torch twin otherwise: for GPU tensors, and after an install without a C++ compiler. Both give the same result, `apply` to
-the bit. `triad`, the same way, is no part of an update but the limit that bench/ compares the two with. Knows nothing of
-clients, versions or rules.
+`sums` and `apply` use the C++ kernel (src/kernel/kernel.cpp) for tensors in host memory where it was built. Otherwise they
+use the torch twin: for GPU tensors, and after an install without a C++ compiler. Both give the same result, `apply` to the
+bit. `triad` works the same way. It is not part of an update, but the limit that bench/ compares the two with. This file
+knows nothing of clients, versions or rules.
 """
 
 import torch
@@ -18,12 +18,12 @@ except ImportError:  # installed without a C++ compiler
 """True where the C++ kernel was built."""
 
 CHUNK = 1 << 18
-"""Elements in which a model is taken part by part, a multiple of the compiled kernel's blocks; by the twin too, so that it
-allocates no temporary of model size."""
+"""Elements of a part, where a model is taken part by part; a multiple of the compiled kernel's blocks. The twin also takes
+such parts, so that it allocates no temporary of model size."""
 
 
 def describe_kernel(device: str = "cpu") -> str:
-    """Which of the two serves a model on this device, and what that costs."""
+    """Which implementation is used for a model on this device, and what that costs."""
     if device != "cpu":
         return f"torch on {device}"
     if COMPILED:
@@ -41,10 +41,10 @@ def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[f
         x: float32 (n,), contiguous.
         w: float32 (n,), contiguous.
         base: float32 (n,), contiguous.
-        stop: only elements up to here; None: all.
+        stop: take only the elements up to here; None: all.
 
     Returns:
-        sum (x - base)^2 and sum (w - base)^2, accumulated in float64. Not finite if and only if a difference is not.
+        sum (x - base)^2 and sum (w - base)^2, accumulated in float64. A sum is finite if and only if all differences are.
     """
     stop = x.numel() if stop is None else stop
     if COMPILED and x.is_cpu:
@@ -54,17 +54,17 @@ def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[f
 
 
 def squared_distance(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: float = 0.0) -> float:
-    """One of the two `sums`, the same to the bit: before + sum (a - base)^2 over a part.
+    """One of the two `sums`, with the same bits: before + sum (a - base)^2 over a part.
 
-    A model taken in parts that begin at multiples of CHUNK, each with the sum before it, gives what it gives in one piece,
-    to the bit.
+    A model may be taken in parts that begin at multiples of CHUNK, each with the sum of the parts before it. The result
+    has the same bits as in one piece.
 
     Args:
         a: float32 (n,), contiguous.
         base: float32 (n,), contiguous.
         start: first element of the part.
-        stop: end of the part; None: of the model.
-        before: what to add to.
+        stop: end of the part; None: end of the model.
+        before: the sum to add to.
     """
     stop = a.numel() if stop is None else stop
     if COMPILED and a.is_cpu:
@@ -81,7 +81,7 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
         base: float32 (n,), contiguous, written.
         eta: step size, rounded to float32.
         start: first element of the part.
-        stop: end of the part; None: of the model.
+        stop: end of the part; None: end of the model.
     """
     stop = x.numel() if stop is None else stop
     if COMPILED and x.is_cpu:
@@ -93,14 +93,14 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
 def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
     """The memory triad of the STREAM benchmark: a = b + s c, in one pass.
 
-    It counts as 12 n bytes touched, two arrays read and one written; that a processor also reads `a` before it writes it
-    (write-allocate) is not counted.
+    It counts as 12 n bytes touched: two arrays are read and one is written. A processor also reads `a` before it writes it
+    (write-allocate); this is not counted.
 
     Args:
         a: float32 (n,), contiguous, written.
         b: float32 (n,), contiguous.
         c: float32 (n,), contiguous.
-        s: rounded to float32.
+        s: factor, rounded to float32.
     """
     if COMPILED and a.is_cpu:
         _kernel.triad(a.numpy(), b.numpy(), c.numpy(), s, torch.get_num_threads())
@@ -125,7 +125,7 @@ def squared_distance_twin(a: Tensor, base: Tensor, start: int = 0, stop: int | N
 
 
 def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:
-    """`apply` in torch operations, on any device; rounds after each operation, as the kernel does."""
+    """`apply` in torch operations, on any device. It rounds after each operation, as the kernel does."""
     stop = x.numel() if stop is None else stop
     step = torch.tensor(eta, dtype=torch.float32, device=x.device)
     for i in range(start, stop, CHUNK):
@@ -135,7 +135,7 @@ def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, s
 
 
 def triad_twin(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
-    """`triad` in torch operations, on any device; rounds after each operation, as the kernel does."""
+    """`triad` in torch operations, on any device. It rounds after each operation, as the kernel does."""
     factor = torch.tensor(s, dtype=torch.float32, device=a.device)
     for i in range(0, a.numel(), CHUNK):
         part = slice(i, i + CHUNK)

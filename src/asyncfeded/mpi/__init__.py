@@ -1,1 +1,1 @@
-"""How a process becomes a rank: launchers, joining the job, the place of each rank, and what shields a job from a death."""
+"""How a process becomes a rank: launchers, joining the job, the place of each rank, the shield against a rank's death."""

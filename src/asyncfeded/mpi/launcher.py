@@ -1,6 +1,6 @@
-"""mpiexec: which one belongs to the MPI library in use, how to start it, and whether the right one started us.
+"""mpiexec: which one belongs to the MPI library in use, how to start it, and whether the right one started this process.
 
-Looks at files and the environment: MPI is loaded, and not initialised but to end a job.
+It looks at files and the environment. MPI is loaded, but not initialised before `initialise` or the end of a job.
 """
 
 import os
@@ -17,22 +17,22 @@ from pathlib import Path
 
 import mpi4py
 
-mpi4py.rc.initialize = False  # world.join_job initialises, so that `asyncfeded info` and `--ranks` do not
+mpi4py.rc.initialize = False  # world.join_job initialises MPI; `asyncfeded info` and `--ranks` must not
 mpi4py.rc.finalize = False
 
-from mpi4py import MPI as MPI  # noqa: E402, the one import of MPI: all others take it from here
+from mpi4py import MPI as MPI  # noqa: E402, the only import of MPI: all other files import it from here
 
 LAUNCHERS = (
-    # who, number of ranks that it started, rank of this process
+    # name, variable with the number of ranks started, variable with the rank of this process
     ("Open MPI's mpiexec", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("the mpiexec of MPICH or Intel MPI", "PMI_SIZE", "PMI_RANK"),
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
-"""Environment that launchers leave in the processes they start."""
+"""Environment variables that launchers set in the processes they start."""
 
 
 def launched_by() -> tuple[str, int, int] | None:
-    """The launcher of this process as (name, ranks started, rank of this process), or None for one started by hand."""
+    """The launcher of this process as (name, ranks started, rank of this process), or None if it was started by hand."""
     for name, size, rank in LAUNCHERS:
         if os.environ.get(size, "").isdigit():
             return name, int(os.environ[size]), int(os.environ.get(rank, 0))
@@ -47,7 +47,7 @@ def vendor() -> str:
 
 @cache
 def library() -> str:
-    """Path of the MPI library that this process has loaded; empty where the system does not tell."""
+    """Path of the MPI library that this process has loaded; empty where the system does not show it."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return ""
@@ -60,7 +60,7 @@ def find_mpiexec() -> str:
     """The mpiexec that belongs to the MPI library in use.
 
     Raises:
-        ValueError: none was found; the message names where it was looked for.
+        ValueError: none was found; the message names the places that were searched.
     """
     family = MPI.get_vendor()[0]
     beside = [str(Path(library()).parent.parent / "bin" / "mpiexec")] if library() else []
@@ -77,7 +77,7 @@ def find_mpiexec() -> str:
 
 
 def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[list[str], dict[str, str]]:
-    """What starts this program on `ranks` ranks of this machine or allocation.
+    """The command that starts this program on `ranks` ranks of this machine or allocation.
 
     Args:
         ranks: number of MPI ranks.
@@ -85,7 +85,7 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
         lasting: whether the job goes on when a client dies.
 
     Returns:
-        The command line and the environment for it.
+        The command line, and the environment for it.
 
     Raises:
         ValueError: no mpiexec was found.
@@ -93,7 +93,7 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
     mpiexec, options, program = find_mpiexec(), [], [sys.executable, "-m", "asyncfeded", *arguments]
     env = os.environ | {"PYTHONSAFEPATH": "1"}  # a file in the working folder must not stand in for a module (Python 3.11+)
     if MPI.get_vendor()[0] == "Open MPI":
-        options = ["--bind-to", "none"]  # its default binds to one core each when there are two ranks, to sockets above
+        options = ["--bind-to", "none"]  # default: two ranks get a core each, more get sockets
         if "SLURM_JOB_ID" not in env:  # in an allocation it would put all ranks on the first node
             options.append("--oversubscribe")
         if lasting and MPI.get_vendor()[1] >= (5,):
@@ -103,7 +103,7 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
     elif lasting:
         options, program = ["-disable-auto-cleanup"], [sys.executable, "-m", "asyncfeded.mpi.shield", *program]
     if sys.stderr.isatty():
-        # Behind mpiexec a rank sees pipes; rich takes these as word that a terminal is at their end.
+        # Under mpiexec a rank sees only pipes. These variables tell rich that a terminal is at their end.
         size = shutil.get_terminal_size()
         env |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}
         env |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
@@ -113,17 +113,17 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
 def initialise() -> None:
     """Initialise MPI, for calls from one thread.
 
-    Under `srun --mpi=pmi2` with MPICH's OFI module, where the library has it and UCX would come first. UCX publishes 4096
-    bytes of memory, its address and what lies behind, in lines that may be longer than the 1024 bytes that Slurm takes
-    (MPICH 5.0.2, Slurm 22.05): a job came up or not by what the memory held. A module that the user has named stays.
+    Under `srun --mpi=pmi2` this selects MPICH's OFI module, where the library has it and prefers UCX. UCX publishes 4096
+    bytes of memory, its address and what lies behind it, in lines that may be longer than the 1024 bytes that Slurm takes
+    (MPICH 5.0.2, Slurm 22.05): what the memory held decided whether a job started. The module that a user names stays.
     """
-    if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # Slurm's pmi2 alone sets PMI_JOBID
-        os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting the one that yields to all others
+    if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # only Slurm's pmi2 sets PMI_JOBID
+        os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting, the one with the lowest priority
     MPI.Init_thread(MPI.THREAD_FUNNELED)
 
 
 def detects_deaths(comm: MPI.Intracomm) -> bool:
-    """Whether this MPI can tell of ranks that have died (ULFM)."""
+    """Whether this MPI can report ranks that have died (ULFM)."""
     try:
         comm.Get_failed().Free()
     except (NotImplementedError, MPI.Exception):
@@ -132,7 +132,7 @@ def detects_deaths(comm: MPI.Intracomm) -> bool:
 
 
 def end_job(status: int) -> None:
-    """End ranks that do not answer, with a status for the job, where they would not notice that the server has left."""
+    """End ranks that do not answer, with a status for the job, if this MPI does not show them that the server has left."""
     if MPI.get_vendor()[0] != "Open MPI":
         sys.stdout.flush()
         MPI.COMM_WORLD.Abort(status)
@@ -140,9 +140,9 @@ def end_job(status: int) -> None:
 
 @contextmanager
 def guard(role: str = "") -> Iterator[None]:
-    """An error that nobody caught in here ends the whole job, told with rank, role and host before the traceback.
+    """An uncaught error inside this context ends the whole job. Rank, role and host are printed before the traceback.
 
-    Also where MPI is not initialised yet: the other ranks of the job would wait in MPI_Init for ever.
+    This also works before MPI is initialised: the other ranks of the job would otherwise wait in MPI_Init for ever.
     """
     try:
         yield
@@ -165,13 +165,13 @@ def _end_job(error: BaseException, role: str) -> None:
     if size > 1 and not MPI.Is_finalized():
         if not MPI.Is_initialized():
             initialise()
-        time.sleep(0.5)  # hydra ends the job without reading to the end what a rank has said: 1 of 12 tracebacks was lost
+        time.sleep(0.5)  # hydra ends the job before it has read all output of a rank: 1 of 12 tracebacks was lost
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)  # Abort may return before the process is ended
 
 
 def _family(mpiexec: str) -> str:
-    """`Open MPI` or `hydra`, by what the command says of itself; empty if neither."""
+    """`Open MPI` or `hydra`, according to what `--version` prints; empty if neither."""
     try:
         output = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, errors="replace", timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):

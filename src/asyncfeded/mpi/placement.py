@@ -1,6 +1,6 @@
-"""Where a rank runs: its GPU, the cores near it, its share of the host's cores, and the map of all ranks.
+"""Where a rank runs: its GPU, the cores near the GPU, its share of the host's cores, and the map of all ranks.
 
-Knows no MPI: what ranks tell each other about it is for world.py.
+This file does not use MPI: world.py exchanges this information between ranks.
 """
 
 import math
@@ -14,18 +14,18 @@ import torch
 
 COLUMNS = ("host", "role", "device", "cores", "threads")
 PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32), strict=True)))
-"""Where one rank runs. device: `cpu`, or `cuda:0` and, where torch tells, its PCI address."""
+"""Where one rank runs. device: `cpu`, or `cuda:0` and its PCI address, where torch gives it."""
 ROWS = 16
-"""Ranks that a map shows one by one; of more, equal ones share a row."""
+"""Up to this many ranks, a map shows them one by one. If there are more, equal ranks share a row."""
 
 
 def device(wanted: str, turn: int, key: str = "device") -> torch.device:
-    """The device of a rank: the GPUs of a host are dealt in turn.
+    """The device of a rank. The GPUs of a host are given to its ranks in turn.
 
     Args:
-        wanted: auto, cpu, cuda or cuda:N, as the config's `device`.
-        turn: the how-manieth this rank is, from 0, of those of its host that get a GPU.
-        key: where it was said, for the error.
+        wanted: auto, cpu, cuda or cuda:N, as in the config's `device`.
+        turn: index of this rank, from 0, among the ranks of its host that get a GPU.
+        key: the setting that `wanted` comes from, for the error message.
 
     Raises:
         ValueError: there is no such GPU.
@@ -40,28 +40,28 @@ def device(wanted: str, turn: int, key: str = "device") -> torch.device:
 
 
 def take(gpu: torch.device) -> None:
-    """Make this GPU the rank's own, and run near it. Before any memory is touched that is to lie near it."""
+    """Make this GPU the rank's own, and run near it. Call it before touching any memory that is to lie near the GPU."""
     if gpu.type == "cuda":
-        torch.cuda.set_device(gpu)  # pinned memory, too, is then made in the context of this GPU
+        torch.cuda.set_device(gpu)  # pinned memory is then also made in the context of this GPU
         run_near(pci_address(gpu))
 
 
 def pci_address(gpu: torch.device) -> str:
-    """Such as `0000:3b:00.0`; empty where torch does not tell."""
+    """The PCI address of a GPU, such as `0000:3b:00.0`; empty where torch does not give it."""
     about = torch.cuda.get_device_properties(gpu)
     domain, bus, number = (getattr(about, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
     return "" if None in (domain, bus, number) else f"{domain:04x}:{bus:02x}:{number:02x}.0"
 
 
 def describe_device(device: torch.device) -> str:
-    """For the map: `cpu`, or `cuda:0 0000:3b:00.0`."""
+    """The device as the map shows it: `cpu`, or `cuda:0 0000:3b:00.0`."""
     return str(device) if device.type == "cpu" else f"{device} {pci_address(device)}".strip()
 
 
 def run_near(address: str, system: Path = Path("/sys")) -> None:
     """Keep this rank on the cores of the NUMA node of a PCI device. Memory lies on the node whose core touches it first.
 
-    Does nothing where the system does not tell them, or the rank may run on none of them.
+    Does nothing where the system does not name these cores, or where the rank may run on none of them.
     """
     with suppress(OSError, ValueError):
         near = _cores((system / "bus/pci/devices" / address / "local_cpulist").read_text())
@@ -70,18 +70,18 @@ def run_near(address: str, system: Path = Path("/sys")) -> None:
 
 
 def control_groups(controller: str, system: Path, own: Path) -> Iterator[Path]:
-    """The folders of this process's control groups, from its own up to the root; some may not be there."""
+    """The folders of this process's control groups, from its own group up to the root; some may not exist."""
     for line in own.read_text().splitlines() if own.exists() else []:
         controllers, group = line.split(":", 2)[1:]
         if controllers and controller not in controllers.split(","):
             continue
-        top = system / controllers  # of version 1; in version 2 there are none, and one tree
+        top = system / controllers  # version 1: a tree for each; version 2: one tree, no names
         folder = top / group.lstrip("/")
         yield from (place for place in (folder, *folder.parents) if place.is_relative_to(top))
 
 
 def quota(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[float, int]:
-    """Cores that control groups let this process use at a time, and the number of the group that says so; (inf, 0): all."""
+    """Cores that control groups let this process use at a time, and the inode of the group that says so; (inf, 0): all."""
     least = (math.inf, 0)
     for group in control_groups("cpu", system, own):
         with suppress(OSError, ValueError):
@@ -90,7 +90,7 @@ def quota(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
 
 
 def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Bytes that control groups still let this process have; inf: all."""
+    """How many bytes the control groups still let this process have; inf: all."""
     left = math.inf
     for group in control_groups("memory", system, own):
         with suppress(OSError, ValueError):
@@ -99,12 +99,12 @@ def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
 
 
 def share_cores(masks: np.ndarray, quotas: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The cores of each rank of a host, in equal parts where several may run on one or have a quota together.
+    """The cores of each rank of a host. Ranks that share a core or a quota get equal parts of it.
 
     Args:
-        masks: bool or uint8 (ranks, cores), where each may run.
+        masks: bool or uint8 (ranks, cores), where each rank may run.
         quotas: float64 (ranks,), see `quota`.
-        groups: int64 (ranks,), whose quota it is.
+        groups: int64 (ranks,), the control group that each quota belongs to.
 
     Returns:
         float64 (ranks,).
@@ -116,11 +116,11 @@ def share_cores(masks: np.ndarray, quotas: np.ndarray, groups: np.ndarray) -> np
 
 
 def table(places: np.ndarray) -> list[str]:
-    """The map of ranks as lines, the first of them the heads of the columns.
+    """The map of ranks as lines. The first line has the heads of the columns.
 
     Args:
-        places: PLACE (ranks,), by rank in MPI_COMM_WORLD. Of more than ROWS, those that differ in nothing but rank and host
-            share a line.
+        places: PLACE (ranks,), by rank in MPI_COMM_WORLD. If there are more than ROWS, ranks that differ only in rank and
+            host share a line.
     """
     grouped = len(places) > ROWS
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -136,13 +136,13 @@ def table(places: np.ndarray) -> list[str]:
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of words as lines, one column below the other."""
+    """Rows of words as lines, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def numbers(some: Iterable[int]) -> str:
-    """Rising numbers as `0-3,7`; of many ranges the first few and how many numbers there are."""
+    """Rising numbers as `0-3,7`. If there are many ranges: the first few, and how many numbers there are."""
     ranges: list[list[int]] = []
     count = 0
     for number in some:
@@ -156,13 +156,13 @@ def numbers(some: Iterable[int]) -> str:
 
 
 def _cores(text: str) -> set[int]:
-    """Of a list such as `0-3,8`."""
+    """The cores in a list such as `0-3,8`."""
     ends = [[int(end) for end in part.split("-")] for part in text.strip().split(",")]
     return {core for part in ends for core in range(part[0], part[-1] + 1)}
 
 
 def _cores_of(group: Path) -> float:
-    """Cores of one control group, of version 2 or 1. Raises OSError or ValueError if it does not tell."""
+    """The cores of one control group, of version 2 or 1. Raises OSError or ValueError if it names no limit."""
     if (group / "cpu.max").exists():
         quota, period = (group / "cpu.max").read_text().split()
     else:
@@ -171,7 +171,7 @@ def _cores_of(group: Path) -> float:
 
 
 def _bytes_left(group: Path) -> float:
-    """Of the memory of one control group, of version 2 or 1. Raises OSError or ValueError if it does not tell."""
+    """The memory left in one control group, of version 2 or 1. Raises OSError or ValueError if it names no limit."""
     names = ("max", "current") if (group / "memory.max").exists() else ("limit_in_bytes", "usage_in_bytes")
     limit, used = ((group / f"memory.{name}").read_text().strip() for name in names)
     return math.inf if limit == "max" else int(limit) - int(used)

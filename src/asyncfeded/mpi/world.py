@@ -1,6 +1,6 @@
-"""Joining the MPI job: is it the job that was meant, where does each rank run, and do all agree on what to do.
+"""Joining the MPI job. Is it the intended job, where does each rank run, and do all ranks agree on what to do?
 
-Everything here happens before training; the messages of training are those of the part `wire`.
+Everything here happens before training or after it; the messages of training are in `wire`.
 """
 
 import os
@@ -31,26 +31,26 @@ STATEMENT = np.dtype(
         ("problem", "S2048"),
     ]
 )
-"""What a rank tells all others before training, fixed in size. `problem` is UTF-8, what speaks against starting."""
+"""What a rank tells all others before training, of fixed size. `problem` is UTF-8: why the job should not start."""
 
 
 class RefusedError(ValueError):
-    """The job cannot start, for a reason that a user can mend; every rank has been told."""
+    """The job cannot start, for a reason that a user can fix. Every rank has been told."""
 
 
 @dataclass
 class Backoff:
-    """How a rank waits: polls without a break, or sleeps between polls, 10 us doubling to 2 ms.
+    """How a rank waits: it polls without a break, or sleeps between polls, first 10 us, doubling up to 2 ms.
 
-    Sleeping is for ranks that share cores, where a polling rank takes the core from one that trains (9 ranks idle on 2
-    cores: 2 % of a core each, against 25 %).
+    Sleeping is for ranks that share cores: there a polling rank takes the core from a rank that trains (9 ranks idle on 2
+    cores: sleeping, each takes 2 % of a core; polling, 25 %).
     """
 
     spin: bool
     _sleep_s: float = field(default=10e-6, init=False)
 
     def pause(self) -> None:
-        """Nothing has come: let others run, for longer each time in a row."""
+        """Nothing has come: let other processes run, each time for longer."""
         if not self.spin:
             time.sleep(self._sleep_s)
             self._sleep_s = min(2 * self._sleep_s, 2e-3)
@@ -60,7 +60,7 @@ class Backoff:
         self._sleep_s = 10e-6
 
     def wait(self, request: MPI.Request) -> None:
-        """Until the request is complete."""
+        """Wait until the request is complete."""
         self.reset()
         while not request.Test():
             self.pause()
@@ -68,33 +68,33 @@ class Backoff:
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of the job, and this one's place among them."""
+    """The ranks of the job, and the place of this rank among them."""
 
     comm: MPI.Intracomm
     rank: int
     size: int
     hosts: list[str]
-    """Of each rank."""
+    """The host of each rank."""
     local: MPI.Intracomm
     """The ranks of this host."""
     neighbours: list[int]
-    """The ranks of this host, this one included, rising."""
+    """The ranks of this host, this one included, in rising order."""
     cores: float
-    """Cores this rank can use; a core that several ranks may run on counts in equal parts."""
+    """How many cores this rank can use. A core that several ranks may run on is shared in equal parts."""
     crowded: bool
     """Whether some rank of this host has less than a core."""
 
     @property
     def threads(self) -> int:
-        """Threads this rank may run at a time."""
+        """How many threads this rank may run at a time."""
         return max(1, int(self.cores))
 
     def turn(self, server: int) -> int:
-        """How many ranks of this host come before this one when its GPUs are dealt: clients by rank, then the server."""
+        """How many ranks of this host get a GPU before this one does: first the clients by rank, then the server."""
         return sorted(self.neighbours, key=lambda rank: (rank == server, rank)).index(self.rank)
 
     def backoff(self, wait: str) -> Backoff:
-        """How this rank waits, by the config's `wait`."""
+        """How this rank waits, according to the config's `wait`."""
         return Backoff(spin=wait == "spin" or (wait == "auto" and not self.crowded))
 
 
@@ -102,7 +102,7 @@ def join_job(least: int = 2) -> World:
     """Initialise MPI and find this rank's place. Collective.
 
     Args:
-        least: ranks that are enough.
+        least: the smallest number of ranks that is enough.
 
     Raises:
         RefusedError: the launcher does not belong to the MPI library in use, or there are not enough ranks.
@@ -117,7 +117,7 @@ def join_job(least: int = 2) -> World:
         raise RefusedError(_foreign(*launched[:2]))
     if comm.size < least:
         raise RefusedError(
-            "one rank is not enough: rank 0 is the server and at least one other trains. Type\n"
+            "one rank is not enough: rank 0 is the server, and at least one other rank trains. Type\n"
             "  asyncfeded train FILE.toml --ranks 5\n"
             "or start it with mpiexec or srun: mpiexec -n 5 asyncfeded train FILE.toml"
         )
@@ -131,7 +131,7 @@ def join_job(least: int = 2) -> World:
 
 
 def share_cores(world: World) -> World:
-    """How many cores each rank of a host has now that each knows where it may run. Collective."""
+    """Compute how many cores each rank of a host has, once each rank knows where it may run. Collective."""
     mine = np.zeros(1, [("cores", np.uint8, 4096), ("quota", np.float64), ("group", np.int64)])
     mine["cores"][0, list(os.sched_getaffinity(0))] = 1
     mine["quota"], mine["group"] = placement.quota()
@@ -142,7 +142,7 @@ def share_cores(world: World) -> World:
 
 
 def seat_server(world: World, server: int) -> World:
-    """The same ranks with `server` first, which makes it the server: rank 0 of the communicator is. Collective."""
+    """The same ranks with `server` first. This makes it the server: the server is rank 0. Collective."""
     if server == 0:
         return world
     order = [server, *(rank for rank in range(world.size) if rank != server)]
@@ -152,7 +152,7 @@ def seat_server(world: World, server: int) -> World:
 
 
 def gather_places(world: World, role: str, device: str, threads: int) -> np.ndarray:
-    """Where all ranks run: placement.PLACE (ranks,). Collective. Role, device and threads are this rank's."""
+    """Where all ranks run: placement.PLACE (ranks,). Collective. Role, device and threads are those of this rank."""
     mine = np.array([(world.hosts[world.rank].encode(), role, device, world.cores, threads)], placement.PLACE)
     found = np.zeros(world.size, placement.PLACE)
     world.comm.Allgather(mine.view(np.uint8), found.view(np.uint8))
@@ -167,7 +167,7 @@ def make_statement(
     size: int = 0,
     problem: str = "",
 ) -> np.ndarray:
-    """A rank's word before training: a STATEMENT array of one element."""
+    """What a rank tells all others before training: a STATEMENT array of one element."""
     statement = np.zeros(1, STATEMENT)
     statement["protocol"], statement["failed"] = PROTOCOL, bool(problem)
     statement["num_params"], statement["size"], statement["dtype"] = num_params, size, b"float32"
@@ -178,14 +178,14 @@ def make_statement(
 
 
 def compare_statements(world: World, statement: np.ndarray) -> None:
-    """Exchange statements and compare. Collective; nobody trains before all agree.
+    """Exchange statements and compare them. Collective; no rank trains before all agree.
 
     Args:
         world: all ranks.
         statement: this rank's statement.
 
     Raises:
-        RefusedError: on every rank, with the same text, if a rank has a problem or differs from rank 0.
+        RefusedError: a rank has a problem, or differs from rank 0. Every rank raises it, with the same text.
     """
     statements = np.zeros(world.size, STATEMENT)
     Backoff(spin=False).wait(world.comm.Iallgather(statement.view(np.uint8), statements.view(np.uint8)))
@@ -194,7 +194,7 @@ def compare_statements(world: World, statement: np.ndarray) -> None:
 
 
 def broadcast_text(world: World, text: str) -> str:
-    """What rank 0 says, up to 1024 bytes of it, on every rank. Collective."""
+    """Returns the text of rank 0, cut to 1024 bytes, on every rank. Collective."""
     statement = np.array([text.encode()], "S1024")
     world.comm.Bcast(statement.view(np.uint8), 0)
     return str(statement[0].decode(errors="replace"))
@@ -230,11 +230,11 @@ def compare(statements: np.ndarray) -> str:
 
 
 def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
-    """Finalise MPI. Collective: returns once every rank is here, without taking a core from those that are not.
+    """Finalise MPI. Collective: returns once every rank is here. Until then it takes no core from ranks that still work.
 
     Args:
-        status: of this process.
-        ranks_lost: a rank is lost, and MPI_Finalize could wait for it for ever: the process ends here.
+        status: exit status of this process.
+        ranks_lost: whether a rank is lost. MPI_Finalize could wait for it for ever, so the process ends here.
     """
     if ranks_lost:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Figures, drawn from the records of runs and from nothing else."""
+"""Figures of runs and studies, drawn only from the records of runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # drawing needs no torch
     from asyncfeded.studies.study import StudyGrid, StudyRow
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000")
-"""Okabe and Ito's palette, told apart by the colour-blind too; repeated with other dashes when clients are more."""
+"""The palette of Okabe and Ito, for colour-blind readers too; it repeats with other dashes if there are more clients."""
 POINTS = 150
-"""Points of a client's line beyond which a figure shows no more."""
+"""Largest number of points in a client's line."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
 
 
 def plot_run(run_dir: Path, output: Path) -> Path:
-    """Accuracy and loss over time, and of each client: updates, K and gamma over time.
+    """Draw accuracy and loss over time, and the updates, K and gamma of each client over time.
 
     Args:
         run_dir: folder of a run, finished or not.
@@ -68,15 +68,15 @@ def plot_run(run_dir: Path, output: Path) -> Path:
 
 
 def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors: Path | None = None) -> list[Path]:
-    """The figures of a study, for each task.
+    """Draw the figures of a study for each task.
 
     Accuracy over time by rule (mean and range over the seeds) at each error probability; maximum accuracy and time to each
     target over the error probability; K and gamma of each client over time in the first rule's first run.
 
     Args:
-        grid: of the study.
-        rows: its runs that are done.
-        folder: for the PNGs.
+        grid: grid of the study.
+        rows: its finished runs.
+        folder: folder for the PNGs.
         authors: a CSV of the authors' figures (task, method, error_probability, max_test_accuracy_mean, target_i,
             median_s_to_target_i), drawn beside ours where task and method are the labels of the grid.
 
@@ -174,7 +174,7 @@ def _published_seconds(line: dict[str, str], target: float) -> float:
 
 
 def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> None:  # noqa: ANN401 matplotlib's axes
-    """Updates, K and gamma of each client over time, each on its axes; `counts` may be None."""
+    """Draw updates, K and gamma of each client over time, each on its own axes; `counts` may be None."""
     clients = np.unique(merged["client"])
     many = len(clients) > 2 * len(COLORS)
     for i, client in enumerate(clients):
@@ -187,7 +187,7 @@ def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> No
         }
         if counts is not None:
             counts.plot(rows["time_s"], np.arange(1, len(rows) + 1), **line)
-        # K is that of the round that ended then.
+        # K belongs to the round that ended at that time.
         local.step(_grouped(rows["time_s"], np.mean), _grouped(rows["epochs"], np.mean), where="pre", **line)
         shown = rows[rows["gamma"] > 0]  # a fresh update has none to show on a logarithmic axis
         if len(shown) <= POINTS:
@@ -213,7 +213,7 @@ def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> No
 
 
 def pyplot() -> ModuleType:
-    """Matplotlib's, without a display. Raises ValueError where it is not installed."""
+    """Import matplotlib, without a display. Raises ValueError if it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -237,7 +237,7 @@ def save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotli
 
 
 def _grouped(values: np.ndarray, reduce: Callable[[np.ndarray], np.floating[Any]]) -> np.ndarray:
-    """Values as they are, or at most POINTS groups of neighbours, each reduced to one number."""
+    """The values unchanged, or at most POINTS groups of neighbours, each reduced to one number."""
     size = -(-len(values) // POINTS)
     return np.array([reduce(values[i : i + size]) for i in range(0, len(values), size)]) if size > 1 else values
 

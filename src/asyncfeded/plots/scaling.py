@@ -25,16 +25,16 @@ def plot_scaling(
     predictions: Sequence[Prediction],
     folder: Path,
 ) -> list[Path]:
-    """Speed-up and efficiency with the ideal line; busy and wait fractions and queue; staleness; all over the clients.
+    """Draw speed-up and efficiency with the ideal line, busy and wait fractions, queue, and staleness over the clients.
 
-    With predictions also throughput, waiting and staleness as measured, by mean value analysis and simulated, N* marked.
+    With predictions also throughput, waiting and staleness: measured, by mean value analysis and simulated, with N* marked.
 
     Args:
-        grid: of the study.
-        rows: its runs that are done, at least one.
-        comparisons: of the rows.
-        predictions: of its lines, or none.
-        folder: for the PNGs.
+        grid: grid of the study.
+        rows: its finished runs, at least one.
+        comparisons: comparison of each row.
+        predictions: predictions of its lines, or none.
+        folder: folder for the PNGs.
 
     Returns:
         The PNGs.
@@ -149,7 +149,7 @@ def _lines(
     pairs: Sequence[tuple[ScalingRow, Speedup]],
     value: Callable[[ScalingRow, Speedup], float],
 ) -> None:
-    """A value over the clients, a line for each model, rule and ranks per node: median and range over the seeds."""
+    """Draw a value over the clients: a line with median and range over the seeds for each model, rule and ranks per node."""
     for number, line in enumerate(_names(pairs)):
         mine = [pair for pair in pairs if pair[0].run.line == line]
         counts = sorted({row.run.clients for row, _ in mine})
@@ -172,7 +172,7 @@ def _quartiles(axis: Any, rows: Sequence[ScalingRow], name: str) -> None:  # noq
 
 
 def _ideal(grid: ScalingGrid, rows: Sequence[ScalingRow], speedup: Any, efficiency: Any) -> None:  # noqa: ANN401 matplotlib's
-    """The ideal line, bent where clients that do not sleep share cores."""
+    """Draw the ideal line; it bends where clients that do not sleep share cores."""
     counts = np.geomspace(grid.clients[0], grid.clients[-1], 200)
     cores = _cores(grid, rows)
     best = np.minimum(counts, cores) / counts[0] if cores else counts / counts[0]
@@ -182,7 +182,7 @@ def _ideal(grid: ScalingGrid, rows: Sequence[ScalingRow], speedup: Any, efficien
 
 
 def _cores(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> float:
-    """Cores of the machine if ranks shared them and clients did not sleep; else 0."""
+    """Number of cores of the machine if ranks shared them and clients did not sleep; else 0."""
     crowded = [row.cores * row.run.ranks for row in rows if row.cores < 1]
     return float(np.median(crowded)) if crowded and not grid.round_s else 0.0
 
@@ -206,12 +206,12 @@ def _name(row: ScalingRow) -> str:
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Of a line; markers grow smaller, so that lines that coincide are all seen."""
+    """The style of a line; markers become smaller from line to line, so that lines that coincide are all visible."""
     return {"color": COLORS[number % len(COLORS)], "marker": "os^D"[number % 4], "markersize": max(3, 7 - 2 * number)}
 
 
 def _label(axes: Any, labels: Sequence[str]) -> None:  # noqa: ANN401 matplotlib's
-    """What all columns have in common, when they are drawn."""
+    """Finish the axes: what all columns have in common."""
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label)
         if row[0].get_yscale() != "log":

@@ -1,7 +1,7 @@
-"""How an update enters the global model, one rule per file.
+"""Rules: how an update enters the global model. Each file holds one rule.
 
-A rule is a section of the config with two methods, and remembers nothing but its state, a dict of tensors and arrays. It
-sends nothing and knows no MPI; the updates that reach it are finite.
+A rule is a section of the config with two methods. It remembers only its state, a dict of tensors and arrays. It sends
+nothing and knows no MPI; it gets finite updates only.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +25,7 @@ from asyncfeded.rules.fedprox import FedProx
 
 
 class Rule(Protocol):
-    """What the server asks of a rule."""
+    """The interface between the server and a rule."""
 
     name: str
 
@@ -44,15 +44,15 @@ class Rule(Protocol):
         """
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
-        """Take one update: write `model` and `state` in place, and say what was done and who gets a reply now."""
+        """Take one update: write `model` and `state` in place; return what was done and which clients get a reply now."""
 
 
 @runtime_checkable
 class Waits(Rule, Protocol):
-    """A rule whose clients wait for each other: it must know who will not come."""
+    """A rule whose clients wait for each other: it must know which clients are lost."""
 
     def on_loss(self, client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
-        """A client is lost until it arrives again: write `model` and `state` in place, and say who gets a reply now."""
+        """A client is lost until it arrives again: write `model` and `state` in place; return who gets a reply now."""
 
 
 RULES: dict[str, type[Settings]] = {

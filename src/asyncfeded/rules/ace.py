@@ -1,4 +1,4 @@
-"""ACE: every arrival is a step by the mean of everybody's latest update."""
+"""ACE: every arrival makes a step by the mean of the latest updates of all clients."""
 
 from typing import ClassVar, Literal, final
 
@@ -19,9 +19,9 @@ class Ace(Settings):
         g_i     <- Delta                                  (g_i: the last Delta of client i, 0 at first)
         x_{t+1} = x_t + eta_g g_bar,    g_bar = mean_i g_i
 
-    g_bar is a running mean in which one vector is replaced per arrival; every n-th step takes it anew from the g_i, since
-    what is rounded early, when the updates are large, would stay in every step to the end. A Delta enters about n steps
-    before it is replaced, so with eta_g = 1 / n they go as far as a round of FedAvg.
+    g_bar is a running mean; each arrival replaces one vector in it. Every n-th step computes it again from the g_i, since
+    rounding errors of early, large updates would stay in it to the end. A Delta enters about n steps before it is replaced,
+    so with eta_g = 1 / n these steps go as far as a round of FedAvg.
     eta in the record is eta_g / n. Statistics are averaged with weight 1 / n.
     State: `K`, int64 (clients,), as first given. `g_bar`, float32 (size,), zeros behind the parameters. `g`, float32
     (clients, parameters).

@@ -1,4 +1,4 @@
-"""AREA: the global model is the mean of everybody's latest model, however often each of them arrives."""
+"""AREA: the global model is the mean of the latest models of all clients, however often each client arrives."""
 
 from typing import ClassVar, Literal, final
 
@@ -19,7 +19,7 @@ class Area(Settings):
         acc     <- acc + (w_i - y_i) / n,    y_i <- w_i       (y_i: the last result of client i, x_0 at first)
         x_{t+1} = x_t + acc,    acc <- 0,    after M arrivals
 
-    In the source the client keeps y_i and sends w_i - y_i; here it sends w_i as to any rule, and y_i is kept at the server.
+    In the source the client keeps y_i and sends w_i - y_i; here it sends w_i as for any rule, and the server keeps y_i.
     After every step x is mean_i y_i. Clients are replied to at once. A version is a step. eta in the record is 1 / n for the
     M-th update and 0 for the others. Statistics are those of mean_i y_i.
     State: `K`, int64 (clients,), as first given. `count`, int64 (1,), updates in acc. `acc`, float32 (size,), zeros behind

@@ -1,6 +1,6 @@
 """Synchronous averaging: the global model takes one step when the last client has arrived, and all are replied to together.
 
-Clients that are lost are not waited for.
+The step does not wait for lost clients.
 
 Shared by FedAvg and FedProx, which differ in the clients' local loss only.
 """
@@ -14,7 +14,7 @@ from asyncfeded.rules.decision import Decision, Reply, State, Update
 
 
 def init(model: GlobalModel, epochs: np.ndarray) -> State:
-    """The state before the first update: nobody has arrived."""
+    """The state before the first update: no client has arrived."""
     clients = len(model.base)
     return {
         "K": epochs.copy(),
@@ -40,7 +40,7 @@ def on_arrival(update: Update, model: GlobalModel, state: State) -> Decision:
 
 
 def on_loss(client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
-    """The others may have waited for this client alone. Its own update, if it had arrived, counts."""
+    """Make the step if the others waited only for this client. Its own update counts if it had arrived."""
     state["lost"][client] = 1
     return _step_if_all_are_here(model, state) if state["arrived"].any() else ()
 

@@ -15,12 +15,12 @@ from asyncfeded.model.global_model import GlobalModel
 
 
 def zeros(model: GlobalModel, *shape: int) -> Tensor:
-    """float32 zeros where the model is, their memory touched now rather than page by page while the first updates wait."""
+    """float32 zeros on the model's device. Their memory is touched now, not page by page while the first updates wait."""
     return torch.empty(shape, device=model.x.device).zero_()
 
 
 def parts(size: int) -> Iterator[slice]:
-    """A vector's slices, small enough for what is computed from one to stay in the cache."""
+    """Slices of a vector, so small that the results computed from one stay in the cache."""
     for start in range(0, size, kernel.CHUNK):
         yield slice(start, min(start + kernel.CHUNK, size))
 
@@ -39,19 +39,19 @@ def add_delta(total: Tensor, w: Tensor, base: Tensor, weight: float) -> None:
 
 
 def gather_statistics(total: Tensor, w: Tensor, num_params: int, share: float) -> None:
-    """The mean of statistics in `total` takes in those of w.
+    """Add the statistics of w to their mean in `total`.
 
     Args:
         total: float32 (size,), statistics written.
         w: float32 (size,), a client's model.
         num_params: where the statistics begin.
-        share: weight of w in the mean so far, at most 1; 1 forgets what was there.
+        share: weight of w in the mean so far, at most 1; 1 replaces the mean.
     """
     total[num_params:].lerp_(w[num_params:], share)
 
 
 def take_statistics(model: GlobalModel, total: Tensor, share: float) -> None:
-    """The global model's statistics move towards the mean in `total`, which becomes 0: a step now moves parameters only.
+    """Move the global model's statistics towards the mean in `total`, and set that to 0: a step then moves parameters only.
 
     Args:
         model: statistics of its x written; its version stays, so that a `model.step` has to follow.

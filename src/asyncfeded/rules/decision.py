@@ -1,4 +1,4 @@
-"""What goes into a rule and what comes out of it."""
+"""The inputs and outputs of a rule."""
 
 import math
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ class Update(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The global model of now goes to this client, to be trained for K epochs."""
+    """The current global model goes to this client, which trains it for K epochs."""
 
     client: int
     epochs: int

@@ -22,7 +22,7 @@ class DelayedNesterov(Settings):
         K_i     <- E[first K_i v_i / mean_j v_j],    v_i = epochs that client i has done so far
 
     n is the number of clients. v_i is the measured speed: all clients have had the same time. It counts epochs and not
-    arrivals, since with K in proportion to speed everybody arrives equally often. Until everybody has arrived once, K stays.
+    arrivals, since with K in proportion to speed all clients arrive equally often. Until all have arrived once, K stays.
     E rounds to the nearest integer; bounds of K hold. eta in the record is eta / n, without the momentum.
     Statistics are averaged with weight eta / n, at most 1 (`GlobalModel.merge`), and have no momentum.
     State: `K` and `first_K`, int64 (clients,). `epochs_done`, int64 (clients,), v. `count`, int64 (1,), updates in buf.

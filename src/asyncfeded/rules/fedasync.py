@@ -1,4 +1,4 @@
-"""FedAsync: the global model is mixed with each client's model, the less the staler it is."""
+"""FedAsync: the global model is mixed with each client's model; a staler model gets less weight."""
 
 from typing import Literal, final
 

@@ -1,4 +1,4 @@
-"""FedAvg: everybody waits for the last client, then the mean of all updates is taken."""
+"""FedAvg: all clients wait for the last one, then the model moves by the mean of all updates."""
 
 from typing import ClassVar, Literal, final
 
@@ -22,9 +22,9 @@ class FedAvg(Settings):
     The updates of a round are held and summed in the order of clients: one running sum would need less memory, but float32
     sums depend on their order, and the result of a synchronous round must not depend on who was faster.
     Statistics: sum_i (N_i / N) of the clients', which is no less than the least of them.
-    State: `K`, int64 (clients,), as first given. `arrived` and `lost`, int64 (clients,), 1 for who waits and who is not
-    waited for. `samples`, float64
-    (clients,), N_i. `delta`, float32 (clients, size), Delta of who waits and, behind the parameters, its statistics.
+    State: `K`, int64 (clients,), as first given. `arrived` and `lost`, int64 (clients,), 1 for clients that wait and for
+    clients that are lost. `samples`, float64 (clients,), N_i. `delta`, float32 (clients, size), Delta of each client that
+    waits and, behind the parameters, its statistics.
     """
 
     name: Literal["fedavg"] = "fedavg"

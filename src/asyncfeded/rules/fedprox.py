@@ -18,7 +18,7 @@ class FedProx(Settings):
         local loss + (mu / 2) ||w - x_s||^2
         x_{t+1} = x_t + sum_i (N_i / N) Delta_i,    N = sum_i N_i
 
-    At the server it is FedAvg: see there for N_i, order, statistics and state.
+    The server does the same as in FedAvg: see FedAvg for N_i, order, statistics and state.
     """
 
     name: Literal["fedprox"] = "fedprox"

@@ -1,4 +1,4 @@
-"""What is to be done and where: the run as its file says it, and this rank's place in it; the same on every rank."""
+"""The plan of a run, from its file, the same on every rank; and the place of this rank: its device and its threads."""
 
 import os
 import time
@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 class Plan(NamedTuple):
-    """A run that was read."""
+    """A run, as read from its file."""
 
     config: Config
-    """Every default filled in."""
+    """The config with every default filled in."""
     task: tasks.Task
     rule: rules.Rule
     device: torch.device
-    """Of this rank."""
+    """The device of this rank."""
 
 
 def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndarray]) -> T:
-    """What `prepare` makes, if no rank had a problem with it and all tell the same of it. Collective.
+    """Return what `prepare` makes, if no rank had a problem with it and all ranks make the same statement. Collective.
 
     Args:
         world: all ranks.
-        prepare: may raise ValueError or OSError; sends no message.
-        tell: the statement (world.make_statement) about what was made.
+        prepare: makes it; may raise ValueError or OSError; must send no message.
+        tell: returns the statement (world.make_statement) about what was made.
 
     Raises:
         RefusedError: on every rank, with the same text.
@@ -49,10 +49,10 @@ def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndar
 
 
 def read_plan(world: World, path: Path, overrides: list[str]) -> Plan:
-    """The run in a file, for these ranks.
+    """Read the run in a file, for these ranks.
 
     Raises:
-        ValueError, OSError: something is wrong that a user can mend.
+        ValueError, OSError: something is wrong that the user can correct.
     """
     config = load_config(path, overrides)
     task, rule = tasks.load_task(config.task), rules.load_rule(config.rule)
@@ -71,10 +71,10 @@ def read_plan(world: World, path: Path, overrides: list[str]) -> Plan:
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
-    """Take the GPU, run near it, with as many threads as this rank has cores then. Collective.
+    """Take the GPU, move to the cores near it, and use as many threads as this rank then has cores. Collective.
 
     Returns:
-        The ranks with their new shares of cores, and the map of all: placement.PLACE (ranks,), by rank in MPI_COMM_WORLD.
+        The ranks with their new shares of cores, and the places of all: placement.PLACE (ranks,), by rank in MPI_COMM_WORLD.
     """
     config, device = plan.config, plan.device
     placement.take(device)
@@ -88,7 +88,7 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
 
 
 def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
-    """The config with every default filled in, those of task and rule too, and the run's folder named."""
+    """The config with every default filled in, also those of task and rule, and with the name of the run's folder."""
     run_dir = config.run_dir or str(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{task.name}-{rule.name}")
     sections = {"task": task, "rule": rule}
     filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, a line every few seconds elsewhere, and the log.
+"""What the user sees during a run: a live view on a terminal, a line every few seconds elsewhere, and the log.
 
 Everything goes to standard error and to log.txt in the run's folder; standard output is for the result.
 """
@@ -17,7 +17,7 @@ from rich.text import Text
 from asyncfeded.training.server import Server
 
 CLIENTS_SHOWN = 16
-"""Clients in the live view; of more, the fastest and the slowest."""
+"""Number of clients in the live view; if there are more, it shows the fastest and the slowest."""
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
 
     Attributes:
         LIVE_S: seconds between two views on a terminal.
-        LINE_S: seconds between two lines; a twentieth of the time so far when that is longer, a minute at most.
+        LINE_S: seconds between two lines; in a long run a twentieth of the time so far, at most a minute.
     """
 
     LIVE_S = 0.25
@@ -54,15 +54,15 @@ class Progress:
             self._file.close()
 
     def say(self, text: str) -> None:
-        """A line for the person and the log."""
+        """Write a line for the user and to the log."""
         self.log(text)
         self._console.print(text, markup=False, soft_wrap=True)
 
     def tick(self, server: Server) -> None:
-        """Show how the server stands, if it is time."""
+        """Show the state of the server, if it is time."""
         now = time.monotonic()
         if now >= self._next_line:
-            self._next_line = now + min(max(self.LINE_S, server.elapsed_s / 20), 60)  # rarer in a long run
+            self._next_line = now + min(max(self.LINE_S, server.elapsed_s / 20), 60)  # less often in a long run
             line = status(server)
             self.log(line)
             if not self._interactive:
@@ -72,7 +72,7 @@ class Progress:
             self._live.update(view(server), refresh=True)
 
     def log(self, text: str) -> None:
-        """A line for the log alone."""
+        """Write a line to the log only."""
         with suppress(OSError):  # a full disk must not end the run
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
 
@@ -97,7 +97,7 @@ def status(server: Server) -> str:
 
 
 def view(server: Server) -> Group:
-    """The live view: the status line and a row of every client."""
+    """The live view: the status line and a row for each client."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("client", "K", "updates", "share"):
         table.add_column(column, justify="right")
@@ -116,7 +116,7 @@ def view(server: Server) -> Group:
 
 
 def time_left(server: Server) -> str:
-    """Until the first limit at the rate so far, as text; empty while unknown."""
+    """The time until the first limit, at the rate so far, as text; empty while unknown."""
     elapsed, limits = server.elapsed_s, server.settings.limits
     left = []
     if limits.seconds:

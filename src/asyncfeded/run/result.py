@@ -1,4 +1,4 @@
-"""What a finished run prints: its figures, for people and as one line of JSON."""
+"""The result of a finished run: its figures, printed for people and as one line of JSON."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from asyncfeded.training.server import Outcome, Server
 def figures(
     server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, world: World
 ) -> dict[str, object]:
-    """The figures of a finished run, from its record where it has them."""
+    """The figures of a finished run, taken from its record where the record has them."""
     gamma = record.read_record(run_dir).updates["gamma"]
     gamma = gamma[np.isfinite(gamma)]
     loss = outcome.score.loss
@@ -47,7 +47,7 @@ def figures(
 
 
 def show(result: dict[str, object], run_dir: Path) -> None:
-    """The result for people, and as one line of JSON, the last of standard output."""
+    """Print the result for people, and as one line of JSON, the last line of standard output."""
     console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
     updates = record.read_record(run_dir).updates
     updates = updates[updates["accepted"]]

@@ -1,6 +1,6 @@
-"""Keeping the state of a run in checkpoints, and going on from one: what is kept when, what comes back, what may change.
+"""Keeps the state of a run in checkpoints, and resumes a run: what is kept and when, what is restored, what may change.
 
-How a checkpoint is written, and found again, is for `checkpoint/`.
+`checkpoint/` writes checkpoints and finds them again.
 """
 
 import math
@@ -26,14 +26,14 @@ from asyncfeded.training.server_state import ServerState
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # the same module under its older name
+    import tomli as tomllib  # the same module under its old name
 
 MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server", "server_device")
-"""Keys and sections of the config that a run may go on with others of; on the wall clock `threads` too."""
+"""Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
 
 
 NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluation_due_s")
-"""Fields of `ServerState` that a snapshot has under the same name."""
+"""Fields of `ServerState` that have the same name in a snapshot."""
 BY_CLIENT = {
     "epochs": "epochs",
     "rounds": "rounds",
@@ -42,32 +42,32 @@ BY_CLIENT = {
     "refused_in_a_row": "refused",
     "dropped": "dropped",
 }
-"""Fields of `ServerState` by client, and the columns of the checkpoint's `clients` that hold them."""
+"""Fields of `ServerState` with a value for each client, and the columns of the checkpoint's `clients` that hold them."""
 
 
 class ResumePoint(NamedTuple):
-    """Where a run goes on."""
+    """The point from which a run continues."""
 
     snapshot: Snapshot
     path: Path
-    """Of its checkpoint."""
+    """Path of its checkpoint."""
     record: record.Tables
-    """The run's rows up to there."""
+    """The rows of the run up to this point."""
     damaged: tuple[str, ...]
-    """Newer checkpoints that cannot be used, and why."""
+    """Newer checkpoints that cannot be used, each with the reason."""
 
 
 def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumePoint:
-    """The newest good checkpoint of a run, if the run can go on from it.
+    """Find the newest good checkpoint of a run, and check that the run can continue from it.
 
     Args:
-        run_dir: its folder.
-        config: to go on with, resolved.
-        layout: of the model.
-        state: of the rule at the start, for its names, shapes and dtypes.
+        run_dir: folder of the run.
+        config: config for the rest of the run, resolved.
+        layout: layout of the model.
+        state: state of the rule at the start, for its names, shapes and dtypes.
 
     Raises:
-        ValueError: there is none, or what is asked for is not the run that was left.
+        ValueError: there is no checkpoint, or the config or the model is not that of the interrupted run.
     """
     if record.is_going_on(run_dir):
         raise ValueError(f"{run_dir}: the run is going on; wait for its end, or stop it")
@@ -90,7 +90,7 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
             f"{snapshot.update_rows} and {snapshot.evaluation_rows} before {where.name}; the record of a resumed run would "
             f"have a gap"
         )
-    # A barrier takes a step without an update when the client is lost that it waits for.
+    # A barrier takes a step without an update if it waits for one client and that client is lost.
     if len(updates) and (updates["version"][-1] > snapshot.version or updates["time_s"][-1] > snapshot.time_s):
         raise ValueError(
             f"{run_dir}: record.h5 is not of the run of {where.name}: its update {len(updates)} made version "
@@ -108,13 +108,13 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
 
 
 def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: ResumePoint) -> record.Record:
-    """The run's folder as it was at a checkpoint, with the config to go on with. Rank 0.
+    """Restore the folder of a run to a checkpoint, with the config for the rest of the run. Rank 0.
 
     Args:
         config: resolved.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
-        point: where the run goes on.
+        point: where the run continues.
     """
     path, toml = Path(config.run_dir) / "config.toml", config.to_toml()
     part = path.with_name("config.toml.part")
@@ -124,7 +124,7 @@ def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Resum
 
 
 def sentences(point: ResumePoint, threads: int) -> list[str]:
-    """For a person: where the run goes on, and what is not as it was, with so many threads now."""
+    """Sentences for the user: where the run continues, and what differs from before; `threads` is the number of now."""
     at, before = point.snapshot, point.record.attributes["threads"]
     lines = [f"not used: {text}" for text in point.damaged]
     lines.append(f"goes on from {point.path.name}: {at.time_s:.1f} s, {at.updates} updates, version {at.version}")
@@ -134,13 +134,13 @@ def sentences(point: ResumePoint, threads: int) -> list[str]:
 
 
 def kept_due(snapshot: Snapshot) -> dict[int, float]:
-    """By client, when the update of the order is due that it is out with; for `clock.Resumed`."""
+    """For each client that has an order, the time when its update is due; for `clock.Resumed`."""
     due_s = snapshot.clients["due_s"]
     return {client: float(due_s[client]) for client in np.flatnonzero(~np.isnan(due_s)).tolist()}
 
 
 def restore(state: ServerState, snapshot: Snapshot) -> None:
-    """Make the state of a server, as it is at the start, that of a checkpoint."""
+    """Replace the state of a server at its start by the state in a checkpoint."""
     at, clients = snapshot, snapshot.clients
     bases = {version: torch.from_numpy(base) for version, base in at.bases.items()}
     state.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases)
@@ -156,15 +156,15 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
 
 
 def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float]) -> Snapshot:
-    """The state of a server between two updates, or when it has stopped.
+    """Take the state of a server between two updates, or after it has stopped.
 
-    Its arrays are the server's own, unless the model is on a GPU.
+    The arrays of the snapshot share the server's memory, unless the model is on a GPU.
 
     Args:
-        server: which.
-        book: the record of its run, written up to here.
-        config: resolved, as TOML.
-        due_s: by client, when the update of its last order is due; empty on the wall clock.
+        server: the server.
+        book: the record of its run, up to now.
+        config: the resolved config, as TOML.
+        due_s: for each client, when the update of its last order is due; empty on the wall clock.
     """
     state = server.state
     model, score = state.model, state.score or Score(-1, math.nan, math.nan)
@@ -174,13 +174,13 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
     clients["base_version"] = model.base_version
     clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(state.out.tolist())]
     lost = [Reply(client, int(state.epochs[client])) for client in np.flatnonzero(state.lost & ~state.dropped).tolist()]
-    for client, epochs in (*state.withheld, *lost):  # given as soon as the run goes on
+    for client, epochs in (*state.withheld, *lost):  # they get their orders as soon as the run continues
         clients["epochs"][client], clients["base_version"][client], clients["out"][client] = epochs, model.version, True
         clients["rounds"][client] += 1
     return Snapshot(
         config=config,
         provenance=book.provenance,
-        # On an ordered clock an update that came too late for a limit has moved it on: the update is still to be taken.
+        # An update that came too late for a limit has moved an ordered clock forward, but a resumed run must still take it.
         time_s=server.elapsed_s if server.settings.in_idle_moments else state.taken_s,
         wall_s=server.wall_s,
         version=model.version,
@@ -203,7 +203,7 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
 
 
 def _in_host_memory(state: State) -> dict[str, np.ndarray]:
-    """The state of a rule as arrays; the same memory where it is there already."""
+    """The state of a rule as arrays; they share memory with tensors that are in host memory already."""
     return {name: torch.as_tensor(array).cpu().numpy() for name, array in state.items()}
 
 
@@ -211,15 +211,15 @@ class Keeper:
     """Writes checkpoints of a run when they are due. Rank 0.
 
     Args:
-        settings: when.
-        writer: takes them to the disk in the background.
+        settings: when checkpoints are due.
+        writer: writes them to the disk in the background.
         book: the record of the run.
-        take: the state of a server.
-        progress: is told of what goes wrong; the rest goes to its log.
-        updates: merged before; None: the run is new, and its first checkpoint is due at once.
+        take: takes the state of a server.
+        progress: shows what goes wrong to the user; all else goes to its log only.
+        updates: updates merged before; None: the run is new, and its first checkpoint is due at once.
 
     Attributes:
-        wanted: set it to have one written now.
+        wanted: set it to write a checkpoint now.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Keeper:
         self._last_updates, self._last_s = updates or 0, time.monotonic()
 
     def tick(self, server: Server) -> None:
-        """Start a checkpoint if one is due; at the end of a run, the last. Tells of a record that cannot be written."""
+        """Start a checkpoint if one is due; at the end of a run, write the last. Reports a record that cannot be written."""
         if self._record.problem != self._problem:
             self._problem = self._record.problem
             self._progress.say(self._problem or "the rows of the record are on the disk again")
@@ -253,7 +253,7 @@ class Keeper:
             self._start(server)
 
     def finish(self) -> None:
-        """Wait until the last one is written."""
+        """Wait until the checkpoint under way is written."""
         self._tell(self._writer.wait())
 
     def _due(self, server: Server) -> bool:
@@ -265,7 +265,7 @@ class Keeper:
         self.wanted = False
         self._last_updates, self._last_s = server.state.updates, time.monotonic()
         try:
-            self._record.write()  # no checkpoint is ahead of the record
+            self._record.write()  # no checkpoint may be ahead of the record
         except OSError as error:
             self._progress.say(f"no checkpoint is written, since the record cannot be: {error.strerror}")
             return
@@ -281,7 +281,7 @@ class Keeper:
 
 
 def _changed(then: Config, now: Config) -> tuple[str, Any, Any] | None:
-    """The first key that may not change and has, with its values."""
+    """The first key that has changed and may not change, with its two values."""
     may = (*MAY_CHANGE, "threads") if now.clock == "wall" else MAY_CHANGE
     before, after = _flat(then.model_dump(mode="json", by_alias=True)), _flat(now.model_dump(mode="json", by_alias=True))
     for key in before | after:

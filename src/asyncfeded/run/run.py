@@ -1,8 +1,8 @@
 """One run: join the job, agree on the plan, take a place, prepare, train, leave.
 
 The phases, on every rank: join the job; read the config, and agree; take a place (who is the server, which GPU, which
-cores); load the data and build the model, and agree; train (serve.py or work.py); leave. What a user did wrong is found
-before training and told once, by rank 0. After that no rank leaves alone: an uncaught error ends the whole job
+cores); load the data and build the model, and agree; train (serve.py or work.py); leave. Mistakes of the user are found
+before training, and rank 0 alone reports them. After that no rank leaves alone: an uncaught error ends the whole job
 (launcher.guard).
 """
 
@@ -26,20 +26,20 @@ from asyncfeded.wire.client_wire import ServerLostError
 
 
 def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
-    """Run a training. Collective: one rank is the server, rank 0 unless the config says another, the others are workers.
+    """Run a training. Collective: one rank is the server (rank 0, unless the config names another); the others are workers.
 
     Args:
         path: the run's TOML file.
-        overrides: `key=value` for it.
-        resumed: folder of the run to go on with; None: it is a new one.
+        overrides: `key=value`, applied to the file.
+        resumed: folder of the run to continue; None: a new run.
 
     Returns:
-        The exit status: 0; RESUMABLE; REFUSED after telling why on standard error; 1 if the model could not be saved, or
-        no client was left before a limit was reached.
+        The exit status: 0; RESUMABLE; REFUSED after printing why on standard error; 1 if the model could not be saved, or
+        if no client was left before a limit was reached.
     """
     world: World | None = None
     ranks_lost = False
-    # Launchers pass SIGUSR1, which asks for a checkpoint, on to all ranks. Only a server that trains heeds it.
+    # SIGUSR1 asks for a checkpoint. Launchers forward it to all ranks, but only a server that trains may react to it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with launcher.guard():
         try:
@@ -50,19 +50,19 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
             rank = world.rank if world else launched[2] if launched else 0
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            # Where there is no barrier to leave by, a status of another rank could end rank 0 before it has told.
+            # Without the barrier of leave_job, a status of another rank could end rank 0 before it has printed the reason.
             status = REFUSED if world or rank == 0 else 0
         leave_job(status, ranks_lost)
     return status
 
 
 def _train(world: World, path: Path, overrides: list[str], resumed: Path | None) -> tuple[int, bool]:
-    """Prepare, agree and play this rank's part. Returns the exit status, and whether ranks are lost."""
+    """Prepare, agree, and act as server or worker. Returns the exit status, and whether ranks are lost."""
     plan = agree_on(
         world, lambda: read_plan(world, path, overrides), lambda plan: make_statement(config=plan.config.digest())
     )
     world, places = take_place(world, plan)
-    seated = seat_server(world, plan.config.server)  # its rank 0 is the server
+    seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
     cleanup = ExitStack()  # removes the run's folder
     try:
         parts, _ = agree_on(
@@ -72,14 +72,14 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         with suppress(OSError):
             cleanup.close()
         raise
-    run_dir = broadcast_text(seated, plan.config.run_dir)  # each rank names it by its own time where the config does not
+    run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, each rank names it by its own time
     resumable = f"the server is dead; go on with: asyncfeded resume {run_dir}"
     with launcher.guard("worker" if seated.rank else "server"):
         if isinstance(parts, ServerParts):
             shield.note(resumable)
             return serve.serve(seated, parts)
         shield.note("")
-        # A launcher passes signals on to all ranks: the server's answer to them is to stop the workers.
+        # A launcher forwards signals to all ranks. The server reacts to them and stops the workers.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         try:
@@ -93,10 +93,10 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
 def _prepare(
     world: World, plan: Plan, places: np.ndarray, resumed: Path | None, cleanup: ExitStack
 ) -> tuple[ServerParts | ClientParts, FlatModel]:
-    """All else that can be made and checked without a message: this rank's part, and its model.
+    """Make and check everything else that needs no message: the parts of this rank, and its model.
 
     Raises:
-        ValueError, OSError: something is wrong that a user can mend.
+        ValueError, OSError: something is wrong that the user can correct.
     """
     config = plan.config
     profiles = draw(config, plan.task.sizes(config.clients, config.seed))
@@ -108,6 +108,6 @@ def _prepare(
 
 
 def _statement(flat: FlatModel) -> np.ndarray:
-    """What all ranks must have in common of a model."""
+    """The statement about a model that must be equal on all ranks."""
     layout = flat.layout
     return make_statement(layout=layout.digest(), num_params=layout.num_params, size=layout.size)

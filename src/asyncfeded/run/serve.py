@@ -1,4 +1,4 @@
-"""The server of one run: what it needs, made and checked before the first message; then build, train, save. Rank 0."""
+"""The server of one run. It makes and checks what it needs before the first message; then it trains and saves. Rank 0."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ from asyncfeded.wire.staging import Staging
 
 @dataclass(frozen=True)
 class ServerParts:
-    """What the server of a run has prepared."""
+    """What the server of a run has prepared before the first message."""
 
     config: Config
     places: np.ndarray
@@ -42,16 +42,16 @@ class ServerParts:
     layout: Layout
     rule: rules.Rule
     state: ServerState
-    """Where the run begins or goes on."""
+    """The state in which the run begins or continues."""
     due: Due
-    """When an update is due, unless on the wall clock."""
+    """When an update is due; not used on the wall clock."""
     evaluator: Evaluator
     open_record: Callable[[], Record]
-    """The record, to be called once; that of a resumed run then loses what is behind the checkpoint."""
+    """Opens the record; call it once. The record of a resumed run then loses its rows after the checkpoint."""
     newest: str
-    """File name of the checkpoint that the run goes on from; empty: the run is new."""
+    """File name of the checkpoint from which the run continues; empty: the run is new."""
     sentences: tuple[str, ...]
-    """What a person should know about where the run goes on."""
+    """Sentences for the user about the point from which the run continues."""
 
     @property
     def run_dir(self) -> Path:
@@ -62,18 +62,18 @@ class ServerParts:
 def prepare(
     plan: Plan, flat: FlatModel, profiles: ClientProfiles, places: np.ndarray, resumed: Path | None, cleanup: ExitStack
 ) -> ServerParts:
-    """All that can be made and checked without a message.
+    """Make and check everything that needs no message.
 
     Args:
         plan: the run.
-        flat: the model at its start; the server tests its snapshots in it.
-        profiles: of the clients.
+        flat: the model at its start; the server evaluates snapshots in it.
+        profiles: profiles of the clients.
         places: placement.PLACE (ranks,).
-        resumed: folder of the run to go on with; None: it is a new one.
-        cleanup: gets what removes all that was made here, should the run not start.
+        resumed: folder of the run to continue; None: a new run.
+        cleanup: gets callbacks that remove everything made here, if the run does not start.
 
     Raises:
-        ValueError, OSError: something is wrong that a user can mend.
+        ValueError, OSError: something is wrong that the user can correct.
     """
     config, rule = plan.config, plan.rule
     model = GlobalModel(flat.buffer, flat.layout, config.clients)
@@ -92,12 +92,13 @@ def prepare(
     def reopen() -> Record:
         return resume.reopen(config, places, profiles.clients, point)
 
-    due, told = Resumed(resume.kept_due(point.snapshot), due), tuple(resume.sentences(point, record.most_threads(places)))
-    return ServerParts(config, places, flat.layout, rule, state, due, evaluator, reopen, point.path.name, told)
+    due = Resumed(resume.kept_due(point.snapshot), due)
+    sentences = tuple(resume.sentences(point, record.most_threads(places)))
+    return ServerParts(config, places, flat.layout, rule, state, due, evaluator, reopen, point.path.name, sentences)
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
-    """Build the server, train, and save what it has trained. Rank 0.
+    """Build the server, train, and save the trained model. Rank 0.
 
     Returns:
         The exit status, and whether ranks are lost.
@@ -113,23 +114,23 @@ def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
 
 
 class ServerRun:
-    """A server with its wire, its clock, and an observer that shows and keeps the run. Rank 0.
+    """A server with its wire and its clock. It is itself the `Observer` that shows and keeps the run. Rank 0.
 
     Args:
         world: all ranks; this is rank 0.
-        parts: what was prepared.
-        book: the record, open.
+        parts: what `prepare` returned.
+        book: the open record.
         progress: shows the run.
 
     Attributes:
-        wire: to the workers.
+        wire: the wire to the workers.
     """
 
     def __init__(self, world: World, parts: ServerParts, book: Record, progress: Progress) -> None:
         self._world, self._parts, self._record, self._progress = world, parts, book, progress
         config, state = parts.config, parts.state
         ordered, model = config.clock != "wall", state.model
-        # On an ordered clock updates wait for their turn, and the model moves before they are measured.
+        # On an ordered clock updates wait for their turn, and the model changes before they are measured.
         self._staging = Staging(model) if model.x.is_cuda else None
         self.wire = ServerWire(
             world.comm,
@@ -140,7 +141,7 @@ class ServerRun:
             None if ordered else (self._staging or model).measure,
             state.taken_s,
             Deadlines(config.faults.patience, config.faults.patience_s),
-            ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on who lives
+            ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
             model.x.is_cuda,
         )
         self._clock = OrderedClock(self.wire, parts.due, state.taken_s) if ordered else None
@@ -157,18 +158,18 @@ class ServerRun:
         self._server = Server(wire, parts.rule, state, parts.evaluator, settings, observer=self)
 
     def train(self) -> Outcome:
-        """From the first model sent to the last client stopped."""
+        """Train, from sending the first model until the last client has stopped."""
         self._introduce()
         self._heed_signals()
         outcome = self._server.run()
         self._keeper.finish()
-        # hydra sends it when a rank has died, and Python gives its own handlers up before the process ends.
+        # hydra sends SIGUSR1 when a rank has died, and Python drops its handlers before the process ends.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
         return outcome
 
     def save(self, outcome: Outcome) -> tuple[int, dict[str, object]]:
-        """The record, the model and the result into the run's folder. Returns the exit status and the result's figures."""
+        """Save the record, the model and the result in the run's folder. Returns the exit status and the figures."""
         server, run_dir = self._server, self._parts.run_dir
         status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
         if outcome.failed and not server.state.dropped.all():
@@ -211,14 +212,14 @@ class ServerRun:
 
     @property
     def _num_bytes(self) -> int:
-        """Memory of the models that the server holds."""
+        """Bytes of the models that the server holds."""
         state = self._parts.state
         held = state.model.num_bytes + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
         held += self._staging.num_bytes if self._staging else 0
         return held + sum(int(array.nbytes) for array in state.rule.values())
 
     def _introduce(self) -> None:
-        """Say what is about to be trained, and where."""
+        """Report what will be trained, and where."""
         config, layout, world = self._parts.config, self._parts.layout, self._world
         self.say(
             f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {world.size - 1} ranks of "
@@ -237,7 +238,7 @@ class ServerRun:
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
 
     def _heed_signals(self) -> None:
-        """SIGINT and SIGTERM end the training as a limit does, a second one the job at once; SIGUSR1 keeps its state."""
+        """Handle signals: SIGINT or SIGTERM ends the training as a limit does, a second one ends the job; SIGUSR1 saves."""
 
         def stop(number: int, frame: object) -> None:
             self._server.interrupted = True
@@ -252,16 +253,16 @@ class ServerRun:
 
 
 def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, cleanup: ExitStack) -> Record:
-    """The run's folder with its config and an empty record. Rank 0.
+    """Make the run's folder with its config and an empty record. Rank 0.
 
     Args:
-        config: resolved.
+        config: the resolved config.
         places: placement.PLACE (ranks,).
-        clients: their lots.
-        cleanup: gets what removes all that was made here, should the run not start.
+        clients: heterogeneity.PROFILE (clients,).
+        cleanup: gets callbacks that remove everything made here, if the run does not start.
 
     Raises:
-        ValueError: the folder holds a run, or cannot be made or written.
+        ValueError: the folder already holds a run, or it cannot be made or written.
     """
     run_dir = Path(config.run_dir)
     if (run_dir / "record.h5").exists():

@@ -1,4 +1,4 @@
-"""A worker of one run: what it needs, made and checked before the first message; then train for the server. Client ranks."""
+"""A worker of one run. It makes and checks what it needs before the first message; then it trains. Client ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from asyncfeded.wire.messages import Order
 
 @dataclass(frozen=True)
 class ClientParts:
-    """What a worker has prepared for the clients that it trains."""
+    """What a worker has prepared to train its clients."""
 
     config: Config
     flat: FlatModel
     profiles: ClientProfiles
     trainer: Trainer
     client_data: Callable[[int], ClientData]
-    """Of a client; loaded when a client moves here."""
+    """Returns the data of a client; loads it if the client has moved to this worker."""
 
 
 def prepare(world: World, plan: Plan, flat: FlatModel, profiles: ClientProfiles) -> ClientParts:
-    """Load the data of the clients that live here.
+    """Load the data of the clients that live on this worker.
 
     Raises:
-        ValueError, OSError: something is wrong that a user can mend.
+        ValueError, OSError: something is wrong that the user can correct.
     """
     config, task, rule, device = plan
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
@@ -46,7 +46,7 @@ def prepare(world: World, plan: Plan, flat: FlatModel, profiles: ClientProfiles)
         return ClientData(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
 
     for client in range(world.rank - 1, config.clients, world.size - 1):
-        client_data(client)  # now, so that faults of the data are told; of other clients when they move here
+        client_data(client)  # now, so that faulty data is reported; data of other clients is loaded when they move here
     return ClientParts(config, flat, profiles, trainer, client_data)
 
 

@@ -1,11 +1,11 @@
-"""What a run writes down: `record.h5`, one row per update and per evaluation, and where the run came from.
+"""The record of a run: `record.h5`, with one row per update and per evaluation, and the provenance of the run.
 
-While a run goes on its rows are appended, every few seconds, to two files of nothing but rows, `record.h5.updates` and
-`record.h5.evaluations`: a kill at any instant leaves them whole but for the last row, and a full disk makes rows wait in
-memory. From these record.h5 is written anew in the background, now and then and at the end, whole or not at all; then they
-go. HDF5 itself does not write to the disk: a kill between two of its writes could cost the file, and on a full disk it ends
-the process. Read a record with `read_record`, which takes the rows of a run that goes on or was killed from these files,
-or with h5py: the tables are compound datasets.
+While a run goes on, its rows are appended every few seconds to two files that hold only rows, `record.h5.updates` and
+`record.h5.evaluations`. A kill at any instant leaves them whole except for the last row, and a full disk makes rows wait in
+memory. From these files record.h5 is written anew in the background, from time to time and at the end, whole or not at all;
+at the end they are removed. HDF5 itself does not write to the disk: a kill between two of its writes could destroy the file,
+and on a full disk it ends the process. Read a record with `read_record`, which takes the rows of a run that goes on or was
+killed from these files, or with h5py: the tables are compound datasets.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ import numpy as np
 from asyncfeded.store.checkpoint.file import text, write
 
 SCHEMA = 2
-"""Version of the layout of record.h5; 1 had `hosts` in the place of `placement`, and no `queue`."""
+"""Version of the layout of record.h5. Version 1 had `hosts` instead of `placement`, and no `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
@@ -38,16 +38,16 @@ class UpdateRow(NamedTuple):
     """One update, as the server saw it: a row of the table `updates`."""
 
     time_s: Float64
-    """When it was taken, since the first model was sent, on the run's clock."""
+    """When it was taken, in seconds since the first model was sent, on the run's clock."""
     client: Int32
     round: Int32
-    """Of this client."""
+    """Round of this client."""
     version: Int64
-    """Of the global model after this update."""
+    """Version of the global model after this update."""
     base_version: Int64
-    """Of the model that the client started from."""
+    """Version of the model that the client started from."""
     tau: Int64
-    """Versions in between."""
+    """How many versions lie in between."""
     gamma: Float64
     eta: Float64
     epochs: Int32
@@ -62,15 +62,15 @@ class UpdateRow(NamedTuple):
     samples: Int64
     steps: Int64
     compute_s: Float64
-    """Wall time of the client's round, its pacing included."""
+    """Wall time of the client's round, pacing included."""
     wait_s: Float64
     """Wall time of the worker between its previous update and the reply."""
     service_s: Float64
-    """Of the server, from taking the update to having replied."""
+    """Time of the server, from taking the update to the end of the reply."""
     queue: Int32
-    """Other updates that had come and were not taken yet, on the wall clock."""
+    """How many other updates were here and not taken yet, on the wall clock."""
     bytes: Int64
-    """Of the update and its replies."""
+    """Bytes of the update and its replies."""
     accepted: Bool
     """False: the update was refused, and the global model is untouched."""
 
@@ -85,7 +85,7 @@ class EvaluationRow(NamedTuple):
 
 
 def _dtype(row: type[UpdateRow] | type[EvaluationRow]) -> np.dtype[np.void]:
-    """The numpy dtype of a row: its fields in their order, so that names and types are written once."""
+    """The numpy dtype of a row: its fields in order, so that names and types are written only once."""
     return np.dtype([(name, kind.__metadata__[0]) for name, kind in get_type_hints(row, include_extras=True).items()])
 
 
@@ -97,10 +97,10 @@ class Table:
 
     Args:
         path: the file; replaced if it exists.
-        rows: (n,), those that there are already.
+        rows: (n,), the rows that exist already.
 
     Attributes:
-        count: rows so far, written or not.
+        count: number of rows so far, written or not.
     """
 
     def __init__(self, path: Path, rows: np.ndarray) -> None:
@@ -112,43 +112,43 @@ class Table:
         self._row, self._pending = np.zeros(1, rows.dtype), bytearray()
 
     def append(self, row: tuple[object, ...]) -> None:
-        """Add a row, values in the order of the fields."""
+        """Add a row. Its values are in the order of the fields."""
         self._row[0] = row
         self._pending += self._row.tobytes()
         self.count += 1
 
     def write(self) -> None:
-        """Hand the rows over to the system. Raises OSError; what was not written is kept."""
+        """Hand the rows over to the system. If that raises OSError, the rows that were not written are kept."""
         while self._pending:
             del self._pending[: self.file.write(self._pending)]
 
     def rows(self) -> np.ndarray:
-        """The whole rows that were written."""
+        """The complete rows that were written."""
         return np.fromfile(self.path, self._row.dtype)
 
 
 class Record:
-    """The record of a run in progress. Rank 0 alone writes it.
+    """The record of a run in progress. Only rank 0 writes it.
 
     Args:
-        path: the file, which must not exist if the run is new.
+        path: the file. It must not exist if the run is new.
         config: the resolved config as TOML, stored with versions, commit and places.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
-        before: rows of the run so far, if it goes on; those that are on the disk beyond them are dropped.
+        before: the rows of the run so far, if it is resumed. Later rows on the disk are dropped.
 
     Raises:
         FileExistsError: the file exists, and the run is new.
 
     Attributes:
         provenance: see `provenance`.
-        threads: the most of a worker; results are the same to the bit only with the same.
-        problem: why rows wait in memory, as a sentence; empty while there is room on the disk.
+        threads: the most threads of a worker. Results are the same to the bit only with the same number.
+        problem: why rows wait in memory, as a sentence; empty while the disk has room.
     """
 
     FLUSH_S = 2.0
     PUBLISH_S = 10.0
-    """Least seconds between two writings of record.h5; 50 times as long as one took when that is more."""
+    """Least seconds between two writes of record.h5. If 50 times the duration of a write is more, that applies."""
 
     def __init__(
         self, path: Path, config: str, places: np.ndarray, clients: np.ndarray, before: "Tables | None" = None
@@ -158,7 +158,7 @@ class Record:
         self._path, self.provenance, self.problem = path, provenance(), ""
         self.threads = most_threads(places)
         self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
-        # Datasets: an attribute holds 64 KiB at most, the places of some hundred ranks.
+        # As datasets: an attribute holds at most 64 KiB, the places of some hundred ranks.
         self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
         self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
         self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
@@ -169,17 +169,17 @@ class Record:
         self._flush_due = self._publish_due = 0.0
 
     def write(self) -> None:
-        """Hand all rows so far over to the system. Raises OSError if the disk is full; they are kept then."""
+        """Hand all rows so far over to the system. Raises OSError if the disk is full; the rows are then kept."""
         self.updates.write()
         self.evaluations.write()
 
     def sync(self) -> None:
-        """Bring what was written to the disk. For any thread."""
+        """Force what was written onto the disk. Any thread may call this."""
         os.fsync(self.updates.file.fileno())
         os.fsync(self.evaluations.file.fileno())
 
     def flush_if_due(self) -> None:
-        """Write what is pending, if it is time."""
+        """Write the pending rows, if the time has come."""
         now = time.monotonic()
         if now < self._flush_due:
             return
@@ -197,14 +197,14 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with suppress(*([] if error is None else [OSError])):  # the error of the run is the one to be told
+        with suppress(*([] if error is None else [OSError])):  # the error of the run is the one to report
             self.close()
 
     def close(self) -> None:
-        """Write everything into record.h5, if that is not done.
+        """Write everything into record.h5, if that is not done yet.
 
         Raises:
-            OSError: it cannot be written; what could be written of the rows stays beside it.
+            OSError: it cannot be written. The files of the rows stay beside it, with the rows that could be written.
         """
         if self.updates.file.closed:
             return
@@ -225,14 +225,14 @@ class Record:
 
     def _publish_now_and_then(self) -> None:
         began = time.monotonic()
-        with suppress(OSError):  # the disk is full, of which `problem` tells
+        with suppress(OSError):  # the disk is full; `problem` says so
             self._publish()
         ended = time.monotonic()
         self._publish_due = ended + max(self.PUBLISH_S, 50 * (ended - began))
 
 
 class Tables(NamedTuple):
-    """A record that was read."""
+    """The content of a record."""
 
     updates: np.ndarray
     """UPDATE (n,)."""
@@ -243,16 +243,16 @@ class Tables(NamedTuple):
 
 
 def read_record(run_dir: Path) -> Tables:
-    """The record in a run's folder, also while the run goes on or after it was killed.
+    """Read the record in a run's folder, also while the run goes on or after it was killed.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        ValueError: there is no record, or it cannot be read.
     """
     path = run_dir / "record.h5"
     try:
         tables = {}
         for name, dtype in (("updates", UPDATE), ("evaluations", EVALUATION)):
-            with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, holds all
+            with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, has all rows
                 tables[name] = np.fromfile(_rows_of(path, name), dtype)
         with h5py.File(path, "r", locking=False) as file:
             origin = {"placement": file["placement"][:], "config": file["config"].asstr()[()]}
@@ -264,12 +264,12 @@ def read_record(run_dir: Path) -> Tables:
 
 
 def most_threads(places: np.ndarray) -> int:
-    """The most threads of a worker in a map of ranks, placement.PLACE (ranks,)."""
+    """The largest number of threads of a worker in a map of ranks, placement.PLACE (ranks,)."""
     return int(places["threads"][places["role"] == b"worker"].max(initial=0))
 
 
 def is_going_on(run_dir: Path) -> bool:
-    """Whether a process writes the record in a run's folder now, as far as the file system knows."""
+    """Whether a process is now writing the record in a run's folder, as far as the file system knows."""
     try:
         with _rows_of(run_dir / "record.h5", "updates").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -285,12 +285,12 @@ def _rows_of(path: Path, table: str) -> Path:
 
 
 def provenance() -> dict[str, str]:
-    """Versions of the program and what it stands on, commit, Python and platform."""
+    """Versions of the program, of Python and of the packages that it uses; commit and platform."""
     return {"platform": platform.platform(), "commit": _commit()} | versions()
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the program and what it stands on."""
+    """Versions of Python, of the program and of the packages that it uses."""
     found = {"python": platform.python_version()}
     for package in ("asyncfeded", "torch", "numpy", "mpi4py", "h5py"):
         try:
@@ -301,7 +301,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the source tree this program runs from, with `+` if it was changed since; empty if it is installed."""
+    """Commit of the source tree that this program runs from, with `+` if the tree was changed since; empty if installed."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)

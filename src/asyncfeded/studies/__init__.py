@@ -1,1 +1,1 @@
-"""Many runs: grids that compare rules, and scaling studies; each run is a job of its own, and what is done is skipped."""
+"""Many runs: grids that compare rules, and scaling studies. Each run is a separate job; finished runs are skipped."""

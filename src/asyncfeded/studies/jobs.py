@@ -1,6 +1,6 @@
-"""The runs of a grid: their configs, in layers, and each as a job of its own, skipped when it is done.
+"""The runs of a grid: their configs are made in layers, and each run is a separate job, skipped when it is done.
 
-A run is done when its result.json is there, and a crash loses that run alone. What the runs are for is not known here.
+A run is done when its result.json exists, and a crash loses only that run. This module does not know what the runs are for.
 """
 
 import json
@@ -19,21 +19,21 @@ from asyncfeded.mpi import launcher
 
 
 class GridJob(NamedTuple):
-    """A run to be done."""
+    """A run of a grid, as a job."""
 
     name: str
-    """Of its folder; ends in the hash of its config."""
+    """Name of its folder; ends with the hash of its config."""
     config: Config
     ranks: int
     """MPI ranks."""
 
 
 def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
-    """The config that layers make, each over those before it, the defaults of task and rule filled in.
+    """Make a config from layers; each overrides those before it. The defaults of task and rule are filled in.
 
     Args:
         layers: parts of a run's table.
-        where: what to call the run in a message.
+        where: name of the run for messages.
 
     Raises:
         ValueError: a key or a value is wrong.
@@ -48,7 +48,7 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
 
 
 def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    """`layer` over `table`, sections merged."""
+    """Merge `layer` into `table`, section by section; `layer` overrides."""
     merged = dict(table)
     for key, value in layer.items():
         old = merged.get(key)
@@ -74,16 +74,16 @@ def is_done(folder: Path, name: str) -> bool:
 
 
 def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Callable[[str], None]) -> list[GridJob]:
-    """Do the runs that are not done.
+    """Do the runs that are not done yet.
 
     Args:
-        planned: all of them; those of one name are one.
-        folder: a run has its folder in it.
-        side_by_side: runs at a time.
-        say: told what is going on.
+        planned: all runs; runs of the same name are one run.
+        folder: contains the folders of the runs.
+        side_by_side: number of runs at the same time.
+        say: shows a line about progress.
 
     Returns:
-        The runs that failed; their log lies beside their folder.
+        The runs that failed; the log of each lies beside its folder.
     """
     distinct = {job.name: job for job in planned}
     pending = [job for job in distinct.values() if not is_done(folder, job.name)]
@@ -92,7 +92,7 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
     done_already = len(distinct) - len(pending)
     say(f"{len(distinct)} runs, {done_already} of them done already; {side_by_side} at a time with {with_ranks}")
     failed, began = [], time.monotonic()
-    # Runs side by side share cores, of which each knows its own ranks only.
+    # Runs at the same time share cores, but each run knows only its own ranks.
     crowded = side_by_side > 1 and side_by_side * sizes[-1] > len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(side_by_side) as pool:
         running = {pool.submit(_execute, job, folder, "yield" if crowded else "auto"): job for job in pending}
@@ -110,9 +110,9 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
 
 
 def _execute(job: GridJob, folder: Path, wait: str) -> str:
-    """Returns what went wrong; empty if nothing did."""
+    """Do one run. Returns what went wrong; empty if nothing did."""
     run_dir = folder / job.name
-    shutil.rmtree(run_dir, ignore_errors=True)  # of a run that was cut off
+    shutil.rmtree(run_dir, ignore_errors=True)  # left by a run that was killed
     folder.mkdir(parents=True, exist_ok=True)
     file, log = folder / f"{job.name}.toml", folder / f"{job.name}.log"
     file.write_text(job.config.to_toml(), encoding="utf-8")
@@ -122,7 +122,7 @@ def _execute(job: GridJob, folder: Path, wait: str) -> str:
     with log.open("w") as out:
         status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
     if status or not is_done(folder, job.name):
-        (run_dir / "result.json").unlink(missing_ok=True)  # of a run that was interrupted, or has lost its clients
+        (run_dir / "result.json").unlink(missing_ok=True)  # left by a run that was interrupted, or that lost its clients
         return f"failed with status {status}, see {log}"
     file.unlink()
     log.unlink()

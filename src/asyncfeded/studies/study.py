@@ -1,7 +1,8 @@
-"""A grid of runs into one table: tasks x rules x error probabilities x seeds. Skips what is done, so it can be stopped.
+"""A study: a grid of runs (tasks x rules x error probabilities x seeds) that makes one table. It can be stopped: finished
+runs are skipped.
 
-Each run is a job of its own (jobs.py). Tables are made from the runs' records and from nothing else. `Grid` is the schema of
-the file.
+Each run is a separate job (jobs.py). Tables are made only from the records of the runs. `StudyGrid` is the schema of the
+file.
 """
 
 import csv
@@ -24,33 +25,33 @@ class TaskOfGrid(Settings):
     """One task of the grid."""
 
     run: dict[str, Any]
-    """Config of a run that belongs to the task."""
+    """The part of a run's config that belongs to the task."""
     targets: tuple[float, ...]
-    """Test accuracies whose time is measured."""
+    """Test accuracies; the time to reach each is measured."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
-    """Values that tuning tries for every rule on this task, by key (section.key): a learning rate belongs here."""
+    """Values that tuning tries for every rule on this task, by key (section.key), such as a learning rate."""
 
 
 class RuleOfGrid(Settings):
     """One rule of the grid."""
 
     run: dict[str, Any]
-    """Config of a run that belongs to the rule."""
+    """The part of a run's config that belongs to the rule."""
     on: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """What of it differs on a task, by task: the values that tuning chose."""
+    """By task: the values that differ on that task, as tuning chose them."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
-    """Values that tuning tries, by key (section.key): all combinations, with those of the task."""
+    """Values that tuning tries, by key (section.key). It tries all combinations, together with the values of the task."""
 
 
 class Tuning(Settings):
-    """How values are chosen."""
+    """How tuning chooses values."""
 
     seed: int = 1000
-    """Of the tuning runs; must not be among the seeds of the results."""
+    """Seed of the tuning runs; must not be among the seeds of the results."""
     error_probability: float = 0.1
-    """Of the tuning runs."""
+    """Error probability of the tuning runs."""
     run: dict[str, Any] = Field(default_factory=dict)
-    """Config of a run in which tuning runs differ from those of the results, such as fewer seconds."""
+    """The part of the config in which tuning runs differ from the runs of the results, such as fewer seconds."""
 
 
 class StudyGrid(Settings):
@@ -61,14 +62,14 @@ class StudyGrid(Settings):
     tasks: dict[str, TaskOfGrid]
     """By label."""
     rules: dict[str, RuleOfGrid]
-    """By label. The first is what the others are compared with."""
+    """Rules by label. The others are compared with the first."""
     error_probabilities: tuple[float, ...]
     """heterogeneity.error_probability of the runs."""
     seeds: tuple[int, ...]
-    """Seeds of the runs; draw data, initial model and errors."""
+    """Seeds of the runs; they determine data, initial model and errors."""
     tuning: Tuning = Tuning()
     caption: str = ""
-    """Stands above the tables: what was made smaller than in the source, and the like."""
+    """Text above the tables, for example what was made smaller than in the source."""
 
 
 class StudyRun(NamedTuple):
@@ -80,25 +81,25 @@ class StudyRun(NamedTuple):
     seed: int
     config: Config
     values: dict[str, Any]
-    """What tuning tries, by key; empty in a run of the results."""
+    """The values that tuning tries, by key; empty in a run of the results."""
 
     @property
     def name(self) -> str:
-        """Of its folder; ends in the hash of its config."""
+        """Name of its folder; ends with the hash of its config."""
         return f"{self.task}-{self.rule}-p{self.error_probability:g}-s{self.seed}-{self.config.digest().hex()[:8]}"
 
 
 class StudyRow(NamedTuple):
-    """A run's line in the table."""
+    """The line of a run in the table."""
 
     run: StudyRun
     run_dir: Path
     max_accuracy: float
     final_accuracy: float
     mean_accuracy: float
-    """Over the evaluations, which are evenly spaced: high for runs that are both fast and good."""
+    """Mean over the evaluations, which are evenly spaced; high for runs that are both fast and good."""
     seconds_to: tuple[float, ...]
-    """Of the run's clock to each target of the task; infinity if it was not reached."""
+    """Seconds of the run's clock to each target of the task; infinity if it was not reached."""
     updates: int
     gamma: np.ndarray
     """Quartiles (3,) over the merged updates."""
@@ -108,7 +109,7 @@ class StudyRow(NamedTuple):
 
 
 def load_study_grid(path: Path, overrides: Sequence[str] = ()) -> StudyGrid:
-    """A grid, checked, with the config of every run that it makes.
+    """Read a grid and check it, with the config of every run that it makes.
 
     Args:
         path: a TOML file.
@@ -135,7 +136,7 @@ def expand(grid: StudyGrid) -> Iterator[StudyRun]:
 
 
 def expand_tuning(grid: StudyGrid) -> Iterator[StudyRun]:
-    """The runs that choose values: each task and rule with all combinations of what the `tune` of both lists."""
+    """The tuning runs: each task and rule with all combinations of the values that the `tune` of both lists."""
     for task, rule in itertools.product(grid.tasks, grid.rules):
         lists = grid.tasks[task].tune | grid.rules[rule].tune
         for values in itertools.product(*lists.values()):
@@ -146,12 +147,12 @@ def expand_tuning(grid: StudyGrid) -> Iterator[StudyRun]:
 def execute(
     runs: Sequence[StudyRun], out: Path, ranks: int, side_by_side: int, say: Callable[[str], None]
 ) -> list[jobs.GridJob]:
-    """Do the runs that are not done, each with so many MPI ranks, in the folder `runs` of the study (`jobs.execute`)."""
+    """Do the missing runs, each with so many MPI ranks, in the folder `runs` of the study (`jobs.execute`)."""
     return jobs.execute([jobs.GridJob(run.name, run.config, ranks) for run in runs], out / "runs", side_by_side, say)
 
 
 def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyRow]:
-    """A row for each run that is done."""
+    """A row for each finished run."""
     rows = []
     for run in runs:
         run_dir = out / "runs" / run.name
@@ -181,7 +182,7 @@ def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyR
 
 
 def write_csv(grid: StudyGrid, rows: Sequence[StudyRow], path: Path) -> None:
-    """All rows, one line a run; targets that were not reached are empty."""
+    """Write all rows, one line for each run; targets that were not reached are empty."""
     most = max(len(plan.targets) for plan in grid.tasks.values())
     head = ["task", "rule", "error_probability", "seed", "config_sha256", "max_accuracy", "final_accuracy", "mean_accuracy"]
     head += ["updates"]
@@ -210,10 +211,10 @@ def write_csv(grid: StudyGrid, rows: Sequence[StudyRow], path: Path) -> None:
 
 
 def to_markdown(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
-    """The comparison, a table for each task and error probability.
+    """The comparison of the rules: a table for each task and error probability.
 
-    Accuracies are means and standard deviations over the seeds, times medians; `x` is the time as a multiple of that of
-    the grid's first rule.
+    Accuracies are means and standard deviations over the seeds; times are medians. `x` is the time divided by that of the
+    grid's first rule.
     """
     lines = [grid.caption.strip(), ""] if grid.caption else []
     for task, plan in grid.tasks.items():
@@ -243,9 +244,9 @@ def to_markdown(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
 
 
 def chosen(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
-    """The best variant of each rule on each task, as the part of the grid's TOML that holds it.
+    """The best variant of each rule on each task, as TOML for the grid's file.
 
-    Best: of the highest mean accuracy over the run, so that both speed and end count.
+    The best variant has the highest mean accuracy over the run, so that both speed and final accuracy count.
     """
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for task in grid.tasks:

@@ -1,4 +1,4 @@
-"""What is trained: model, loss, metric, and how the data is split over the clients, one task per file.
+"""Tasks: model, loss, metric, and the split of the data over the clients. Each file holds one task.
 
 A task is a section of the config with a few methods. It knows no MPI; a rank asks it only for what that rank needs, so
 that data lies where it is used.
@@ -18,7 +18,7 @@ from asyncfeded.tasks.synthetic import Synthetic
 
 
 class Task(Protocol):
-    """What server and clients ask of a task."""
+    """The interface between a task and server or clients."""
 
     name: str
 
@@ -52,7 +52,7 @@ class Task(Protocol):
 TASKS: dict[str, type[Settings]] = {
     "digits": Digits,
     "federated_h5": FederatedH5,
-    "femnist": FederatedH5,  # the name that the literature knows it by
+    "femnist": FederatedH5,  # its name in the literature
     "synthetic": Synthetic,
     "shakespeare": Shakespeare,
 }

@@ -82,7 +82,7 @@ class FederatedH5(Classification):
         return self._read(self.test, self._names(self.test))
 
     def _num_classes(self) -> int:
-        """0 if that is for the files to say."""
+        """Number of classes; 0 if only the files tell it."""
         return self.classes or (LEAF_CLASSES if self.train.is_dir() or self.test.is_dir() else 0)
 
     def _names(self, path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 A file is `{"users": [name, ...], "num_samples": [n, ...], "user_data": {name: {"x": [...], "y": [...]}, ...}}` (Caldas et
 al. 2018, arXiv 1812.01097). All files of the directory are one data set; a user may be spread over several, and its
-samples follow each other in the order of the files' names. What x and y must hold is for the task to say.
+samples follow each other in the order of the files' names. The task checks the contents of x and y.
 """
 
 import json

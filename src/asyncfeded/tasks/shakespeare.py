@@ -40,15 +40,15 @@ class Shakespeare(Classification):
     train: Path
     """HDF5 file, or LEAF directory, of the training data."""
     test: Path
-    """HDF5 file, or LEAF directory, of the test data; tested are those of the training roles that it has."""
+    """HDF5 file, or LEAF directory, of the test data; the model is tested on the training roles in it."""
     roles: int = Field(0, ge=0)
     """Use only so many roles, the first of the training data by name. 0: all."""
     role_names: tuple[str, ...] = ()
     """Use only these roles, dealt in this order. Empty: as `roles` says."""
     too_short: Literal["refuse", "skip"] = "refuse"
-    """A role that has too little text for one window: is an error, or is left out before roles are counted."""
+    """A role with too little text for one window is an error, or is left out before roles are counted."""
     window: int = Field(80, ge=1)
-    """Characters that the model sees before the one to tell."""
+    """Number of characters that the model sees before the one to predict."""
     stride: int = Field(1, ge=1)
     """Characters between the starts of two windows; of LEAF's windows every so many-th is taken."""
     windows_max: int = Field(0, ge=0)
@@ -56,7 +56,7 @@ class Shakespeare(Classification):
     test_windows_max: int = Field(0, ge=0)
     """Largest number of test windows of a role, the first of its text. 0: all."""
     embedding: int = Field(8, ge=1)
-    """Numbers that a character is turned into."""
+    """Length of the vector that embeds a character."""
     hidden: int = Field(256, ge=1)
     """Units of each LSTM layer."""
     layers: int = Field(2, ge=1)
@@ -87,8 +87,8 @@ class Shakespeare(Classification):
 
     def test_data(self) -> Data:
         """See `Task`."""
-        there = set(_names(self.test))
-        roles = self._long_enough(self.test, [role for role in self._roles() if role in there])
+        test_names = set(_names(self.test))
+        roles = self._long_enough(self.test, [role for role in self._roles() if role in test_names])
         if not roles:
             raise ValueError(
                 f"{self.test}: none of the roles chosen from {self.train} is here; they are the roles to test on"
@@ -96,7 +96,7 @@ class Shakespeare(Classification):
         return self._read(self.test, roles, self.test_windows_max)
 
     def _roles(self) -> list[str]:
-        """Those trained on, in order."""
+        """The training roles, in order."""
         names = _names(self.train)
         if missing := sorted(set(self.role_names) - set(names)):
             near = difflib.get_close_matches(missing[0], names, n=1)
@@ -106,7 +106,7 @@ class Shakespeare(Classification):
         return roles[: self.roles] if self.roles else roles
 
     def _long_enough(self, path: Path, roles: Sequence[str]) -> list[str]:
-        """The roles that one window at least can be cut for; where short ones are an error, that is left to be found."""
+        """The roles with text for at least one window; all roles if a short one is an error, which is found later."""
         if self.too_short == "refuse":
             return list(roles)
         return [role for role, count in self._counts(path, roles, allow_none=True) if count]

@@ -21,7 +21,7 @@ from asyncfeded.tasks.classification import Classification, Data, deal
 FEATURES = 60
 CLASSES = 10
 DEVICES = 30
-"""As many as FedProx shipped."""
+"""Number of devices in the data that FedProx published."""
 
 
 @final

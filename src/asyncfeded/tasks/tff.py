@@ -1,6 +1,6 @@
 """The HDF5 layout that TensorFlow Federated publishes: one file, a group `examples/<name>` for each writer or role.
 
-Opens such files and finds their fields; what a field must hold is for the task to say.
+Opens such files and finds their fields; the task checks the contents of a field.
 """
 
 from pathlib import Path

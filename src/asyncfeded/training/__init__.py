@@ -1,1 +1,1 @@
-"""The server's loop and the client's loop, whose update is next, evaluation, and who is slow."""
+"""The loops of server and client, the clocks that order the updates, evaluation, and the heterogeneity of clients."""

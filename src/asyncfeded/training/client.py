@@ -1,4 +1,4 @@
-"""A client: takes a model, trains K epochs on its own data at its own pace, sends the result, until told to stop."""
+"""A client receives a model, trains K epochs on its own data at its own pace, and sends the result, until it must stop."""
 
 import time
 from collections.abc import Callable
@@ -19,30 +19,30 @@ from asyncfeded.wire.messages import Order
 
 
 class ClientData(NamedTuple):
-    """What is a client's own."""
+    """The data and the pace of one client."""
 
     data: Data
     """On the model's device."""
     batch_size: int
     slowdown: float = 1.0
-    """How many times its own time a round takes."""
+    """Factor by which the client lengthens the time of a round."""
 
 
 class Trainer:
-    """Trains clients' models in place, one at a time.
+    """Trains the models of clients in place, one at a time.
 
     Args:
-        task: loss of the task.
-        flat: the model; its parameters are trained in their buffer.
+        task: gives the loss.
+        flat: the model; its parameters are trained in its buffer.
         training: how to train.
         proximal: mu of the proximal term.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
         self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
         self._params = [p for p in flat.module.parameters() if p.requires_grad]
-        # The function behind torch.optim.SGD: the class imports torch._dynamo, 1.2 s of processor time on every worker.
+        # The function behind torch.optim.SGD. The class would import torch._dynamo: 1.2 s of processor time on every worker.
         self._descend = partial(
             sgd,
             lr=training.learning_rate,
@@ -53,26 +53,26 @@ class Trainer:
             maximize=False,
         )
         self._momentum: list[Tensor | None] = []  # by parameter
-        # The proximal term's anchor x_s: a copy of the parameters at the start of a round, only where there is such a term.
+        # The anchor x_s of the proximal term: a copy of the parameters at the start of a round; only with such a term.
         self._anchor = [torch.empty_like(p) for p in self._params] if proximal else []
         self.samples, self.steps, self.loss = 0, 0, 0.0
 
     def round(self, order: Order, client_data: ClientData, stopped: Callable[[], bool]) -> bool:
         """Train K epochs from the model as it stands.
 
-        Everything random follows from the seed, the client and the number of its round. Afterwards `samples`, `steps` and
-        `loss` (mean over the samples seen) tell what was done.
+        All random numbers follow from the seed, the client and the number of its round. Afterwards `samples`, `steps` and
+        `loss` (mean over the samples seen) describe the round.
 
         Args:
             order: client, round and K.
-            client_data: of this client.
-            stopped: asked after every step whether to give up.
+            client_data: data and pace of this client.
+            stopped: is called after every step; says whether to give up.
 
         Returns:
             Whether the round was finished.
         """
         seed_torch(self._seed, Stream.TRAINING, order.client, order.round)
-        self._momentum = [None] * len(self._params)  # it starts at zero
+        self._momentum = [None] * len(self._params)  # momentum starts at zero in every round
         with torch.no_grad():
             for anchor, p in zip(self._anchor, self._params, strict=False):
                 anchor.copy_(p)
@@ -123,15 +123,15 @@ def work(
     flat: FlatModel,
     host: Tensor,
 ) -> None:
-    """The loop of a worker, until the server says stop. Client ranks.
+    """The loop of a worker; it ends when the server says stop. Client ranks.
 
     Args:
-        wire: to the server.
+        wire: the wire to the server.
         trainer: trains in `flat`.
-        client_data: of a client.
-        lost_s: seconds to let pass after a round that took so long, for failures and network; wall clock.
+        client_data: returns the data of a client.
+        lost_s: seconds to pause after a round that took so long, for failures and network, on the wall clock.
         flat: the model that the trainer trains.
-        host: float32 (size,), the wire's buffer: the model's own where that lies in host memory, else a pinned copy.
+        host: float32 (size,), the wire's buffer: that of the model if it is in host memory, else a pinned copy.
     """
     staged = host.data_ptr() != flat.buffer.data_ptr()
     waiting_since = time.perf_counter()
@@ -152,7 +152,7 @@ def work(
 
 
 def _pass(seconds: float, stopped: Callable[[], bool]) -> bool:
-    """Let time pass. Returns whether it passed without a stop."""
+    """Pause. Returns whether no stop came meanwhile."""
     until = time.perf_counter() + seconds
     while (left := until - time.perf_counter()) > 0:
         if stopped():

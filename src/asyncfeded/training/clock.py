@@ -1,8 +1,9 @@
-"""Whose update is next. On the wall clock: whose has arrived (`server_wire.ServerWire`). Here: who is due.
+"""Decides which update is next. On the wall clock it is the update that has arrived (`server_wire.ServerWire`); here it is
+the update that is due.
 
-An ordered clock stands between server and wire. It hands out orders to the workers and holds their updates back until it is
-their turn, so that the server sees the same updates in the same order whatever the number of ranks, the MPI or the load of
-the machine. It decides nothing but the order.
+An ordered clock stands between server and wire. It gives orders to the workers and holds each update back until its turn.
+So the server sees the same updates in the same order for any number of ranks, any MPI and any load of the machine. It
+decides nothing but the order.
 """
 
 import heapq
@@ -14,33 +15,33 @@ from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
 from asyncfeded.wire.server_wire import ServerWire
 
 Due = Callable[[Order, float], float]
-"""When the update of an order is due that is given at a time, both in seconds; infinity: never."""
+"""Takes an order and the time at which it is given; returns the time when its update is due. Seconds; infinity: never."""
 
 
 class OrderedClock:
     """A `Wire` on which updates arrive when they are due; ties go to the lower client id.
 
-    A worker trains one client at a time, of those that live on it the one that is due first. Trained ahead of its turn, an
-    update waits in its receive buffer: the wire needs one for each client.
+    A worker trains one client at a time: of the clients that live on it, the one that is due first. An update that is
+    trained ahead of its turn waits in its receive buffer, so the wire needs one buffer for each client.
 
     Args:
-        pipe: the wire to the workers.
+        wire: the wire to the workers.
         due: when an update is due.
-        start_s: of the clock.
+        start_s: start time of the clock.
 
     Attributes:
-        due_s: by client, when the update of its last order is due; infinity: never.
+        due_s: for each client, when the update of its last order is due; infinity: never.
     """
 
     def __init__(self, wire: ServerWire, due: Due, start_s: float = 0.0) -> None:
         self._wire, self._due = wire, due
         self._now = start_s
         self.due_s: dict[int, float] = {}
-        self._out: list[tuple[float, int]] = []  # heap of (due, client): orders given and not yet taken
-        self._answered: dict[int, Arrival | Refused] = {}  # by client: answered, and not yet due
+        self._out: list[tuple[float, int]] = []  # heap of (due, client): orders whose update was not taken yet
+        self._answered: dict[int, Arrival | Refused] = {}  # by client: answers that are not yet due
 
     def now(self) -> float:
-        """See `Wire`: when the update taken last was due."""
+        """See `Wire`: the time at which the last update taken was due."""
         return self._now
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
@@ -61,7 +62,7 @@ class OrderedClock:
                 return event
             if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
                 return event
-            # It does not wait for the server but for its turn.
+            # It waits for its turn, not for the server.
             self._answered[event.client] = event._replace(queue=0) if isinstance(event, Arrival) else event
         if not self._out or self._out[0][1] not in self._answered:
             return None
@@ -89,11 +90,11 @@ class OrderedClock:
 
 
 class Resumed:
-    """`Due` of a run that goes on: orders that were out when it was left keep their time.
+    """`Due` of a resumed run: orders that were out at the checkpoint keep their time.
 
     Args:
-        kept: by client, when the update of the order is due that it is given first.
-        due: of all other orders.
+        kept: for each such client, when the update of its first order is due.
+        due: `Due` of all other orders.
     """
 
     def __init__(self, kept: dict[int, float], due: Due) -> None:
@@ -105,7 +106,7 @@ class Resumed:
 
 
 class Replay:
-    """`Due` for the order of arrival that a record tells: the n-th update of a client is due when it was then.
+    """`Due` that repeats the order of arrival in a record: the n-th update of a client takes its old place.
 
     Args:
         clients: int (n,), the client of each update in order of arrival.

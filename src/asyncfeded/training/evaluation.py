@@ -1,7 +1,7 @@
 """The accuracy of a snapshot of the global model, one batch at a time.
 
-The server calls `step` when it has nothing to do; a client that arrives meanwhile waits for one batch at most. Decides
-nothing about when.
+The server calls `step` when it has nothing to do; an update that arrives meanwhile waits for one batch at most. The server
+alone decides when to evaluate.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Evaluator:
 
     Args:
         task: gives the test data and the metric.
-        flat: a model of its own, for the snapshot, on the device that evaluates.
+        flat: a separate model for the snapshot, on the device that evaluates.
         batch_size: samples per step.
     """
 
@@ -70,7 +70,7 @@ class Evaluator:
         return Score(self._version, self._correct / self._count, self._loss / self._count)
 
     def score(self, x: Tensor, version: int) -> Score:
-        """The whole evaluation of x at once."""
+        """Evaluate x in one piece."""
         self.start(x, version)
         while True:
             if (score := self.step()) is not None:
@@ -78,7 +78,7 @@ class Evaluator:
 
 
 class NoEvaluator:
-    """An `Evaluator` that takes no time and tests nothing: for measurements of the server alone."""
+    """An `Evaluator` that takes no time and tests nothing, for measurements of the server alone."""
 
     running = False
 

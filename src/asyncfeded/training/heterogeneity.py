@@ -1,7 +1,7 @@
-"""Who is slow, when, by how much, and whose round fails; all declared in the config and drawn from the run's seed.
+"""How slow each client is, and which rounds fail; all declared in the config and drawn from the seed of the run.
 
-How much data a client has is for the task. On the virtual clock these figures say when an update arrives, on the wall clock
-a client paces itself by them.
+The task decides how much data a client has. On the virtual clock these figures determine when an update arrives; on the
+wall clock a client paces itself by them.
 """
 
 from dataclasses import dataclass
@@ -14,37 +14,37 @@ from asyncfeded.wire.messages import Order
 
 PROFILE = np.dtype(
     [
-        ("slowdown", np.float64),  # times the work's own time
+        ("slowdown", np.float64),  # factor on the time of the work
         ("batch_size", np.int32),
         ("epochs", np.int32),  # first K
-        ("delay_s", np.float64),  # of the network, for each round
-        ("round_s", np.float64),  # declared time of a round of the first K
-        ("samples", np.int64),  # of training data
+        ("delay_s", np.float64),  # delay of the network, for each round
+        ("round_s", np.float64),  # declared time of a round with the first K
+        ("samples", np.int64),  # number of training samples
     ]
 )
-"""A client's lot, as stored in the record."""
+"""The profile of a client, as stored in the record."""
 
 
 @dataclass(frozen=True)
 class ClientProfiles:
-    """The clients' lots, and the fate of each round."""
+    """The profiles of all clients, and the failures and times of their rounds that follow from them."""
 
     clients: np.ndarray
     """PROFILE (clients,)."""
     error_probability: float
     seed: int
     declared: bool = False
-    """Whether `round_s` was given, and not estimated from the samples."""
+    """Whether the config gives `round_s`; otherwise it is estimated from the samples."""
 
     def lost_rounds(self, client: int, number: int) -> float:
-        """What the failures before an update cost, in units of the client's normal round.
+        """The time that failures before an update cost, in units of the client's normal round.
 
         With probability p a round yields no update and costs uniform(0, 3) normal rounds; the client then trains again
         (the authors' experiment, arXiv 2205.13797, read off their published runs).
 
         Args:
-            client: which.
-            number: of the round.
+            client: id of the client.
+            number: number of the round.
         """
         lost = 0.0
         if self.error_probability:
@@ -54,16 +54,16 @@ class ClientProfiles:
         return lost
 
     def due(self, order: Order, now: float) -> float:
-        """When the update of an order given now arrives on the virtual clock, failures and network included (clock.Due)."""
+        """When the update of an order given now arrives on the virtual clock, with failures and network (`clock.Due`)."""
         profile = self.clients[order.client]
         normal = self._round_s(order)
         return float(now + profile["delay_s"] + normal * (1.0 + self.lost_rounds(order.client, order.round)))
 
     def pause_s(self, order: Order, took_s: float) -> float:
-        """What a client lets pass after a round on the wall clock: the rest of a declared round, failures and network.
+        """How long a client pauses after a round on the wall clock: the rest of a declared round, failures and network.
 
         Args:
-            order: of the round.
+            order: the order of the round.
             took_s: how long the round took.
         """
         round_s = max(took_s, self._round_s(order)) if self.declared else took_s
@@ -76,11 +76,11 @@ class ClientProfiles:
 
 
 def draw(config: Config, sizes: np.ndarray) -> ClientProfiles:
-    """The clients' lots.
+    """Draw the profiles of all clients.
 
     Args:
-        config: of the run.
-        sizes: int64 (clients,), training samples of each.
+        config: config of the run.
+        sizes: int64 (clients,), number of training samples of each client.
     """
     settings, training = config.heterogeneity, config.training
     profiles = np.zeros(len(sizes), PROFILE)

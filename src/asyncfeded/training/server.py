@@ -1,7 +1,7 @@
-"""The server's loop: take an update, measure it, let the rule merge it, reply, record; evaluate when there is nothing to do.
+"""The server's loop: take an update, measure it, let the rule merge it, reply, record; evaluate in idle moments.
 
-Everything of a run flows through here, and nothing of it is decided here: order and transport are the wire's, step sizes
-and epochs the rule's.
+All updates of a run pass through this loop, but the wire decides their order and transport, and the rule decides step
+sizes and epochs.
 """
 
 import math
@@ -22,7 +22,7 @@ from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.messages import HEADER, Arrival, Lost, Order, Refused, Wire
 
 INTERRUPTED = "interrupted by a signal"
-"""Why a run stopped that may go on later."""
+"""Reason of a run that stopped and may be resumed."""
 
 
 class Outcome(NamedTuple):
@@ -30,32 +30,32 @@ class Outcome(NamedTuple):
 
     reason: str
     seconds: float
-    """Of training, on the run's clock."""
+    """Time of training, on the run's clock."""
     wall_s: float
-    """Of training, on the wall."""
+    """Time of training, on the wall clock."""
     score: Score
-    """Of the final model."""
+    """Score of the final model."""
     discarded: int
     """Updates that were under way when the run ended."""
     failed: bool
-    """Whether it ended for want of clients, before a limit."""
+    """Whether it ended before a limit because clients were lost."""
 
 
 class ServerSettings(NamedTuple):
-    """How a server serves: what the config says about it."""
+    """The settings of a server, from the config."""
 
     limits: Limits
     """When to stop."""
     faults: Faults
-    """What to do about clients that die or send what cannot be merged."""
+    """What to do about clients that die or that send updates that cannot be merged."""
     evaluation: Evaluation
     """How often to evaluate."""
     in_idle_moments: bool
-    """Whether evaluations wait for such (wall clock), or take place at their time between two updates (ordered clocks)."""
+    """Whether evaluations wait for idle moments (wall clock); otherwise they run at their due time (ordered clocks)."""
 
 
 class Observer(Protocol):
-    """What shows a run and keeps it. The server calls it between two updates, so it must be quick."""
+    """Shows a run and saves it. The server calls it between two updates, so it must be quick."""
 
     def on_update(self, row: UpdateRow) -> None:
         """An update was merged or refused."""
@@ -64,30 +64,30 @@ class Observer(Protocol):
         """The global model was evaluated."""
 
     def tick(self, server: "Server") -> None:
-        """Called often, and once more when the run is about to stop; `server.stopping` is set then."""
+        """Is called often, and once more just before the run stops; then `server.stopping` is set."""
 
     def say(self, sentence: str) -> None:
-        """Something that a person should know."""
+        """Show a sentence to the user."""
 
 
 class Server:
     """Runs one training. Rank 0.
 
     Args:
-        wire: to the clients; its clock is the run's.
-        rule: how an update enters.
-        state: where the run begins or goes on.
+        wire: the wire to the clients; its clock is that of the run.
+        rule: merges the updates.
+        state: the state in which the run begins or continues.
         evaluator: tests snapshots of the global model.
-        settings: how to serve.
-        observer: is told of every update and evaluation.
+        settings: limits, faults and evaluation.
+        observer: is called for every update and evaluation.
 
     Attributes:
-        state: as it is now.
+        state: the current state.
         settings: as given.
-        recent: gamma and eta of the last updates.
-        failed: why no client is left to train, or none may be lost; empty: the run goes on.
+        recent: gamma and eta of the last 200 updates.
+        failed: why the run cannot continue: no client is left, or a worker died and none may die; empty: it continues.
         interrupted: set it to end the training as a limit would.
-        stopping: the limit that is reached, as a sentence; empty before.
+        stopping: why the run stops, as a sentence; empty before.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Server:
 
     @property
     def wall_s(self) -> float:
-        """Seconds of training, on the wall."""
+        """Seconds of training, on the wall clock."""
         return self.state.wall_before_s + time.perf_counter() - self._began
 
     def run(self) -> Outcome:
         """Train until a limit is reached, then stop all clients.
 
-        In a run that goes on, clients that are out are given their orders again.
+        In a resumed run, clients that had an order get it again.
         """
         state = self.state
         self._began, discarded = time.perf_counter(), 0
@@ -127,7 +127,7 @@ class Server:
             self.failed = "no client is left (all were refused too often before)"
         elif state.rounds.any():
             for client in np.flatnonzero(state.out).tolist():
-                # The base is what it was then.
+                # Its base is the same as before.
                 self._give(client, int(state.model.base_version[client]), lambda stop: None)
         else:
             for client, epochs in enumerate(state.epochs.tolist()):
@@ -144,7 +144,7 @@ class Server:
                     self._evaluate_up_to(self.elapsed_s)
                 if isinstance(event, Refused):
                     self._refuse(event)
-                elif self._reached():  # by the arrival's time, or by an evaluation before it
+                elif self._reached():  # by the time of the arrival, or by an evaluation before it
                     self._wire.release(event)
                     discarded += 1
                 else:
@@ -168,7 +168,7 @@ class Server:
         return Outcome(reason, seconds, wall_s, state.score, discarded, bool(self.failed))
 
     def _reached(self) -> str:
-        """The limit that is reached, as a sentence; empty if none is."""
+        """The limit that is reached, as a sentence; empty if no limit is."""
         limits = self.settings.limits
         if self.failed:
             return self.failed
@@ -183,7 +183,7 @@ class Server:
         return ""
 
     def _take(self, arrival: Arrival) -> None:
-        """One update: measure, merge, reply, record."""
+        """Measure one update, merge it, reply, and record it."""
         state = self.state
         began, cpu, arrived_s = time.perf_counter(), time.thread_time(), self.elapsed_s
         client, model = arrival.client, state.model
@@ -210,7 +210,7 @@ class Server:
             self.recent.append((decision.gamma, decision.eta))
             state.refused_in_a_row[client] = 0
         replies = decision.replies
-        if self._reached():  # clients are told to stop instead
+        if self._reached():  # the clients get a stop instead
             replies, state.withheld = (), decision.replies
         for reply in replies:
             self._send(reply)
@@ -256,7 +256,7 @@ class Server:
         return ""
 
     def _note_refusal(self, client: int, reason: str) -> bool:
-        """Count a refusal and tell of it. Returns whether the client may go on."""
+        """Count a refusal and report it. Returns whether the client may continue."""
         state = self.state
         state.refused += 1
         state.refused_in_a_row[client] += 1
@@ -268,7 +268,7 @@ class Server:
         return row < most
 
     def _refuse(self, event: Refused) -> None:
-        """A message that the wire did not take for an update."""
+        """Handle a message that the wire did not accept as an update."""
         client = event.client
         if client < 0:
             self.state.refused += 1
@@ -284,7 +284,7 @@ class Server:
             self._send(Reply(client, int(self.state.epochs[client])))
 
     def _lose(self, event: Lost) -> None:
-        """A worker is given up: go on without its clients, or stop."""
+        """Handle a worker that is given up: continue without its clients, or stop."""
         moved = "" if event.clients else "; its clients move to other ranks"
         self._observer.say(f"rank {event.worker + 1} is given up: {event.reason}{moved}")
         clients = tuple(client for client in event.clients if not (self.state.lost[client] or self.state.dropped[client]))
@@ -294,7 +294,7 @@ class Server:
             self.failed = f"a worker died ({event.reason}; faults.on_death = abort)"
 
     def _go_on_without(self, clients: tuple[int, ...], reason: str) -> None:
-        """Go on without these clients."""
+        """Continue without these clients."""
         for client in clients:
             self.state.out[client] = False
             self.state.model.forget(client)
@@ -325,7 +325,7 @@ class Server:
         self._wire.reply(order, self.state.model.base[client], ready)
 
     def _evaluate(self) -> bool:
-        """A snapshot or one batch of an evaluation, if one is due and within its share. Returns whether there was one."""
+        """Take a snapshot or evaluate one batch, if it is due and within its share of time. Returns whether it did."""
         state = self.state
         began = self.elapsed_s
         changed = state.model.version != (state.score.version if state.score else 0)
@@ -342,7 +342,7 @@ class Server:
         return True
 
     def _evaluate_up_to(self, time_s: float) -> None:
-        """The evaluations that are due up to a time, of the model as it stands, in one piece."""
+        """Make the evaluations that are due up to a time, each in one piece, of the current model."""
         state = self.state
         while state.evaluation_due_s <= min(time_s, self.settings.limits.seconds or math.inf) and not self._good_enough():
             began = time.perf_counter()

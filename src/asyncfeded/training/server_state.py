@@ -1,4 +1,4 @@
-"""What a server knows between two updates, and all that a checkpoint must hold so that another server can go on from it."""
+"""The state of a server between two updates: all that a checkpoint must hold so that another server can continue."""
 
 from dataclasses import dataclass, field
 
@@ -16,44 +16,44 @@ class ServerState:
     Args:
         model: the global model, with the bases of its clients.
         rule: the state of the rule.
-        epochs: int64 (clients,), K that each client was sent last, before the first round the K of that round.
+        epochs: int64 (clients,), the K last sent to each client; before the first round the K of that round.
     """
 
     model: GlobalModel
     rule: State
     epochs: np.ndarray
     rounds: np.ndarray = field(init=False)
-    """int64 (clients,), rounds asked of each client."""
+    """int64 (clients,), number of rounds that each client was asked for."""
     counts: np.ndarray = field(init=False)
-    """int64 (clients,), updates merged of each client."""
+    """int64 (clients,), number of merged updates of each client."""
     out: np.ndarray = field(init=False)
-    """bool (clients,), clients that have an order whose update was not taken yet."""
+    """bool (clients,), clients with an order whose update was not taken yet."""
     refused_in_a_row: np.ndarray = field(init=False)
-    """int64 (clients,)."""
+    """int64 (clients,), refusals of each client since its last merged update."""
     lost: np.ndarray = field(init=False)
-    """bool (clients,), clients whose worker was given up."""
+    """bool (clients,), clients whose worker the server has given up."""
     dropped: np.ndarray = field(init=False)
     """bool (clients,), clients that were refused too often."""
     withheld: tuple[Reply, ...] = ()
-    """Replies that the last update would have got if the run had not stopped."""
+    """Replies that the server would have sent after the last update if the run had not stopped."""
     updates: int = 0
-    """Updates merged; those refused are not among them."""
+    """Number of merged updates, without the refused ones."""
     refused: int = 0
-    """Updates and other messages that were not merged."""
+    """Number of refused updates and other messages."""
     score: Score | None = None
-    """Of the last evaluation."""
+    """Result of the last evaluation."""
     taken_s: float = 0.0
     """When the last update was taken, on the run's clock."""
     evaluation_due_s: float = 0.0
-    """When the evaluation that runs or comes next was due, on the run's clock."""
+    """When the current or next evaluation is due, on the run's clock."""
     busy_s: float = 0.0
-    """Processor time spent on updates, from taking one to having recorded it."""
+    """Processor time spent on updates, from taking to recording them."""
     evaluating_s: float = 0.0
     """Wall time spent on evaluations while training."""
     compute_s: float = 0.0
     """Wall time that the clients spent on the updates taken."""
     wall_before_s: float = 0.0
-    """Wall time of training before this server, in a run that goes on."""
+    """Wall time of training before this server, in a resumed run."""
 
     def __post_init__(self) -> None:
         self.epochs = self.epochs.astype(np.int64)

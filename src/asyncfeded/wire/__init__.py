@@ -1,1 +1,1 @@
-"""Messages between the server and the workers. The only part that sends and receives them while a run trains."""
+"""Messages between the server and the workers. No other part sends or receives messages while a run trains."""

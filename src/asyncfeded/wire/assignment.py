@@ -1,17 +1,17 @@
-"""On which worker a client is trained, and where it moves when that worker is given up."""
+"""Which worker trains a client, and which worker takes the client over when the first one is given up."""
 
 
 class Assignment:
-    """Client i lives on worker i modulo the number of workers, so that its data lies on one rank, unless it has to move.
+    """Client i is trained on worker i modulo the number of workers, so that its data lies on one rank. It may have to move.
 
     Args:
         num_workers: number of workers.
         num_clients: number of clients.
-        moving: whether the clients of a worker that is lost move to the others.
+        moving: whether the clients of a lost worker move to the other workers.
 
     Attributes:
         lost: workers that are given up.
-        silent: those of them who may come back.
+        silent: the lost workers that may come back.
     """
 
     def __init__(self, num_workers: int, num_clients: int, moving: bool) -> None:
@@ -21,7 +21,7 @@ class Assignment:
         self.silent: set[int] = set()
 
     def of(self, client: int) -> int:
-        """The worker of a client; one that is lost only where nobody else can train it."""
+        """The worker of a client. It is a lost worker only where no other worker can train the client."""
         worker = self._moved.get(client, client % self._num_workers)
         if worker in self.lost and self.can_move:
             workers = [self._moved.get(other, other % self._num_workers) for other in range(self._num_clients)]
@@ -31,11 +31,11 @@ class Assignment:
 
     @property
     def can_move(self) -> bool:
-        """Whether clients of a lost worker find another."""
+        """Whether the clients of a lost worker can move to another worker."""
         return self.moving and len(self.lost) < self._num_workers
 
     def stranded(self, worker: int) -> tuple[int, ...]:
-        """The clients of a lost worker whom nobody trains now: with the last worker, all that are left."""
+        """The clients that no worker trains after this worker was lost. If it was the last worker, these are all clients."""
         if self.can_move:
             return ()
         return tuple(client for client in range(self._num_clients) if self.of(client) == worker or self.moving)

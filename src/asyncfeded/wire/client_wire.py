@@ -17,8 +17,8 @@ from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
 T = TypeVar("T")
 BULK_S = 20e-6
-"""How long a client that would spin sleeps between two looks at an update of several chunks: it is the server that moves the
-data, and its second thread can use the core."""
+"""How long a client that would spin sleeps between two polls while it sends an update of several chunks: the server moves
+the data, and its second thread can use the core."""
 
 
 class ServerLostError(RuntimeError):
@@ -32,25 +32,25 @@ class ClientWire:
 
     Args:
         comm: the job's communicator.
-        buffer: float32 (size,) in host memory, to receive into and to send from; belongs to MPI inside `receive` and
-            `send`, to the caller between them.
+        buffer: float32 (size,) in host memory, for receiving and for sending. It belongs to MPI inside `receive` and
+            `send`, and to the caller between them.
         backoff: how to wait.
 
     Attributes:
-        apart: whether the server said at the end that a rank is lost, so that ranks leave without waiting for each other.
+        ranks_lost: whether the server said at the end that a rank is lost. Ranks then leave without waiting for each other.
     """
 
     def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff) -> None:
         self._comm, self._backoff, self.ranks_lost = comm, backoff, False
         self._buffer = buffer.numpy()
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
-        self._num_sent = 0  # messages, which chunks are tagged with
-        # Posted whenever no header is being read: while the worker trains, only a STOP can complete it.
+        self._num_sent = 0  # number of messages; the tags of chunks follow from it
+        # This receive is posted whenever no header is being read. While the worker trains, only a STOP can complete it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         self._request.Start()
 
     def receive(self) -> Order | None:
-        """Wait for the server's next word: an order, or None to stop. Client ranks."""
+        """Wait for the server's next header. Returns an order, or None to stop. Client ranks."""
         self._backoff.reset()
         while not _or_server_lost(self._request.Test):
             self._backoff.pause()
@@ -67,13 +67,13 @@ class ClientWire:
         return Order(client, number, version, epochs)
 
     def stopped(self) -> bool:
-        """Whether the server has called for a stop; for use while training. Never waits. Client ranks."""
+        """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
         return _or_server_lost(self._request.Test)
 
     def send(self, order: Order, samples: int, steps: int, train_loss: float, compute_s: float, wait_s: float) -> None:
-        """Send the update that an order asked for, the weights being in the buffer. Client ranks.
+        """Send the update that an order asked for. Its weights are in the buffer. Client ranks.
 
-        Returns when the buffer may be written.
+        Returns when the buffer may be written again.
         """
         fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
         self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
@@ -90,7 +90,7 @@ class ClientWire:
                 self._backoff.pause()
 
     def finish(self) -> None:
-        """Answer a stop, and wait until all have; afterwards the wire is closed. Client ranks."""
+        """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
         self._outbox[0] = (MAGIC, PROTOCOL, LAST, *NOTHING)
         self._request.Start()
         last = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)

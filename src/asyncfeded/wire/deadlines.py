@@ -1,6 +1,7 @@
-"""How long a client may be silent before it is given up: by its own history, in time that the server was listening.
+"""How long a client may be silent before it is given up. This follows from the client's own history.
 
-Where MPI tells of a death nobody needs this; a link that was cut, or a process that was stopped, no MPI reports.
+Only the time in which the server was listening counts. Where MPI reports a death, this is not needed; but no MPI reports a
+link that was cut, or a process that was stopped.
 """
 
 import statistics
@@ -8,25 +9,25 @@ import time
 from collections import deque
 
 LENGTH = 32
-"""Rounds of a client that are remembered."""
+"""How many rounds of a client are remembered."""
 STRANGER = 10.0
-"""A client without history may take so many times as long as anybody else: speeds differ by less."""
+"""A client without history may take this many times the longest deadline of the others: speeds differ by less."""
 REGULAR = 0.1
-"""The spread counts as no less than this share of the median: few rounds look more regular than they are."""
+"""The spread counts as at least this share of the median: a few rounds look more regular than they are."""
 LISTENING_S = 1.0
-"""The most that counts between two looks: a server that was stopped, or busy, has heard nobody."""
+"""The most seconds that count between two calls of `listen`: a server that was stopped or busy has heard nobody."""
 
 
 class Deadlines:
-    """Knows the rounds of each client, and says when one is overdue.
+    """Knows the past rounds of each client, and says when a client is overdue.
 
         deadline = median + patience * max(spread, REGULAR median),    spread = median |s - median|
 
-    over the seconds s of its last rounds, those with fewer epochs than it has now drawn out in proportion.
+    over the seconds s of its last rounds. If a round had fewer epochs than the present one, s is scaled up in proportion.
 
     Args:
-        patience: multiples of the spread.
-        least_s: no deadline is shorter.
+        patience: how many times the spread.
+        least_s: the shortest deadline.
     """
 
     def __init__(self, patience: float, least_s: float) -> None:
@@ -35,7 +36,7 @@ class Deadlines:
         self._listened_s, self._looked = 0.0, time.perf_counter()
 
     def listen(self) -> float:
-        """Another look at what has come. Returns the seconds of listening so far."""
+        """To be called at every poll. Returns the seconds of listening so far."""
         now = time.perf_counter()
         self._listened_s += min(now - self._looked, LISTENING_S)
         self._looked = now
@@ -43,21 +44,21 @@ class Deadlines:
 
     @property
     def last_s(self) -> float:
-        """The deadline of a worker that has only to answer a stop, within a step: the longest round that is remembered."""
+        """The deadline of a worker that only has to answer a STOP, within a step: the longest round that is remembered."""
         longest_s = max((seconds for rounds in self._rounds.values() for seconds, _ in rounds), default=0.0)
         return max(self._least_s, longest_s) if self._patience else float("inf")
 
     @property
     def listened_s(self) -> float:
-        """As of the last look."""
+        """Seconds of listening up to the last call of `listen`."""
         return self._listened_s
 
     def note(self, client: int, epochs: int, seconds: float) -> None:
-        """A round of a client: from its order to its answer."""
+        """Remember a round of a client: the seconds from its order to its answer."""
         self._rounds.setdefault(client, deque(maxlen=LENGTH)).append((seconds, epochs))
 
     def deadline_s(self, client: int, epochs: int) -> float:
-        """Seconds of silence after which to give a client up that was asked for so many epochs; infinite at first."""
+        """After how many seconds of silence to give up a client that trains this many epochs; infinite at first."""
         if not self._patience:
             return float("inf")
         if rounds := self._rounds.get(client):

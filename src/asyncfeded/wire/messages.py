@@ -1,18 +1,18 @@
-"""What server and clients say to each other: headers, orders, updates, and what an update is refused for.
+"""The messages between server and clients: headers, orders, updates, and the reasons to refuse an update.
 
-Clients train on workers, the ranks but the server's: client i on worker i modulo the number of workers, so that its data
-lies on one rank, unless that rank dies. An update is a header (64 bytes) and the model's raw buffer in chunks (transfer.py);
-so is a reply. By turns:
+Clients train on workers, which are all ranks except the server: client i trains on worker i modulo the number of workers,
+so that its data lies on one rank, unless that rank dies. An update is a header (64 bytes) and the model's raw buffer in
+chunks (transfer.py); so is a reply. The two sides take turns:
 
 1. The server replies to a client: header (round, version, K), weights. It does not touch that reply buffer until the
-   client's next update: it *is* the client's base model x_s. A worker has one order in hand at a time.
+   client's next update: the buffer *is* the client's base model x_s. A worker has one order in hand at a time.
 2. The worker trains K epochs and sends an update: header (base version, epochs done, ...), weights.
 3. To end, the server sends a header with STOP to every worker, at any time. A worker answers with exactly one header with
-   LAST, after the update that it may be sending. When all have, nothing is left unreceived, and the server sends a header
-   with BYE; with APART too if a rank is lost, so that the others must leave without waiting for each other.
+   LAST, after the update that it may be sending. When all have answered, nothing is left unreceived, and the server sends a
+   header with BYE. It adds RANKS_LOST if a rank is lost: the others must then leave without waiting for each other.
 
-Nothing is pickled. The chunks of a worker's n-th message bear a tag that follows from n, so that what is left of a message
-that was refused is never taken for a part of the next. server_wire.py and client_wire.py send and receive them.
+Nothing is pickled. The chunks of a worker's n-th message have a tag that follows from n, so that the rest of a refused
+message is never taken for a part of the next one. server_wire.py and client_wire.py send and receive the messages.
 """
 
 import math
@@ -34,7 +34,7 @@ HEADER = np.dtype(
         ("epochs", np.int32),  # to a client: K, the epochs to train; from a client: epochs done
         ("round", np.int32),  # of this client: 0, 1, ...
         ("steps", np.int32),  # steps of SGD done
-        ("version", np.int64),  # to a client: of the model sent; from a client: of the model it started from
+        ("version", np.int64),  # to a client: of the model sent; from a client: of its base model
         ("samples", np.int64),  # samples seen
         ("train_loss", np.float64),  # mean over the samples seen
         ("compute_s", np.float64),  # of this round
@@ -65,7 +65,7 @@ class Header(NamedTuple):
 
     @property
     def foreign(self) -> str:
-        """Why this is no header of this program, as a sentence; empty if it is one."""
+        """Why this is not a header of this program, as a sentence; empty if it is one."""
         if self.magic != MAGIC:
             return f"magic {self.magic:#x}, expected {MAGIC:#x}"
         if self.protocol != PROTOCOL:
@@ -103,7 +103,7 @@ class Order(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """An update that has arrived whole."""
+    """An update that has arrived completely."""
 
     client: int
     round: int
@@ -115,34 +115,34 @@ class Arrival(NamedTuple):
     compute_s: float
     wait_s: float
     weights: Tensor
-    """float32 (size,), in a receive buffer of the wire, until `release`."""
+    """float32 (size,), in a receive buffer of the wire; valid until `release`."""
     queue: int = 0
-    """Other updates that had come, their headers at least, and were not taken yet when this one was."""
+    """How many other updates were waiting when this one was taken: at least their headers had arrived."""
 
 
 class Refused(NamedTuple):
-    """A message that is no update: it was not read, or read and dropped."""
+    """A message that does not count as an update: it was not read, or it was read and dropped."""
 
     client: int
-    """Whose order it should have answered; -1: none was out."""
+    """The client whose order it should have answered; -1: there was no such order."""
     reason: str
     """A sentence."""
     answered: bool
-    """Whether it took the place of the answer, so that the client waits for the next order."""
+    """Whether it came in place of the answer, so that the client now waits for the next order."""
 
 
 class Lost(NamedTuple):
-    """A worker that was given up: its clients will send nothing."""
+    """A worker that was given up. It is expected to send nothing more."""
 
     worker: int
     clients: tuple[int, ...]
-    """Those that nobody trains now."""
+    """The clients that no worker trains now."""
     reason: str
     """A sentence."""
 
 
 class PendingOrder(NamedTuple):
-    """An order on its way to a worker; compares by what is due first."""
+    """An order on its way to a worker. Pending orders sort by the time at which they are due."""
 
     due: float
     number: int
@@ -159,17 +159,17 @@ class Incoming(NamedTuple):
     """Index of its buffer."""
     receiving: Receiving
     refusal: str
-    """What is wrong with its header, as a sentence; empty: nothing."""
+    """What is wrong with its header, as a sentence; empty if nothing is."""
 
 
 class Wire(Protocol):
-    """What the server needs of its wire. `server_wire.ServerWire` is the one over MPI."""
+    """What the server needs from its wire. `server_wire.ServerWire` is the wire over MPI."""
 
     def next(self) -> Arrival | Refused | Lost | None:
-        """What has come and waited longest, or None if nothing has. Never waits."""
+        """The event that has waited longest, or None if there is none. Never waits."""
 
     def release(self, arrival: Arrival) -> None:
-        """The arrival's weights have been read: their buffer may take the next update."""
+        """Say that the arrival's weights have been read: their buffer may receive the next update."""
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
         """Give a client an order and the model for it.
@@ -177,15 +177,15 @@ class Wire(Protocol):
         Args:
             order: what to do.
             weights: float32 (size,); belongs to the wire until the client's next update arrives.
-            ready: makes `weights[:stop]` what is to be sent; called with a rising `stop`, last with size, before this
-                returns.
+            ready: puts into `weights[:stop]` what is to be sent. It is called with a rising `stop`, the last time with
+                size, before this method returns.
         """
 
     def now(self) -> float:
         """Seconds of training, on the clock of the run."""
 
     def pause(self) -> None:
-        """Let others run, since there is nothing to do."""
+        """Let other processes run, because there is nothing to do."""
 
     def stop(self) -> int:
-        """Tell all to stop, receive what is under way, and return how many updates that discarded."""
+        """Tell all workers to stop, and receive what is under way. Returns how many updates were discarded by that."""

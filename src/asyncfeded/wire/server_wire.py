@@ -1,7 +1,7 @@
 """The server's side of the wire, over MPI: posted receives, a pool of buffers, replies in chunks, and workers that die.
 
-The messages are described in messages.py. What an update means is not known here, and nothing of model size is allocated
-after start-up.
+messages.py describes the messages. This file does not know what an update means, and allocates nothing of model
+size after start-up.
 """
 
 import heapq
@@ -42,21 +42,21 @@ from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
 T = TypeVar("T")
 STALLED_S = 50e-3
-"""A transfer that has not moved for so long does not keep another from starting."""
+"""After a transfer has not moved for this long, another one may start beside it."""
 WATCH_S = 0.1
-"""How often to look for workers that have died."""
+"""Seconds between two looks for workers that have died."""
 
 
 class ServerWire:
     """The server's side. Worker i is rank i + 1.
 
-    Headers are received into one posted receive per worker; weights into a buffer of a pool, one update at a time, the
-    next one beginning before the last has arrived only if that stalls: so most buffers are never touched, and the system
-    gives them no memory. Updates are taken in the order in which their headers were seen: a poll looks at all, and who
-    came with an earlier poll is first, so that no rank starves another.
+    Each worker has one posted receive for its headers. Weights are received into a buffer of a pool, one update at a time.
+    The next update begins before the last one has arrived only if that one stalls: so most buffers are never touched, and
+    the system gives them no memory. Updates are taken in the order in which their headers were seen: a poll looks at all
+    workers, and headers of an earlier poll come first, so that no rank starves another.
 
-    A worker is given up when MPI reports its death, or when it has been silent for too long. One that was only silent may
-    come back: what it then sends is received and refused.
+    A worker is given up when MPI reports its death, or when it has been silent for too long. A worker that was only
+    silent may come back: what it then sends is received and refused.
 
     Args:
         comm: the job's communicator; this is rank 0.
@@ -64,16 +64,16 @@ class ServerWire:
         size: elements of a model.
         backoff: how to wait.
         num_clients: number of clients, and of receive buffers.
-        measure: told of every part of an update, in order, as soon as it is here: client, weights, start, stop. Without it
-            an update may wait for its turn, and the next is received meanwhile.
-        start_s: of the clock.
-        patience: how long a worker may be silent. Without it: for ever.
-        reassign: whether the clients of a worker that is given up move to the others, with their orders.
-        pinned: whether to receive into memory that a GPU reads itself.
+        measure: called with (client, weights, start, stop) for every part of an update, in order, as soon as the part is
+            here. Without it an update may wait for its turn, and the next one is received meanwhile.
+        start_s: what the clock shows at the start.
+        deadlines: how long a worker may be silent. Without it: for ever.
+        reassign: whether the clients of a worker that is given up move to other workers, with their orders.
+        pinned: whether to receive into pinned memory, which a GPU reads itself.
 
     Attributes:
         receiving_s: processor time spent on receiving.
-        homes: where clients live, and which workers are lost.
+        assignment: which worker trains each client, and which workers are lost.
     """
 
     def __init__(
@@ -100,25 +100,25 @@ class ServerWire:
         # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
         self._buffers = [torch.empty(size, pin_memory=pinned) for _ in range(num_clients)]
         self._arrays = [buffer.numpy() for buffer in self._buffers]
-        self._free = list(range(num_clients))  # the last one used is used next
+        self._free = list(range(num_clients))  # the buffer used last is used next
         self._used: set[int] = set()
-        self._announced: deque[tuple[int, Header]] = deque()  # workers whose header is here, their weights not posted
+        self._announced: deque[tuple[int, Header]] = deque()  # header is here, no receive posted for weights
         self._incoming: list[Incoming] = []
         self._moved_s = 0.0  # when the last part arrived
         self._arrived: deque[Arrival | Refused | Lost] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
-        self._num_received = [0] * num_workers  # messages of each worker, which chunks are tagged with
-        # HEADER (workers,): rows are sent from, and rewritten only after the worker's next update.
+        self._num_received = [0] * num_workers  # messages of each worker; tags of chunks follow from it
+        # HEADER (workers,): rows to send; a row is rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
         self._reply_rows = [self._replies[i : i + 1].view(np.uint8) for i in range(num_workers)]
         self._outgoing: list[Sending | None] = [None] * num_workers
-        self._unsent: set[int] = set()  # workers with chunks that could not be given to MPI yet
+        self._unsent: set[int] = set()  # workers with chunks that MPI could not be given yet
         self._numbers = itertools.count()
-        self._pending: list[list[PendingOrder]] = [[] for _ in range(num_workers)]  # heaps: not yet sent
+        self._pending: list[list[PendingOrder]] = [[] for _ in range(num_workers)]  # heaps of orders not yet sent
         self._in_hand: list[PendingOrder | None] = [None] * num_workers
         self._asked_s = [0.0] * num_workers  # when the order in hand was sent, in seconds of listening
         self._sign_s = [0.0] * num_workers  # when the worker gave its last sign of life
-        self._failed: dict[int, str] = {}  # workers that MPI gave an error for, and which
+        self._failed: dict[int, str] = {}  # by worker: the error that MPI gave for it
         self._left: set[int] = set()
         self._stopping = False
         self._stops: dict[int, MPI.Request | None] = {}
@@ -130,11 +130,11 @@ class ServerWire:
 
     @property
     def buffer_bytes(self) -> int:
-        """Memory of the receive buffers that were used, at least one."""
+        """Memory of the receive buffers that were used, counted as at least one."""
         return 4 * self._size * max(1, len(self._used))
 
     def now(self) -> float:
-        """See `Wire`: wall time since the wire was made, and what had passed before."""
+        """See `Wire`: wall time since the wire was made, plus `start_s`."""
         return time.perf_counter() - self._start
 
     def next(self) -> Arrival | Refused | Lost | None:
@@ -159,7 +159,7 @@ class ServerWire:
         self._free.append(self._taken.pop(arrival.client))
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object], due: float = 0.0) -> None:
-        """See `Wire`. Rank 0. Of the orders that wait for one worker, that with the least `due` goes first."""
+        """See `Wire`. Rank 0. Of the orders that wait for one worker, the one with the least `due` goes first."""
         worker, pending = self.assignment.of(order.client), PendingOrder(due, next(self._numbers), order, weights)
         if self._in_hand[worker] is None:
             self._send(worker, pending, ready)
@@ -172,7 +172,7 @@ class ServerWire:
         self._backoff.pause()
 
     def stop(self) -> int:
-        """See `Wire`. Rank 0; afterwards the wire is closed, but for what is under way with workers that are lost."""
+        """See `Wire`. Rank 0. Afterwards the wire is closed, except for what is under way with lost workers."""
         self._stopping, discarded = True, 0
         for worker in range(len(self._outgoing)):
             self._pending[worker].clear()
@@ -197,7 +197,7 @@ class ServerWire:
         return discarded
 
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
-        """Send a worker a header that says only this, unless it is lost: to a host that was cut off MPICH crashed."""
+        """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
         row = np.zeros(1, HEADER)  # the request keeps it
         row[0] = (MAGIC, PROTOCOL, flags, *NOTHING)
         return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
@@ -207,7 +207,7 @@ class ServerWire:
         try:
             return MPI.Request.Testsome(self._header_requests) or []
         except MPI.Exception:
-            # Of requests that completed in the same call nobody is told. Their rows are written, and were zero before.
+            # MPI does not tell which requests completed in the same call. Their rows are written now, and were zero before.
             return [
                 worker
                 for worker, request in enumerate(self._header_requests)
@@ -215,13 +215,13 @@ class ServerWire:
             ]
 
     def _read(self, worker: int) -> None:
-        """A header: of an update that now follows, of something else, or the last of a worker."""
+        """Read a header: of an update that now follows, of something foreign, or the last one of a worker."""
         header = Header(*self._headers[worker].item())
         self._headers[worker] = 0
         self._num_received[worker] += 1
         self._sign_s[worker] = now = self._deadlines.listened_s
         pending = self._in_hand[worker]
-        if header.foreign:  # nobody knows what follows it, if anything
+        if header.foreign:  # it is unknown what follows it, if anything
             self._test(worker, self._header_requests[worker].Start)
             client = pending.order.client if pending and worker not in self.assignment.lost else -1
             self._arrived.append(Refused(client, f"rank {worker + 1} sent a header with {header.foreign}", False))
@@ -233,7 +233,7 @@ class ServerWire:
             self._announced.append((worker, header))
 
     def _receive(self) -> None:
-        """Carry on with what is arriving, and begin the next update if nothing else moves."""
+        """Go on receiving what is arriving, and begin with the next update if nothing else moves."""
         began, cpu = time.perf_counter(), time.thread_time()
         moved = self._take_parts()
         waits = any(i.worker not in self.assignment.lost for i in self._incoming) or (
@@ -254,7 +254,7 @@ class ServerWire:
             self._backoff.reset()
 
     def _take_parts(self) -> bool:
-        """Take what has arrived of all updates. Returns whether that was anything."""
+        """Take the parts of all updates that have arrived. Returns whether there were any."""
         moved = False
         for incoming in list(self._incoming):
             worker, header, slot, receiving, refusal = incoming
@@ -264,14 +264,14 @@ class ServerWire:
                 if self._measure is not None and not refusal and worker not in self.assignment.lost:
                     self._measure(header.client, self._buffers[slot], *part)
             replied = self._outgoing[worker]
-            # A worker that answers has received what it answers.
+            # A worker that answers an order has received the whole order.
             if receiving.complete and (replied is None or self._test(worker, replied.sent)):
                 self._incoming.remove(incoming)
                 self._conclude(incoming)
         return moved
 
     def _conclude(self, incoming: Incoming) -> None:
-        """An update that is here whole is an arrival, or refused; its worker may be told the next."""
+        """Make an arrival, or a refusal, of an update that is completely here. Its worker may get the next order."""
         worker, header, slot, receiving, refusal = incoming
         pending, self._in_hand[worker] = self._in_hand[worker], None
         self._test(worker, self._header_requests[worker].Start)
@@ -295,7 +295,7 @@ class ServerWire:
             self._send(worker, heapq.heappop(self._pending[worker]), _is_ready)
 
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
-        """Give a worker that is free an order."""
+        """Send an order to a free worker."""
         order = pending.order
         self._in_hand[worker] = pending
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
@@ -309,7 +309,7 @@ class ServerWire:
             self._push(worker, stop)
 
     def _push(self, worker: int, ready: int) -> None:
-        """Go on sending a reply; what cannot be given to MPI yet is left to the next poll."""
+        """Go on sending a reply. Chunks that MPI cannot be given yet are left to the next poll."""
         sending = self._outgoing[worker]
         if sending is None or worker in self._failed:
             self._unsent.discard(worker)
@@ -327,7 +327,7 @@ class ServerWire:
     # Workers that die
 
     def _test(self, worker: int, call: Callable[..., T], *arguments: int) -> T | None:
-        """A call about a worker; None if MPI has an error for it, which `_watch` then looks at."""
+        """Make a call that concerns a worker. Returns None if MPI raises an error, which `_watch` then handles."""
         try:
             return call(*arguments)
         except MPI.Exception as error:
@@ -338,7 +338,7 @@ class ServerWire:
         return self._test(worker, lambda: self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG))
 
     def _watch(self) -> None:
-        """Give up who has died, or has been silent for too long."""
+        """Give up the workers that have died, or have been silent for too long."""
         self._watched_s = now = self._deadlines.listened_s
         for worker, error in self._failed.items():
             self._give_up(worker, f"MPI says of rank {worker + 1}: {error}", gone=True)
@@ -348,7 +348,7 @@ class ServerWire:
             for rank in failed.Translate_ranks(range(failed.size), self._group) if failed.size else ():
                 self._give_up(rank - 1, f"MPI reports that rank {rank} has died", gone=True)
             failed.Free()
-        for worker, _ in self._announced:  # it is the server that lets them wait
+        for worker, _ in self._announced:  # these wait for the server
             self._sign_s[worker] = now
         for worker in range(len(self._outgoing)):
             pending, silent_s = self._in_hand[worker], now - self._sign_s[worker]
@@ -364,9 +364,9 @@ class ServerWire:
         """Expect nothing more of a worker.
 
         Args:
-            worker: which.
+            worker: index of the worker.
             reason: a sentence.
-            gone: it cannot come back.
+            gone: whether it cannot come back.
         """
         receiving = any(incoming.worker == worker for incoming in self._incoming)
         if gone:
@@ -376,7 +376,7 @@ class ServerWire:
         if worker in self.assignment.lost:
             return
         self.assignment.lost.add(worker)
-        if receiving:  # its buffer stays with MPI
+        if receiving:  # its buffer still belongs to MPI
             self._buffers.append(torch.empty_like(self._buffers[0]))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)

@@ -1,8 +1,8 @@
-"""Between the wire, which knows host memory only, and a global model on a GPU: pinned buffers, copied part by part.
+"""Pinned buffers between the wire, which knows only host memory, and a global model on a GPU. They are copied part by part.
 
-The parts of an update are copied to the GPU as they arrive, and measured there; a reply is merged and made on the GPU in one
-go, and each part of it sent as soon as its copy is in host memory, while those of the next parts are under way. Where the
-model is in host memory none of this is needed.
+The parts of an update are copied to the GPU as they arrive, and are measured there. A reply is merged and made on the GPU in
+one piece. Each part of it is sent as soon as its copy is in host memory, while the next parts are still being copied. None
+of this is needed where the model is in host memory.
 """
 
 from collections.abc import Callable
@@ -16,36 +16,36 @@ from asyncfeded.wire.transfer import CHUNK
 
 
 class Staging:
-    """A `Wire` for a global model that lies elsewhere than what the wire below sends and receives.
+    """A `Wire` for a global model that lies in other memory than the buffers of the wire below.
 
     Args:
         model: the global model.
 
     Attributes:
-        below: the wire below; to be set before the first message.
+        below: the wire below; it must be set before the first message.
     """
 
     below: Wire
 
     def __init__(self, model: GlobalModel) -> None:
         self._model, self._size, self._pinned = model, model.layout.size, model.x.is_cuda
-        # By client: a reply, float32 (size,) in host memory, as the base that it is a copy of.
+        # By client: a reply, float32 (size,) in host memory, a copy of the client's base.
         self._replies = [torch.empty(self._size, pin_memory=self._pinned) for _ in model.base]
-        self._there: dict[int, Tensor] = {}  # by client: its update, beside the model
-        self._staged: dict[int, int] = {}  # by client: elements of it that are there
+        self._there: dict[int, Tensor] = {}  # by client: its update, in the memory of the model
+        self._staged: dict[int, int] = {}  # by client: how many elements of it are there
         self._spare: list[Tensor] = []
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all that is held here."""
+        """Memory of all buffers of this object."""
         return 4 * self._size * (len(self._replies) + len(self._there) + len(self._spare))
 
     def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
-        """Take a part of an update that has arrived; see `GlobalModel.measure`. For the wire below."""
+        """Take a part of an update that has arrived. The wire below calls this. See `GlobalModel.measure`."""
         self._model.measure(client, self._stage(client, w, start, stop), start, stop)
 
     def next(self) -> Arrival | Refused | Lost | None:
-        """See `Wire`. The weights of an arrival are where the model is."""
+        """See `Wire`. The weights of an arrival are in the memory of the model."""
         event = self.below.next()
         if not isinstance(event, Arrival):
             return event
@@ -84,7 +84,7 @@ class Staging:
         return self.below.stop()
 
     def _stage(self, client: int, w: Tensor, start: int, stop: int) -> Tensor:
-        """Copy [start, stop) of a client's update to where the model is. Returns the update there."""
+        """Copy [start, stop) of a client's update into the memory of the model. Returns the update in that memory."""
         if client not in self._there:
             self._there[client] = self._spare.pop() if self._spare else torch.empty_like(self._model.x)
         there = self._there[client]
@@ -93,11 +93,11 @@ class Staging:
         return there
 
     def _copy(self, reply: Tensor, there: Tensor, start: int) -> Callable[[], object]:
-        """Start to copy a chunk into host memory. Returns what waits until it is there."""
+        """Start to copy a chunk into host memory. Returns a function that waits until it is there."""
         part = slice(start, start + CHUNK)
         reply[part].copy_(there[part], non_blocking=True)
         if not self._pinned:
-            return int  # it is there
+            return int  # a function that does nothing: the copy is there
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return event.synchronize

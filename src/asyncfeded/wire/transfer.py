@@ -1,7 +1,7 @@
-"""One model on its way between two ranks: the raw buffer in chunks, a message each, few of them under way at a time.
+"""One model on its way between two ranks: the raw buffer in chunks, one message each, few of them under way at a time.
 
-Neither side waits here: the one who sends is told how much of the buffer is ready, the one who receives learns how much is
-there, so that work on one chunk overlaps with the transfer of the next. With a hundred chunks under way MPICH stalled.
+Neither side waits here. The sender is told how much of the buffer is ready, and the receiver learns how much has arrived:
+so work on one chunk overlaps with the transfer of the next. With a hundred chunks under way MPICH stalled.
 """
 
 from collections import deque
@@ -12,28 +12,28 @@ from asyncfeded.model import kernel
 from asyncfeded.mpi.launcher import MPI
 
 CHUNK = kernel.CHUNK
-"""Elements of a message: parts of a model that the kernel can take one by one."""
+"""Elements of a message. The kernel can take a model in parts of this size."""
 UNDER_WAY = 4
-"""Chunks of a model that are under way at a time."""
+"""How many chunks of a model are under way at a time."""
 WEIGHTS_TAG = 2
 TAGS = 30_000
-"""So many messages of a sender in a row have chunks of different tags; every MPI has tags up to 32767."""
+"""So many messages in a row from one sender have different tags for their chunks; every MPI has tags up to 32767."""
 STATUS = MPI.Status()
-"""Of the message looked at last; making one takes as long as posting a receive."""
+"""Status of the message tested last. Making a status takes as long as posting a receive."""
 
 
 class Receiving:
-    """A model that arrives.
+    """A model that is being received.
 
     Args:
         comm: the job's communicator.
-        weights: float32 (size,), to receive into; belongs to MPI until `complete`, but for the parts that `poll` has given.
-        source: rank that sends it.
+        weights: float32 (size,), to receive into. It belongs to MPI until `complete`, except the parts that `poll` returned.
+        source: rank of the sender.
         number: which of the sender's messages it is.
 
     Attributes:
-        done: elements that are here.
-        fault: what is wrong with what has arrived, as a sentence; empty: nothing.
+        done: how many elements are here.
+        fault: what is wrong with what has arrived, as a sentence; empty if nothing is.
     """
 
     def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, source: int, number: int = 0) -> None:
@@ -75,17 +75,17 @@ class Receiving:
 
 
 class Sending:
-    """A model that leaves.
+    """A model that is being sent.
 
     Args:
         comm: the job's communicator.
-        weights: float32 (size,), to send from; what is ready of it must not be written until `sent`.
-        target: rank that receives it.
-        header: request of the message before it, which counts as one of the chunks under way.
+        weights: float32 (size,), to send from. The part of it that is ready must not be written until `sent`.
+        target: rank of the receiver.
+        header: request of the header sent before it, which counts as one of the chunks under way.
         number: which of the sender's messages it is.
 
     Attributes:
-        given: elements that MPI has been given.
+        given: how many elements MPI has been given.
     """
 
     def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, target: int, header: MPI.Request, number: int = 0) -> None:
@@ -94,7 +94,7 @@ class Sending:
         self.given = 0
 
     def push(self, ready: int) -> bool:
-        """Give MPI chunks of the first `ready` elements, if few are under way. Never waits.
+        """Give MPI chunks of the first `ready` elements, as long as few are under way. Never waits.
 
         Returns:
             Whether all of these elements have been given.

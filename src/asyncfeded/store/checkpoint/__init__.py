@@ -1,19 +1,20 @@
 """The state of a run as files: checkpoints, and the trained model `model.h5`. Each is written whole or not at all.
 
-A file is HDF5 behind a head that holds its checksum (`file.py`). Nothing in it is pickled. A checkpoint, schema 1, is
-`run_dir/checkpoints/checkpoint-<rows>.h5`, numbered by the updates that the record has:
+A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it is pickled. A checkpoint of schema 1 is
+`run_dir/checkpoints/checkpoint-<rows>.h5`, where <rows> is the number of update rows in the record:
 
-    attributes      schema; num_params, of which the model's buffer holds the first as parameters, the rest as statistics;
-                    the numbers of `Snapshot`; the texts of `Snapshot.provenance`
+    attributes      schema; num_params: so many first elements of the model's buffer are parameters, the rest are
+                    statistics; the numbers of `Snapshot`; the texts of `Snapshot.provenance`
     config          text, the resolved config as TOML
-    names           text (tensors,), of the model's tensors in the order of its buffer
-    model/<name>    float32, a parameter or a statistic, by its name in the module
-    bases/<version> float32 (size,), the model of a version that clients are out with, once however many they are
+    names           text (tensors,), names of the model's tensors in the order of its buffer
+    model/<name>    float32, a parameter or a statistic, under its name in the module
+    bases/<version> float32 (size,), the base model of this version; stored once, however many clients train from it
     clients         CLIENT_STATE (clients,)
     rule/<name>     the rule's state
 
-There is no state of a random generator, nor a place in the data: both follow from the config's seed, the client and the
-number of its round (seeds.py). A module takes the weights so (integer buffers are its own, hence `strict=False`):
+A checkpoint holds no state of a random generator and no position in the data: both follow from the config's seed, the
+client and the number of its round (seeds.py). To load the weights into a module (it keeps its own integer buffers, hence
+`strict=False`):
 
     file = h5py.File("runs/mine/checkpoints/checkpoint-0000000120.h5")
     weights = {name: torch.tensor(file["model"][name][()]) for name in file["names"].asstr()}

@@ -1,8 +1,8 @@
-"""An HDF5 file with a checksum, written whole or not at all. Knows no run.
+"""An HDF5 file with a checksum, written whole or not at all. This module knows nothing of runs.
 
-It begins with a head of 512 bytes that HDF5 leaves to the user (its user block): three lines of text with the size of the
-file and the SHA-256 of all bytes behind the head. So a file that was cut off, and a change of any one bit of it, is seen
-before HDF5 reads it, which the checksums of HDF5's chunks (fletcher32) do not do for names, attributes and structure.
+The file begins with a head of 512 bytes, which HDF5 leaves to the user (its user block): three lines of text with the size
+of the file and the SHA-256 of all bytes after the head. So a file that was cut off, or has any one bit changed, is detected
+before HDF5 reads it. The checksums of HDF5's chunks (fletcher32) do not cover names, attributes and structure.
 """
 
 import hashlib
@@ -15,23 +15,23 @@ import h5py
 import numpy as np
 
 HEAD = 512  # bytes, the smallest user block
-SMALL = 1 << 16  # bytes: what is smaller HDF5 writes itself
-BLOCK = 8 << 20  # bytes written, and summed, at a time
+SMALL = 1 << 16  # bytes: HDF5 itself writes what is smaller
+BLOCK = 8 << 20  # bytes written, and added to the checksum, at a time
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | str]) -> int:
-    """Write a file under another name; once it is on the disk, rename it.
+    """Write a file under another name. Once it is on the disk, rename it.
 
     Args:
-        path: the file; replaced if it exists. `<path>.part` is written meanwhile.
-        arrays: C-contiguous, of any dtype but object, by name; a slash in a name makes a group.
-        attributes: of the file.
+        path: the file; replaced if it exists. `<path>.part` is the name until then.
+        arrays: C-contiguous, of any dtype except object, by name. A slash in a name makes a group.
+        attributes: attributes of the file.
 
     Returns:
-        Its size in bytes.
+        The size of the file in bytes.
 
     Raises:
-        OSError: it cannot be written; `path` is as it was.
+        OSError: the file cannot be written; `path` is unchanged.
     """
     part, digest = path.with_name(path.name + ".part"), hashlib.sha256()
     try:
@@ -41,7 +41,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], attributes: Mapping[str, in
                 for start in range(0, len(piece), BLOCK):
                     block = piece[start : start + BLOCK]
                     digest.update(block)
-                    while block:  # a disk that is getting full takes the beginning of it
+                    while block:  # a disk that becomes full takes only the beginning
                         block = block[file.write(block) :]
             size = file.tell()
             file.seek(0)
@@ -55,13 +55,13 @@ def write(path: Path, arrays: dict[str, np.ndarray], attributes: Mapping[str, in
 
 
 def text(raw: bytes | list[bytes]) -> np.ndarray:
-    """UTF-8 of a fixed length, as an array for `write`: texts of any length would be objects to numpy."""
+    """UTF-8 of a fixed length, as an array for `write`: numpy would store texts of variable length as objects."""
     longest = len(raw) if isinstance(raw, bytes) else max(map(len, raw))
     return np.array(raw, h5py.string_dtype("utf-8", max(longest, 1)))
 
 
 def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Force the names in a folder onto the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,10 +70,10 @@ def sync(folder: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal, if it is the one in its head.
+    """The SHA-256 of a file, in hexadecimal, if it equals the one in its head.
 
     Raises:
-        ValueError: it is not, the file is not as long as it was, or it cannot be read.
+        ValueError: it does not, the length of the file has changed, or the file cannot be read.
     """
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     try:
@@ -99,11 +99,11 @@ def _head(size: int, digest: str) -> bytes:
 
 
 def _hdf5(arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | str]) -> list[memoryview]:
-    """An HDF5 file without its head, as pieces: what HDF5 writes, and in between the large arrays themselves.
+    """An HDF5 file without its head, as pieces: what HDF5 writes, and between that the large arrays themselves.
 
-    HDF5 writes to a file in memory, in which it reserves the places of the large arrays and leaves holes there. On a full
-    disk HDF5 2.0 ends the process by a segmentation fault when it closes a file; here that is an OSError. And while h5py
-    writes a large array its lock keeps the server from writing its record: up to 0.8 s in a file of 500 MB, so it is 4 ms.
+    HDF5 writes to a file in memory. There it reserves the places of the large arrays, and leaves them as holes. On a full
+    disk HDF5 2.0 ends the process with a segmentation fault when it closes a file; here that is an OSError. Also, while h5py
+    writes a large array, its lock keeps the server from writing its record: up to 0.8 s in a file of 500 MB; this way, 4 ms.
     """
     contiguous = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     contiguous.set_layout(h5py.h5d.CONTIGUOUS)
@@ -116,7 +116,7 @@ def _hdf5(arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | 
                 file.attrs[name] = value
             for name, array in arrays.items():
                 assert not array.dtype.hasobject, name
-                if array.nbytes < SMALL or not array.shape:  # h5py gives no place to what has no shape
+                if array.nbytes < SMALL or not array.shape:  # h5py reserves no place for an array without shape
                     file[name] = array
                 else:
                     dataset = file.create_dataset(name, array.shape, array.dtype, dcpl=contiguous)

@@ -1,4 +1,4 @@
-"""What a run needs to go on, to a file and back; and its model alone."""
+"""Writes what a run needs for a resume to a file, and reads it back; also writes a model alone."""
 
 import re
 import sys
@@ -23,19 +23,19 @@ else:
 SCHEMA = 1
 """Version of the layout of a checkpoint."""
 FOLDER = "checkpoints"
-"""In the folder of a run."""
+"""Name of the folder of checkpoints in the folder of a run."""
 NAME = re.compile(r"checkpoint-\d{10}\.h5")
 
 CLIENT_STATE = np.dtype(
     [
         ("epochs", np.int64),  # K that it was sent last
-        ("rounds", np.int64),  # asked of it, the one that it is out with included
+        ("rounds", np.int64),  # asked of it, the present one included
         ("updates", np.int64),  # merged
         ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
-        ("out", np.bool_),  # it has an order, (client, rounds - 1, base_version, epochs), whose update is not yet taken
-        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: not out or not yet given, or wall clock
+        ("out", np.bool_),  # has an order, (client, rounds - 1, base_version, epochs); its update is not taken yet
+        ("due_s", np.float64),  # when that update is due; infinity: never; NaN: no order, not yet given, or wall clock
         ("refused", np.int64),  # in a row
-        ("dropped", np.bool_),  # it was refused too often, and is asked no more
+        ("dropped", np.bool_),  # it was refused too often, and gets no more orders
     ]
 )
 
@@ -47,34 +47,34 @@ class Snapshot:
     config: str
     """Resolved, as TOML."""
     provenance: dict[str, str]
-    """Of the program (record.provenance)."""
+    """Provenance of the program (record.provenance)."""
     time_s: float
-    """Of the run's clock."""
+    """Time on the run's clock."""
     wall_s: float
-    """Of training, on the wall; so are `busy_s`, `evaluating_s` and `compute_s` (see `Server`)."""
+    """Wall time of training; `busy_s`, `evaluating_s` and `compute_s` are also wall times (see `Server`)."""
     busy_s: float
     evaluating_s: float
     compute_s: float
     version: int
-    """t, of the global model."""
+    """t, the version of the global model."""
     updates: int
-    """Merged."""
+    """Updates merged."""
     refused: int
     update_rows: int
-    """Rows of the record's `updates` that belong to this state: those behind them came later."""
+    """How many rows of the record's `updates` belong to this state: the rows after them came later."""
     evaluation_rows: int
-    """As `update_rows`."""
+    """As `update_rows`, for `evaluations`."""
     evaluation_due_s: float
     """When the next evaluation is due, on the run's clock."""
     score_version: int
-    """Of the last evaluation. -1: there was none; accuracy and loss are NaN then."""
+    """Version at the last evaluation. -1: there was none; accuracy and loss are then NaN."""
     score_accuracy: float
     score_loss: float
     layout: Layout
     model: np.ndarray
     """float32 (size,), x_t."""
     bases: dict[int, np.ndarray]
-    """float32 (size,) by version: those that clients are out with, except `version`, which is the model."""
+    """float32 (size,) by version: the bases that clients train from, except that of `version`, which is the model."""
     clients: np.ndarray
     """CLIENT_STATE (clients,)."""
     rule: dict[str, np.ndarray]
@@ -82,24 +82,24 @@ class Snapshot:
 
     @property
     def file_name(self) -> str:
-        """Of its checkpoint; sorts by age."""
+        """Name of its checkpoint file. These names sort by age."""
         return f"checkpoint-{self.update_rows:010d}.h5"
 
 
 class Found(NamedTuple):
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
 
     path: Path
     snapshot: Snapshot
     damaged: tuple[str, ...]
-    """The newer ones that cannot be used: which file, and what is wrong with it."""
+    """The newer checkpoints that cannot be used: the file, and what is wrong with it."""
 
 
 def save(path: Path, snapshot: Snapshot) -> int:
     """Write a checkpoint. Returns its size in bytes.
 
     Raises:
-        OSError: it cannot be written; `path` is as it was.
+        OSError: the file cannot be written; `path` is unchanged.
     """
     layout = snapshot.layout
     names = [entry.name.encode() for entry in layout.entries]
@@ -122,16 +122,16 @@ def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None
         version: of the global model, stored as the attribute `version`.
 
     Raises:
-        OSError: it cannot be written; `path` is as it was.
+        OSError: the file cannot be written; `path` is unchanged.
     """
     write(path, {name: view.numpy() for name, view in named_views(buffer, layout).items()}, {"version": version})
 
 
 def read_checkpoint(path: Path) -> Snapshot:
-    """A checkpoint, its checksum checked.
+    """Read a checkpoint, and verify its checksum.
 
     Raises:
-        ValueError: it cannot be read, is damaged, or is none that this program knows.
+        ValueError: it cannot be read, is damaged, or is not a checkpoint that this program knows.
     """
     checksum(path)
     return _load(path)
@@ -141,7 +141,7 @@ def newest(run_dir: Path) -> Found:
     """The newest good checkpoint of a run.
 
     Raises:
-        ValueError: there is none; those that cannot be used are named.
+        ValueError: there is none. The message names the checkpoints that cannot be used.
     """
     damaged: list[str] = []
     for path in reversed(checkpoints(run_dir / FOLDER)):
@@ -158,12 +158,12 @@ def newest(run_dir: Path) -> Found:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those in a folder, good or not, oldest first."""
+    """The checkpoints in a folder, good or not, oldest first."""
     return sorted(path for path in folder.glob("checkpoint-*.h5") if NAME.fullmatch(path.name))
 
 
 def describe_checkpoint(path: Path) -> dict[str, str]:
-    """A checkpoint for people, its checksum checked. Raises ValueError as `read_checkpoint`."""
+    """Describe a checkpoint for people, and verify its checksum. Raises ValueError as `read_checkpoint` does."""
     digest, at = checksum(path), _load(path)
     config, layout = tomllib.loads(at.config), at.layout
     score = f"{at.score_accuracy:.4f} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet"
@@ -210,6 +210,6 @@ def _load(path: Path) -> Snapshot:
 
 
 def _numbers() -> dict[str, type[int] | type[float]]:
-    """The fields of a snapshot that are numbers, and of which kind."""
+    """The fields of a snapshot that are numbers, and the type of each."""
     kinds = {field.name: field.type for field in fields(Snapshot)}
     return {name: kind for name, kind in kinds.items() if kind is int or kind is float}

@@ -1,4 +1,4 @@
-"""Checkpoints in the background, while the server goes on."""
+"""Writes checkpoints in the background, while the server goes on."""
 
 import threading
 import time
@@ -19,25 +19,25 @@ class Written(NamedTuple):
     path: Path
     num_bytes: int
     seconds: float
-    """In the background."""
+    """Time that the background thread took."""
     problem: str
-    """Empty, or what went wrong, as a sentence: the last good checkpoint is as it was."""
+    """Empty, or what went wrong, as a sentence. The last good checkpoint is then unchanged."""
 
 
 class Writer:
     """Writes checkpoints, one at a time. Rank 0.
 
-    A thread writes, since a process that MPI has initialised must not fork. It makes no MPI call, and lets go of the
-    interpreter's lock while it sums and writes. What it writes is a copy, whose memory serves again for the next checkpoint:
-    of 500 MB the first takes seconds, its memory being new, and any other 0.05 to 0.2 s.
+    A thread writes, because a process in which MPI is initialised must not fork. The thread makes no MPI call, and releases
+    the interpreter's lock while it computes the checksum and writes. It writes from a copy, whose memory is used again for
+    the next checkpoint: the first copy of 500 MB takes seconds, because its memory is new, and any later one 0.05 to 0.2 s.
 
     Args:
-        folder: for the checkpoints; made when the first is written.
-        keep: how many stay, the last ones; at least 1.
-        before: called in the thread before a checkpoint is written: brings to the disk what must not be older. Whatever
-            OSError it raises is a problem of that checkpoint.
-        resumed: the checkpoint that the run goes on from; None: it is new. Later ones in the folder are damaged, or of a
-            run that was given up: they go when the first is written.
+        folder: folder of the checkpoints; made when the first one is written.
+        keep: how many of the last checkpoints to keep; at least 1.
+        before: called in the thread before a checkpoint is written. It forces onto the disk what must not be older than
+            the checkpoint. Any OSError that it raises is a problem of that checkpoint.
+        resumed: the checkpoint that the run resumes from; None: the run is new. Later checkpoints in the folder are damaged,
+            or belong to a run that was given up: they are deleted when the first one is written.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether a checkpoint was begun, and how it went was not yet asked for."""
+        """Whether a checkpoint was begun, and its result was not yet asked for."""
         return self._thread is not None
 
     def start(self, snapshot: Snapshot) -> bool:
-        """Copy a snapshot, whose arrays may change on return, and begin to write it.
+        """Copy a snapshot, and begin to write it. The arrays of the snapshot may change after the return.
 
         Returns:
-            Whether it was begun: not if `busy`.
+            Whether it was begun; it is not begun if `busy`.
         """
         if self.busy:
             return False
@@ -75,17 +75,17 @@ class Writer:
             clients=self._copy("clients", snapshot.clients),
             rule={name: self._copy(f"rule {name}", array) for name, array in snapshot.rule.items()},
         )
-        # A daemon: a job that ends by an error does not wait for a disk.
+        # A daemon thread: a job that ends with an error does not wait for a disk.
         self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
         self._thread.start()
         return True
 
     def poll(self) -> Written | None:
-        """How the checkpoint went that was begun last: once, when it is done, else None. Does not wait."""
+        """The result of the checkpoint begun last. Given only once, when it is done; otherwise None. Never waits."""
         return None if self._thread is None or self._thread.is_alive() else self.wait()
 
     def wait(self) -> Written | None:
-        """As `poll`, when it is done; None if none was begun since."""
+        """As `poll`, but waits until the checkpoint is done; None if none was begun since."""
         if self._thread is None:
             return None
         self._thread.join()
@@ -105,7 +105,7 @@ class Writer:
             if not self._folder.is_dir():
                 self._folder.mkdir()
                 sync(self._folder.parent)
-            for leftover in self._folder.glob("checkpoint-*.part"):  # of a crash
+            for leftover in self._folder.glob("checkpoint-*.part"):  # left by a crash
                 leftover.unlink()
             self._before()
             num_bytes = save(path, snapshot)
@@ -113,7 +113,7 @@ class Writer:
             for other in checkpoints(self._folder):
                 if other.name not in self._good:
                     other.unlink()
-        except Exception as error:  # whatever it is, training goes on, and whoever asks is told
+        except Exception as error:  # whatever it is, training goes on, and `poll` reports it
             why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
             last = self._good[-1] if self._good else "none"
             problem = f"checkpoint {path}: {why}; the last good one: {last}"

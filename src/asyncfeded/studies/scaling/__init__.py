@@ -1,7 +1,7 @@
-"""Scaling studies: the same training on more and more clients, into one table, and a model that predicts past the machine.
+"""Scaling studies: the same training with more and more clients, one table, and a model that predicts larger numbers.
 
 `grid` is the schema of the file and the runs that it makes, `slurm` submits them, `table` measures those that are done,
-`queueing`, `simulation` and `prediction` say what more clients would do.
+`queueing`, `simulation` and `prediction` predict the behaviour of more clients.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from asyncfeded.studies.scaling import grid, prediction, slurm, table
 
 
 class Report(NamedTuple):
-    """What the runs of a study that are done say."""
+    """The results of the finished runs of a study."""
 
     rows: list[table.ScalingRow]
     comparisons: list[table.Speedup]
@@ -25,9 +25,9 @@ class Study:
 
     Args:
         file: TOML file of the grid.
-        overrides: `section.key=value` for it.
+        overrides: `section.key=value`, applied to the file.
         out: folder of the study.
-        say: told what is going on.
+        say: shows a line about progress.
 
     Raises:
         ValueError: the grid is wrong.
@@ -39,7 +39,7 @@ class Study:
         self.runs = list(grid.expand(self.grid))
 
     def submit(self, options: str) -> None:
-        """Submit what is not done as Slurm arrays, with these options for sbatch. Raises ValueError if that is refused."""
+        """Submit the missing runs as Slurm arrays, with these options for sbatch. Raises ValueError if it refuses."""
         sentences = slurm.submit(self.runs, self._file, self._out, self._overrides, options)
         for sentence in sentences:
             self._say(sentence)
@@ -48,13 +48,13 @@ class Study:
         )
 
     def execute(self, only: int | None) -> list[str]:
-        """Do the runs that are not done, one at a time. Returns the names of those that failed.
+        """Do the missing runs, one at a time. Returns the names of those that failed.
 
         Args:
-            only: index of the one to be done; None: all.
+            only: index of the only run to do; None: all.
 
         Raises:
-            ValueError: there is no such run, or it needs more nodes than are here.
+            ValueError: there is no such run, or it needs more nodes than the allocation has.
         """
         if only is not None and not 0 <= only < len(self.runs):
             raise ValueError(f"--only {only}: the grid makes {len(self.runs)} runs, 0 to {len(self.runs) - 1}")
@@ -68,7 +68,7 @@ class Study:
         return [job.name for job in jobs.execute([run.job for run in runs], self._out / "runs", 1, self._say)]
 
     def report(self, predict: bool) -> Report:
-        """Tables of the runs that are done, into the folder and to standard output; says which runs are missing.
+        """Write tables of the finished runs into the folder and to standard output; report which runs are missing.
 
         Args:
             predict: whether to predict more clients too.

@@ -15,32 +15,32 @@ class Variant(Settings):
     """One model or one rule of the grid."""
 
     run: dict[str, Any] = Field(default_factory=dict)
-    """Config of a run that belongs to it."""
+    """The part of a run's config that belongs to it."""
 
 
 class ScalingGrid(Settings):
     """A scaling study.
 
-    Every client makes `rounds` rounds. Strong: the data, and with it the work, is the same for any number of clients, each
-    of N having an N-th. Weak: each client has as much as those of the fewest clients have. The fewest clients are the same
-    run in both.
+    Every client makes `rounds` rounds. Strong: the data, and so the work, is the same for any number of clients; each of N
+    clients has an N-th. Weak: each client has as much data as in the run with the fewest clients. That run is the same in
+    both.
     """
 
     run: dict[str, Any]
     """Config that all runs share."""
     scaling: tuple[Literal["strong", "weak"], ...] = ("strong", "weak")
-    """What is kept as clients are added: all the data (strong) or the data of each (weak; task synthetic)."""
+    """What stays the same when clients are added: all data (strong), or the data of each client (weak; task synthetic)."""
     clients: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of clients, rising. Speed-ups are against the first."""
+    """Numbers of clients, rising. Speed-ups are relative to the first."""
     rounds: int = Field(50, ge=3)
     """Rounds of each client: limits.updates is that times the number of clients."""
     samples: int = Field(0, ge=0)
     """Task synthetic: samples, training and test, of the fewest clients together, in devices of equal size, as many as the
     most clients. 0: the task has its own data, divided over the clients."""
     round_s: float = Field(0.0, ge=0)
-    """Pace: a round of the fewest clients takes at least so many seconds, the client sleeping until then; in strong scaling
-    that is divided as the data is. So clients that share a machine's cores are as fast as on cores of their own, while they
-    sleep most of the time. 0: as fast as they can."""
+    """Pace: in the run with the fewest clients a round takes at least so many seconds; the client sleeps until then. Strong
+    scaling divides this time as it divides the data. So clients that share cores are as fast as on cores of their own, as
+    long as they sleep most of the time. 0: no pause."""
     models: dict[str, Variant]
     """By label: a model size, for instance run.task.hidden."""
     rules: dict[str, Variant]
@@ -50,13 +50,13 @@ class ScalingGrid(Settings):
     seeds: tuple[int, ...] = (1,)
     """Seeds of the runs, which are repetitions of a measurement: tables and figures show medians over them."""
     target: float = Field(0.0, ge=0, le=1)
-    """Test accuracy whose time is measured. 0: none."""
+    """Test accuracy; the time to reach it is measured. 0: none."""
     fit: tuple[int, ...] = ()
     """Numbers of clients whose runs the prediction is fitted on; the others test it. Empty: the two fewest."""
     predict: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10000)
     """Numbers of clients, besides those measured, that are predicted."""
     caption: str = ""
-    """Stands above the tables."""
+    """Text above the tables."""
 
     @field_validator("clients")
     @classmethod
@@ -97,7 +97,7 @@ class ScalingRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder; ends in the hash of its config."""
+        """Name of its folder; ends with the hash of its config."""
         nodes = f"-r{self.ranks_per_node}" if self.ranks_per_node else ""
         return f"{self.model}-{self.rule}-c{self.clients}{nodes}-s{self.seed}-{self.config.digest().hex()[:8]}"
 
@@ -108,22 +108,22 @@ class ScalingRun(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """Nodes that it needs."""
+        """Number of nodes that it needs."""
         return -(-self.ranks // self.ranks_per_node) if self.ranks_per_node else 1
 
     @property
     def line(self) -> tuple[str, str, str, int]:
-        """The line of a figure that it is a point of."""
+        """The line of a figure in which this run is a point."""
         return self.scaling, self.model, self.rule, self.ranks_per_node
 
     @property
     def job(self) -> GridJob:
-        """As a job."""
+        """This run as a job."""
         return GridJob(self.name, self.config, self.ranks)
 
 
 def load_scaling_grid(path: Path, overrides: Sequence[str] = ()) -> ScalingGrid:
-    """A grid, checked, with the config of every run that it makes.
+    """Read a grid and check it, with the config of every run that it makes.
 
     Args:
         path: a TOML file.
@@ -140,7 +140,7 @@ def load_scaling_grid(path: Path, overrides: Sequence[str] = ()) -> ScalingGrid:
 
 
 def expand(grid: ScalingGrid) -> Iterator[ScalingRun]:
-    """The runs of a grid; a strong and a weak one of the fewest clients have one name."""
+    """The runs of a grid; the strong and the weak run with the fewest clients have the same name."""
     for point in itertools.product(grid.seeds, grid.scaling, grid.models, grid.rules, grid.ranks_per_node, grid.clients):
         seed, scaling, model, rule, ranks_per_node, clients = point
         times = clients / grid.clients[0]

@@ -1,4 +1,4 @@
-"""What the runs of a few clients predict for more, beside what those measured that were not used for it."""
+"""Predicts runs of many clients from runs of few, and compares the predictions with runs that were not used for them."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -14,24 +14,24 @@ from asyncfeded.studies.scaling.table import ScalingRow, title
 
 
 class PredictedPoint(NamedTuple):
-    """A number of clients."""
+    """Measured and predicted figures for one number of clients."""
 
     clients: int
     measured: Load | None
     """Median over the seeds; None where there is no run."""
     fitted: bool
-    """Whether the times are from the runs of so many clients."""
+    """Whether the times were fitted on the runs of so many clients."""
     analysis: Load
     """By mean value analysis."""
     simulated: Simulated
 
     def error(self, predicted: float) -> float:
-        """Of a predicted number of updates per second, relative to that measured; NaN where there is none."""
+        """Relative error of the predicted updates per second; NaN if nothing was measured."""
         return predicted / self.measured.updates_per_s - 1 if self.measured else np.nan
 
 
 class Prediction(NamedTuple):
-    """Of one line of the figures."""
+    """The prediction of one line of the figures."""
 
     line: tuple[str, str, str, int]
     params: int
@@ -42,12 +42,12 @@ class Prediction(NamedTuple):
 
 
 def predict(grid: ScalingGrid, rows: Sequence[ScalingRow], say: Callable[[str], None]) -> list[Prediction]:
-    """Fit and predict every line of the study that has runs of all numbers of clients to fit on.
+    """Fit and predict every line of the study that has runs for all numbers of clients in the fit.
 
     Args:
-        grid: of the study.
-        rows: its runs that are done.
-        say: told what is going on.
+        grid: grid of the study.
+        rows: its finished runs.
+        say: shows a line about progress.
     """
     made = []
     for line in dict.fromkeys(row.run.line for row in rows):
@@ -108,8 +108,8 @@ def to_markdown(predictions: Sequence[Prediction]) -> str:
             ("simulation", [point.error(point.simulated.updates_per_s) for point in tests]),
         ):
             if tests:
-                told = ", ".join(f"{value:+.1%} at {point.clients}" for value, point in zip(values, tests, strict=True))
-                lines.append(f"Error of the updates/s on runs that were not used, {name}: {told}.")
+                errors = ", ".join(f"{value:+.1%} at {point.clients}" for value, point in zip(values, tests, strict=True))
+                lines.append(f"Error of the updates/s on runs that were not used, {name}: {errors}.")
         head = "clients | updates/s: measured | analysis | simulation | clients wait: measured | analysis | simulation"
         lines += ["", f"| {head} | queue | gamma | tau |", "|" + "---:|" * 10]
         for point in one.points:

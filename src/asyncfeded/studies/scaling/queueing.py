@@ -22,12 +22,12 @@ from asyncfeded.studies.scaling.table import ScalingRow
 
 
 class Times(NamedTuple):
-    """What an update takes, in seconds."""
+    """The times that an update takes, in seconds."""
 
     service_s: float
     """S."""
     latency_s: float
-    """L: transfers and waking up, while which the server may serve others."""
+    """L: transfers and waking up; meanwhile the server may serve others."""
     think_s: np.ndarray
     """(n,) rounds of the fewest clients of the grid as measured; their mean is Z."""
     divided: int
@@ -39,23 +39,23 @@ class Times(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What so many clients make of the server."""
+    """The load of the server with so many clients."""
 
     updates_per_s: float
     client_wait: float
-    """Part of a client's time that it waits."""
+    """Fraction of a client's time in which it waits."""
 
 
 def fit(rows: Sequence[ScalingRow], fewest: int) -> Times:
-    """The times of one line of the study.
+    """Fit the times of one line of the study.
 
     Args:
         rows: runs to fit on, of one line.
-        fewest: clients of the grid, whose rounds the others' are told by.
+        fewest: the smallest number of clients in the grid; strong scaling converts all rounds to theirs.
 
     Returns:
-        S: median over the runs. L: what is left of the wait of the fewest clients, where hardly anybody queues, without S.
-        Z: all rounds, in strong scaling as those of the fewest clients.
+        S: median over the runs. L: the wait in the runs of fewest clients, where almost no update queues, minus S. Z: all
+        rounds; in strong scaling they are converted to rounds of the fewest clients.
     """
     strong = rows[0].run.scaling == "strong"
     service_s = float(np.median([row.service_s for row in rows]))

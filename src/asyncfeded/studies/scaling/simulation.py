@@ -1,8 +1,8 @@
-"""The server of a run, its global model and its rule on declared times: up to 10,000 clients in one process, without MPI.
+"""Runs the real server, global model and rule on declared times: up to 10,000 clients in one process, without MPI.
 
-Nobody trains: a client moves its model by a tenth of the way to a point of its own, as on a quadratic loss. What an update
-takes of the server is declared too, so that the clock tells how the server would stand with so many clients, and staleness
-is that of the real rule.
+No client trains: each moves its model a tenth of the way to its own point, as on a quadratic loss. The time that the server
+needs for an update is declared too, so that the clock shows the load of the server with so many clients; staleness is that
+of the real rule.
 """
 
 import heapq
@@ -29,23 +29,23 @@ from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.messages import Arrival, Order
 
 PARAMS = 10_000
-"""Of the simulated model."""
+"""Number of elements of the simulated model."""
 STEP = 0.1
-"""Part of the way to its point that a client goes in a round."""
+"""Fraction of the way to its point that a client moves in a round."""
 WARM_ROUNDS, ROUNDS = 3, 4
-"""Rounds of each client, in the mean, that are left out, and those that are measured."""
+"""Mean number of rounds of each client that are left out, and that are measured."""
 LEAST = 2000
-"""Updates measured, where so many rounds of few clients are fewer."""
+"""Smallest number of measured updates; it matters for few clients."""
 
 
 class QueueWire:
-    """A `wire.Wire` on which time is declared: the server serves one update after the other, who came first first.
+    """A `wire.Wire` on which time is declared: the server serves one update after the other, first come first served.
 
     Args:
-        times: what an update takes.
-        epochs: int (clients,), K of the first round; a round of another K takes in proportion.
-        seed: of the rounds' durations, drawn from those measured.
-        exponential: whether service times are drawn, exponential with mean S; else each is S.
+        times: the times that an update takes.
+        epochs: int (clients,), K of the first round; the time of a round is proportional to K.
+        seed: seed of the durations of rounds, which are drawn from the measured ones.
+        exponential: whether service times are drawn, exponential with mean S; otherwise each is S.
     """
 
     def __init__(self, times: Times, epochs: np.ndarray, seed: int, exponential: bool = False) -> None:
@@ -63,11 +63,11 @@ class QueueWire:
         self._orders: dict[int, tuple[Order, Tensor]] = {}
 
     def now(self) -> float:
-        """See `Wire`: when the update taken last was taken."""
+        """See `Wire`: the time at which the last update was taken."""
         return self._now
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object]) -> None:
-        """See `Wire`: leaves when the service under way ends."""
+        """See `Wire`: the reply leaves when the current service ends."""
         ready(PARAMS)
         client = order.client
         here_s = self._free_s + self._times.latency_s  # there and back, in one piece
@@ -95,7 +95,7 @@ class QueueWire:
         """See `Wire`."""
 
     def pause(self) -> None:
-        """See `Wire`: never called, somebody always comes."""
+        """See `Wire`: never called, since there is always a next update."""
 
     def stop(self) -> int:
         """See `Wire`."""
@@ -113,24 +113,24 @@ class Rows:
         self.updates.append(row)
 
     def on_evaluation(self, row: EvaluationRow) -> None:
-        """See `Observer`: nothing is evaluated but at the end."""
+        """See `Observer`: the only evaluation is at the end."""
 
     def tick(self, server: Server) -> None:
-        """See `Observer`: nobody looks on."""
+        """See `Observer`: does nothing, since nothing is shown."""
 
     def say(self, sentence: str) -> None:
-        """See `Observer`: a fault of the simulation."""
+        """See `Observer`: a message means a fault of the simulation."""
         raise RuntimeError(sentence)
 
 
 class Simulated(NamedTuple):
-    """How the server stands with so many clients."""
+    """The simulated load of the server with so many clients."""
 
     clients: int
     updates_per_s: float
     client_wait: float
     queue: float
-    """Updates waiting when one is taken, in the mean."""
+    """Mean number of updates that wait when one is taken."""
     gamma: np.ndarray
     """Quartiles (3,)."""
     tau: np.ndarray
@@ -138,11 +138,11 @@ class Simulated(NamedTuple):
 
 
 def simulate(times: Times, config: Config, clients: int, exponential: bool = False) -> Simulated:
-    """Serve so many clients on declared times.
+    """Simulate a server with so many clients on declared times.
 
     Args:
         times: what an update takes.
-        config: of a run, for its rule, first K and seed.
+        config: config of a run, for its rule, first K and seed.
         clients: number of clients.
         exponential: see `QueueWire`.
     """

@@ -13,20 +13,20 @@ SCRIPT = Path("slurm/scaling.sbatch")
 
 
 def submit(runs: Sequence[ScalingRun], file: Path, out: Path, overrides: Sequence[str], options: str) -> list[str]:
-    """Submit what is not done: an array for each number of nodes and ranks on a node.
+    """Submit the missing runs: an array for each number of nodes and of ranks on a node.
 
     Args:
-        runs: all of the study; an array's task is the index of a run in them.
-        file: of the grid.
+        runs: all runs of the study; the task id in an array is the index of a run in this list.
+        file: file of the grid.
         out: folder of the study.
-        overrides: as given beside the grid.
+        overrides: the overrides of the grid.
         options: for sbatch, such as `--partition=cpu --time=10`.
 
     Returns:
         For each array a sentence with the id of its job.
 
     Raises:
-        ValueError: the script is not here, or sbatch refuses.
+        ValueError: the script is not in the current folder, or sbatch refuses.
     """
     if not SCRIPT.exists():
         raise ValueError(f"{SCRIPT}: no such file in {Path.cwd()}; submit from the folder of the source tree")
@@ -52,5 +52,5 @@ def submit(runs: Sequence[ScalingRun], file: Path, out: Path, overrides: Sequenc
 
 
 def nodes_here() -> int:
-    """Nodes of the allocation that this process is in; 1 outside of one."""
+    """Number of nodes of the allocation of this process; 1 outside an allocation."""
     return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

@@ -1,4 +1,4 @@
-"""The runs of a scaling study measured, from their records and results and from nothing else."""
+"""The table of a scaling study, made only from the records and results of its runs."""
 
 import csv
 import json
@@ -15,56 +15,56 @@ from asyncfeded.studies.study import quartiles
 
 
 class ScalingRow(NamedTuple):
-    """A run's line in the table.
+    """The line of a run in the table.
 
-    Rates are of the time after warm-up, which lasts until every client's first update has been taken.
+    Rates are measured after warm-up, which lasts until the first update of every client has been taken.
     """
 
     run: ScalingRun
     params: int
     updates: int
-    """Merged, warm-up included."""
+    """Number of merged updates, warm-up included."""
     updates_per_s: float
     samples_per_s: float
-    """That clients trained on: the work done, also where K changes."""
+    """Samples per second that clients trained on: it measures the work even if K changes."""
     seconds_to_target: float
-    """From the first model sent; infinity if it was not reached, NaN if there is no target."""
+    """Seconds from sending the first model; infinity if it was not reached, NaN if there is no target."""
     server_busy: float
-    """Part of the run's time: the processor time of receiving, measuring, merging, replying and recording."""
+    """Fraction of the run's time: the processor time of receiving, measuring, merging, replying and recording."""
     client_wait: float
-    """Part of the clients' time between having trained and having the next model: transfers, queue and service."""
+    """Fraction of the clients' time between the end of training and the next model: transfers, queue and service."""
     queue: np.ndarray
-    """Mean and maximum (2,) of the updates that had come, and were waiting, when another was taken."""
+    """Mean and maximum (2,) of the number of updates that were waiting when another was taken."""
     gamma: np.ndarray
     """Quartiles (3,)."""
     tau: np.ndarray
     """Quartiles (3,)."""
     bytes_per_s: float
-    """Of updates and replies."""
+    """Bytes per second of updates and replies."""
     peak_rss_bytes: int
-    """Memory of the server's process at its most."""
+    """Peak memory of the server's process."""
     hosts: int
     cores: float
-    """That a rank has; of a core that several share, its part."""
+    """Cores of a rank; of a core that several ranks share, its part."""
     service_s: float
     """Processor time of the server for an update."""
     wait_s: float
-    """Mean of what a client waits after an update."""
+    """Mean time that a client waits after an update."""
     think_s: np.ndarray
-    """(n,) from having a model to having sent the update, by update."""
+    """(n,) for each update, from receiving the model to sending the update."""
 
 
 class Speedup(NamedTuple):
-    """What a row is against the rows of the fewest clients; NaN where there is none."""
+    """A row compared with the rows of the fewest clients; NaN if there are none."""
 
     speedup: float
-    """Samples per second, times those of the fewest clients (median over the seeds)."""
+    """Samples per second, divided by that of the fewest clients (median over the seeds)."""
     efficiency: float
-    """Speed-up over how many times as many clients there are."""
+    """Speed-up divided by the factor between the numbers of clients."""
 
 
 def collect(grid: ScalingGrid, runs: Sequence[ScalingRun], out: Path) -> list[ScalingRow]:
-    """A row for each run that is done."""
+    """A row for each finished run."""
     folder = out / "runs"
     return [measure(run, folder / run.name, grid.target) for run in runs if is_done(folder, run.name)]
 
@@ -73,7 +73,7 @@ def measure(run: ScalingRun, run_dir: Path, target: float) -> ScalingRow:
     """The row of a run.
 
     Args:
-        run: which.
+        run: the run.
         run_dir: its folder.
         target: test accuracy whose time is measured; 0: none.
     """
@@ -108,7 +108,7 @@ def measure(run: ScalingRun, run_dir: Path, target: float) -> ScalingRow:
 
 
 def compare(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> list[Speedup]:
-    """For each row, what it is against those of the fewest clients of its line."""
+    """Compare each row with the rows of the fewest clients of its line."""
     made, fewest = [], grid.clients[0]
     for row in rows:
         first = [one.samples_per_s for one in rows if (one.run.line, one.run.clients) == (row.run.line, fewest)]
@@ -118,7 +118,7 @@ def compare(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> list[Speedup]:
 
 
 def write_csv(grid: ScalingGrid, rows: Sequence[ScalingRow], path: Path) -> None:
-    """All rows, one line a run; a target that was not reached is empty."""
+    """Write all rows, one line for each run; a target that was not reached is empty."""
     lines = []
     for row, against in zip(rows, compare(grid, rows), strict=True):
         run, numbers = row.run, row._asdict()
@@ -158,7 +158,7 @@ def to_markdown(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> str:
 
 
 def title(line: tuple[str, str, str, int], params: int) -> str:
-    """What to call a line of the figures."""
+    """The title of a line of the figures."""
     scaling, model, rule, ranks_per_node = line
     nodes = f", {ranks_per_node} ranks per node" if ranks_per_node else ""
     return f"{scaling} scaling, {model} ({params:,} parameters), {rule}{nodes}"
@@ -190,9 +190,9 @@ def _line(rows: Sequence[ScalingRow], against: Sequence[Speedup], targeted: bool
 
 
 def _cycles(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds (n,) from a client's update being taken to its next one, and what of them it waited; first ones left out.
+    """Seconds (n,) between two updates of a client, as taken, and how long it waited in them; without first updates.
 
-    What an update waited before it was taken is in the wait of the next: over a run that makes no difference.
+    The time that an update waited before it was taken counts for the next update; over a run that makes no difference.
     """
     rows = updates[np.lexsort((updates["time_s"], updates["client"]))]
     again = rows["client"][1:] == rows["client"][:-1]

@@ -1,0 +1,75 @@
+"""What all commands share: the program, its start under mpiexec, errors, and tables."""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Asynchronous federated learning over MPI (AsyncFedED).",
+)
+
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of the server against their limits; the last line is JSON.")
+app.add_typer(bench, name="bench")
+
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+
+
+def start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
+    """Replace this process by mpiexec; never returns. `lasting`: see `launcher.command`."""
+    launcher = load_launcher()
+    launched = launcher.launched_by()
+    if launched and launched[1] > 1:
+        if launched[2]:  # rank 0 prints the message; a failing status of this rank could end rank 0 before that
+            raise typer.Exit(0)
+        fail(f"{launched[0]} has started this already; leave out --ranks, or mpiexec")
+    if ranks < 2:
+        fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")
+    try:
+        command, env = launcher.command(ranks, arguments, lasting)
+    except ValueError as error:
+        fail(str(error))
+    sys.stdout.flush()
+    os.execvpe(command[0], command, env)
+
+
+def read_record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is imported only here
+    """The record in a run's folder."""
+    from asyncfeded.store import record
+
+    try:
+        return record.read_record(run_dir)
+    except ValueError as error:
+        fail(str(error))
+
+
+def load_launcher() -> ModuleType:
+    """The module that loads MPI; ends the program if no MPI can be loaded."""
+    try:
+        from asyncfeded.mpi import launcher
+    except (ImportError, RuntimeError) as error:
+        fail(
+            f"no MPI library can be loaded ({str(error).splitlines()[0]}); install one (pip install 'asyncfeded[mpich]'), "
+            f"load your site's module, or name its library in MPI4PY_LIBMPI"
+        )
+    return launcher
+
+
+def print_rows(rows: dict[str, str]) -> None:
+    """Print two columns, without the rows that have no value. A table of rich would cut a long path."""
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        if value:
+            print(f"{key:<{width}}  {value}")  # noqa: T201
+
+
+def fail(text: str) -> NoReturn:
+    """Tell what is wrong, and end with status 2."""
+    print(f"asyncfeded: {text}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(2)

@@ -1,0 +1,68 @@
+"""Commands of one run: train, resume, replay."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncfeded.cli.app import RunDir, app, fail, load_launcher, read_record, start
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="TOML file of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as needed.")] = None,
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")] = 0,
+) -> None:
+    """Train. Under mpiexec or srun, rank 0 is the server and every other rank is a client; --ranks starts mpiexec itself.
+
+    Exit status 75: SIGINT or SIGTERM ended the run; `asyncfeded resume` continues it.
+    """
+    if ranks:
+        start(ranks, ["train", str(file), *(overrides or [])], lasting=True)
+    with load_launcher().guard():
+        from asyncfeded.run import run
+
+        status = run.train(file, overrides or [])
+    raise typer.Exit(status)
+
+
+@app.command()
+def resume(
+    run_dir: RunDir,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as limits.updates=500.")] = None,
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = 0,
+) -> None:
+    """Continue a run in its folder, from its newest good checkpoint. Start it under mpiexec or srun as `train`."""
+    launched = load_launcher().launched_by()
+    if ranks or not launched or launched[1] == 1:
+        start(ranks or len(read_record(run_dir)[2]["placement"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
+    with load_launcher().guard():
+        from asyncfeded.run import run
+
+        status = run.train(run_dir / "config.toml", [f"run_dir={run_dir}", *(overrides or [])], run_dir)
+    raise typer.Exit(status)
+
+
+@app.command()
+def replay(
+    run_dir: RunDir,
+    ranks: Annotated[int, typer.Option(help="MPI ranks, 1 server and the rest workers; default: as in the run.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder for the replay; default: replay in the run's folder.")] = None,
+) -> None:
+    """Repeat a run with its updates in the order in which they arrived. It ends with the same model, bit for bit."""
+    updates, _, about = read_record(run_dir)
+    accepted = int(updates["accepted"].sum())
+    if not accepted:
+        fail(f"{run_dir}: no update was merged, there is nothing to replay")
+    overrides = [
+        "server=0",
+        "clock=replay",
+        f"replay={run_dir}",
+        f"threads={about['threads']}",
+        f"run_dir={output or run_dir / 'replay'}",
+    ]
+    overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
+    overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
+    arguments = ["train", str(run_dir / "config.toml"), *overrides]
+    start(ranks or len(about["placement"]), arguments, lasting=True)

@@ -1,0 +1,93 @@
+"""Commands of many runs, and the picture of one: study, scale, plot."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from asyncfeded.cli.app import RunDir, app, fail, load_launcher
+
+
+@app.command()
+def study(
+    grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
+    output: Annotated[Path, typer.Option(help="Folder of the study: runs, table.csv, table.md and figures.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as a task's files.")] = None,
+    ranks: Annotated[int, typer.Option(help="MPI ranks of each run.")] = 2,
+    jobs: Annotated[int, typer.Option(help="Number of runs at the same time.")] = 1,
+    tune: Annotated[bool, typer.Option(help="Try the values that the rules' `tune` lists, and print the best.")] = False,
+    authors: Annotated[Path | None, typer.Option(help="CSV of published figures, drawn beside ours.")] = None,
+) -> None:
+    """Compare rules: run a grid of tasks x rules x error probabilities x seeds, skip finished runs, write one table."""
+    load_launcher()
+    from asyncfeded import plots
+    from asyncfeded.studies import study as room
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        plan = room.load_study_grid(grid, overrides or [])
+        runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
+        failed = room.execute(runs, output, ranks, jobs, console.print)
+        rows = room.collect(plan, runs, output)
+        output.mkdir(parents=True, exist_ok=True)
+        room.write_csv(plan, rows, output / ("tuning.csv" if tune else "table.csv"))
+        if tune:
+            print(room.chosen(plan, rows))  # noqa: T201
+        else:
+            table = room.to_markdown(plan, rows)
+            (output / "table.md").write_text(table, encoding="utf-8")
+            print(table)  # noqa: T201
+            for picture in plots.plot_study(plan, rows, output, authors):
+                print(picture)  # noqa: T201
+    except ValueError as error:
+        fail(str(error))
+    if failed:
+        names = ", ".join(run.name for run in failed)
+        fail(f"{len(failed)} of {len(runs)} runs failed: {names}; see their logs in {output}/runs")
+
+
+@app.command()
+def scale(
+    grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as clients=[1,2].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study; default: studies/ and the grid's name.")] = None,
+    predict: Annotated[bool, typer.Option(help="Predict runs of more clients, and test the prediction.")] = False,
+    gather: Annotated[bool, typer.Option(help="Run nothing; make tables and figures of the finished runs.")] = False,
+    slurm: Annotated[str | None, typer.Option(help="Submit the runs as Slurm arrays with these sbatch options.")] = None,
+    only: Annotated[int | None, typer.Option(help="Do only the run of this index, as a task of such an array does.")] = None,
+) -> None:
+    """Strong and weak scaling over clients, nodes, models and rules: skips finished runs, makes tables and figures."""
+    load_launcher()
+    from asyncfeded.plots.scaling import plot_scaling
+    from asyncfeded.studies import scaling
+
+    out = output or Path("studies") / grid.stem
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        study = scaling.Study(grid, overrides or [], out, console.print)
+        if slurm is not None:
+            study.submit(slurm)
+            return
+        failed = [] if gather else study.execute(only)
+        if only is None:
+            for picture in plot_scaling(study.grid, *study.report(predict), out):
+                print(picture)  # noqa: T201
+    except ValueError as error:
+        fail(str(error))
+    if failed:
+        fail(f"{len(failed)} of the runs failed: {', '.join(failed)}; see their logs in {out}/runs")
+
+
+@app.command()
+def plot(
+    run_dir: RunDir,
+    output: Annotated[Path | None, typer.Option(help="Path of the PNG; default: run.png in the folder.")] = None,
+) -> None:
+    """Draw the accuracy of a run over time, and the updates, K and gamma of each client. Prints the path of the picture."""
+    try:
+        from asyncfeded import plots
+
+        print(plots.plot_run(run_dir, output or run_dir / "run.png"))  # noqa: T201
+    except ValueError as error:
+        fail(str(error))

@@ -1,0 +1,90 @@
+"""Commands that tell something: info, doctor, keys."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from asyncfeded.cli.app import app, fail, load_launcher, print_rows, read_record, start
+
+
+@app.command()
+def info(
+    path: Annotated[Path | None, typer.Argument(help="Folder of a run, or a checkpoint: print what is in it.")] = None,
+) -> None:
+    """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or describe a run or a checkpoint."""
+    if path and path.is_dir():
+        from asyncfeded.mpi import placement
+
+        updates, evaluations, about = read_record(path)
+        places = about.pop("placement")
+        about["config"] = path / "config.toml"
+        print_rows({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
+        print("", *placement.table(places), sep="\n")  # noqa: T201
+        return
+    if path:
+        from asyncfeded.store.checkpoint import describe_checkpoint
+
+        try:
+            print_rows(describe_checkpoint(path))
+        except ValueError as error:
+            fail(str(error))
+        return
+    import torch
+
+    from asyncfeded.model import kernel
+    from asyncfeded.store import record
+
+    try:
+        launcher = load_launcher()
+        mpi = f"{launcher.vendor()} ({launcher.library() or 'path unknown'})"
+        mpiexec = launcher.find_mpiexec()
+    except typer.Exit:
+        mpi, mpiexec = "none", "none"
+    except ValueError as error:
+        mpiexec = str(error)
+    rows = record.provenance() | {
+        "MPI": mpi,
+        "mpiexec": mpiexec,
+        "kernel": kernel.describe_kernel(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+    }
+    print_rows(rows)
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a planned run.")] = Path("runs"),
+    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks.")] = 0,
+) -> None:
+    """Find what can stop a run: MPI, launcher, network, clocks, GPUs, file system. Start it as you would start the run."""
+    if ranks:
+        start(ranks, ["doctor", str(run_dir)])
+    with load_launcher().guard():
+        from asyncfeded import doctor as room
+
+        status = room.examine(run_dir)
+    raise typer.Exit(status)
+
+
+@app.command()
+def keys() -> None:
+    """Print every key of a run's TOML file with its default and its meaning."""
+    from asyncfeded import config, rules, tasks
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("key", no_wrap=True)
+    table.add_column("default")
+    table.add_column("meaning")
+    for row in config.describe_keys(config.Config):
+        table.add_row(*row)
+    for section, kinds in (("rule", rules.RULES), ("task", tasks.TASKS)):
+        for name, kind in kinds.items():
+            table.add_row(f"\n{section}.name", f'\n"{name}"', "\n" + (kind.__doc__ or "").split("\n")[0])
+            for row in config.describe_keys(kind, f"{section}."):
+                table.add_row(*row)
+    Console().print(table)
