@@ -1,8 +1,7 @@
-"""A study: a grid of runs (tasks x rules x error probabilities x seeds) that makes one table. It can be stopped: finished
-runs are skipped.
+"""A study: a grid of runs (tasks x rules x error probabilities x seeds) that makes one table.
 
-Each run is a separate job (jobs.py). Tables are made only from the records of the runs. `StudyGrid` is the schema of the
-file.
+It can be stopped: finished runs are skipped. Each run is a separate job (jobs.py). Tables are made only from the
+records of the runs. `StudyGrid` is the schema of the file.
 """
 
 import csv

@@ -1,5 +1,4 @@
-"""Decides which update is next. On the wall clock it is the update that has arrived (`server_wire.ServerWire`); here it is
-the update that is due.
+"""Ordered clocks: the next update is the one that is due; on the wall clock, the one that arrived (wire/server_wire.py).
 
 An ordered clock stands between server and wire. It gives orders to the workers and holds each update back until its turn.
 So the server sees the same updates in the same order for any number of ranks, any MPI and any load of the machine. It
