@@ -91,12 +91,12 @@ def remember(server, *arguments, **keys):
 def fsync(number):
     if servers and not servers[0].stopping:
         assert threading.current_thread() is not threading.main_thread()
-        begin, deadline = servers[0].updates, time.monotonic() + 60
-        while servers[0].updates < begin + 7 and not servers[0].stopping:
+        begin, deadline = servers[0].state.updates, time.monotonic() + 60
+        while servers[0].state.updates < begin + 7 and not servers[0].stopping:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         with open("merged.txt", "a") as file:
-            print(servers[0].updates - begin, file=file)
+            print(servers[0].state.updates - begin, file=file)
     real(number)
 
 if RANK == 0:
