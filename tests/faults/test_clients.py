@@ -34,7 +34,7 @@ def test_clients_are_killed_until_one_is_left_and_then_that_one(mpi, jobs):
 
 def test_clients_that_move_leave_the_result_as_it_was_to_the_bit(own_mpi, jobs):
     """On the virtual clock, a worker of two being killed."""
-    settings = (*VIRTUAL, "limits.updates=400", "faults.patience_s=5")
+    settings = (*VIRTUAL, "limits.updates=200", "faults.patience_s=5")
     whole = run_asyncfeded("train", "run.toml", "--ranks", 3, "run_dir=whole", *settings, cwd=jobs, env=own_mpi.env)
     assert whole.status == 0, str(whole)
     with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", *settings) as job:
