@@ -41,7 +41,7 @@ def test_a_compiler_gives_the_compiled_kernel(source: Path, tmp_path: Path) -> N
 
 def test_without_a_compiler_the_package_installs_and_names_its_twin(source: Path, tmp_path: Path) -> None:
     names = build_wheel(source, tmp_path / "wheel", CXX="/nonexistent/c++")
-    assert "asyncfeded/kernel.py" in names
+    assert "asyncfeded/model/kernel.py" in names
     assert not any(name.endswith(".so") for name in names)
     site = tmp_path / "site"
     zipfile.ZipFile(next((tmp_path / "wheel").glob("*.whl"))).extractall(site)
@@ -53,5 +53,5 @@ def test_without_a_compiler_the_package_installs_and_names_its_twin(source: Path
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(
-        f"{site}/asyncfeded/kernel.py False (3.0, 27.0) torch twin: the compiled kernel was not built"
+        f"{site}/asyncfeded/model/kernel.py False (3.0, 27.0) torch twin: the compiled kernel was not built"
     )

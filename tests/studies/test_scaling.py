@@ -106,7 +106,7 @@ def test_a_wrong_grid_is_refused_before_any_run(path, override, words):
 def finish(tmp_path, monkeypatch):
     """Makes a run look done: (run, rows of updates as dicts, evaluations, figures of its result)."""
     records = {}
-    monkeypatch.setattr(table.record, "read", lambda run_dir: records[run_dir.name])
+    monkeypatch.setattr(table.record, "read_record", lambda run_dir: records[run_dir.name])
 
     def done(run, updates, evaluations=((0.0, 0, 0.1, 2.3),), **figures):
         rows = np.zeros(len(updates), UPDATE)
