@@ -181,6 +181,7 @@ OTHER = {
     "wait": "spin",
     "limits.updates": 6,
     "faults.on_death": "abort",
+    "faults.bad_loss": "take",
 }
 
 

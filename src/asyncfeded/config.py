@@ -151,7 +151,10 @@ class Faults(Settings):
 
     If MPI reports deaths (Open MPI 5 with ULFM, which --ranks switches on), the server knows at once. Otherwise it gives a
     client up that is silent for longer than the median of its last rounds plus `patience` times their spread; if the client
-    comes back after that, its update is refused and it starts anew.
+    comes back after that, its update is refused and it starts anew. On a machine that is shared or overloaded a client that
+    lives may be silent for longer than that: raise `patience` or `patience_s` there.
+
+    Always refused are updates with weights that are not finite, and those that count other samples than the client has.
     """
 
     on_death: Literal["continue", "reassign", "abort"] = "continue"
@@ -169,6 +172,9 @@ class Faults(Settings):
     """Updates with a greater staleness gamma are refused. 0: off."""
     max_change: float = Field(0.0, ge=0)
     """Updates with a longer step ||Delta|| are refused. 0: off."""
+    bad_loss: Literal["refuse", "take"] = "refuse"
+    """When a loss is NaN or infinite: refuse (an update with such a train loss is refused, and an evaluation with such a
+    test loss or accuracy ends the run with status 1) or take (both are recorded and training goes on)."""
 
 
 class Config(Settings):

@@ -50,9 +50,10 @@ def test_figures_by_hand(run_dir):
     assert (got["refused"], got["discarded"], got["accuracy"]) == (1, 2, 0.75)
 
 
-def test_a_loss_that_is_not_finite_is_null(run_dir):
-    outcome = OUTCOME._replace(score=Score(3, 0.1, float("inf")))
-    assert json.loads(json.dumps(figures(run_dir, outcome), allow_nan=False))["loss"] is None
+def test_a_score_that_is_not_finite_is_null(run_dir):
+    outcome = OUTCOME._replace(score=Score(3, float("nan"), float("inf")))
+    shown = json.loads(json.dumps(figures(run_dir, outcome), allow_nan=False))
+    assert (shown["accuracy"], shown["loss"]) == (None, None)
 
 
 def test_the_last_line_is_the_figures_as_json(run_dir, capsys):

@@ -68,6 +68,7 @@ class Bench:
         share=1.0,
         rule=None,
         statistics=0,
+        samples=None,
         **faults,
     ):
         module = nn.Linear(2, 1, bias=False)
@@ -92,6 +93,7 @@ class Bench:
                 Faults(**faults),
                 Evaluation(every_s=every_s, share=share),
                 in_idle_moments=True,
+                samples=samples,
             ),
             observer=self,
         )

@@ -1,7 +1,9 @@
 """The server evaluates snapshots of the global model in its idle moments."""
 
+import math
 import time
 from itertools import cycle, repeat
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,3 +83,35 @@ def test_an_evaluation_starts_only_where_all_before_it_took_their_share_or_less(
 def test_a_server_with_nothing_to_do_pauses(bench):
     events = bench([FIRST, *repeat(None, 6), (0, [1.0, 1.0])], updates=2).run().wire.events
     assert events.count("pause") == 2  # of 6 idle turns one takes the snapshot and three test a batch
+
+
+@pytest.fixture
+def bad_score(bench):
+    """A server whose evaluations give a sum of losses, hits and no more."""
+
+    def make(script, score, **settings):
+        made = bench(script, **settings)
+        made.evaluator._task = SimpleNamespace(evaluate=lambda outputs, targets: (*score, 1))
+        return made.run()
+
+    return make
+
+
+bad_scores = pytest.mark.parametrize("score", [(1.0, math.nan), (math.inf, 0.5)], ids=["accuracy", "loss"])
+
+
+@bad_scores
+@pytest.mark.parametrize(("script", "updates"), [([FIRST, *repeat(None, 4)], 2), ([FIRST], 1)], ids=["idle", "end"])
+def test_an_evaluation_that_gives_no_number_ends_the_run(bad_score, score, script, updates):
+    done = bad_score(script, score, updates=updates)
+    assert done.outcome.failed
+    assert done.outcome.reason.startswith("version 1 of the model has test loss")
+    assert "or set faults.bad_loss = take" in done.outcome.reason
+    assert len(done.evaluations) == 1
+
+
+@bad_scores
+def test_an_evaluation_that_gives_no_number_is_taken_where_the_config_says_so(bad_score, score):
+    done = bad_score([FIRST, *repeat(None, 4), FIRST], score, updates=2, bad_loss="take")
+    assert not done.outcome.failed
+    assert done.evaluations["version"].tolist() == [1, 2]

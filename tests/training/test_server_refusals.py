@@ -3,6 +3,7 @@
 import math
 from itertools import cycle
 
+import numpy as np
 import pytest
 
 from asyncfeded.config import Faults
@@ -97,6 +98,28 @@ def test_an_update_beyond_a_bound_is_refused_with_the_reason(bench, bounds, reas
     assert done.said == [f"refused, client 1: {reason}"]
     assert done.rows["accepted"].tolist() == [True, False, True]
     assert done.wire.replies[3].weights.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("choice", ["refuse", "take"])
+def test_an_update_whose_loss_is_not_finite_is_refused_or_taken_as_the_config_says(bench, bad, choice):
+    script = [(0, [1.5, 2.0], {"train_loss": bad}), (0, [1.5, 2.0])]
+    done = bench(script, updates=1, bad_loss=choice).run()
+    if choice == "take":
+        assert done.rows["accepted"].tolist() == [True]
+        return
+    assert done.rows["accepted"].tolist() == [False, True]
+    words = f"train loss {bad}: lower training.learning_rate if that is usual, or set faults.bad_loss = take"
+    assert done.said == [f"refused, client 0: {words}"]
+
+
+def test_an_update_that_counts_other_samples_than_its_client_has_is_refused(bench):
+    """Client 1 has 5 samples, in 2 epochs 10: it could weigh a thousand times more in a mean of all clients."""
+    said = [10_000, 9, 10]
+    script = [(0, [1.0, 1.0], {"samples": 6}), *((1, [1.0, 1.0], {"samples": samples}) for samples in said)]
+    done = bench(script, updates=2, samples=np.array([3, 5])).run()
+    assert done.rows["accepted"].tolist() == [True, False, False, True]
+    assert done.said[0] == "refused, client 1: 10000 samples in 2 epochs, but its data has 10 in so many"
 
 
 # --- what the wire did not take for an update, and clients that are lost

@@ -21,16 +21,15 @@ def figures(
     """The figures of a finished run, taken from its record where the record has them."""
     gamma = record.read_record(run_dir).updates["gamma"]
     gamma = gamma[np.isfinite(gamma)]
-    loss = outcome.score.loss
     return {
         "run_dir": str(run_dir),
         "updates": server.state.updates,
         "seconds": round(outcome.seconds, 3),
         "wall_s": round(outcome.wall_s, 3),
         "updates_per_s": round(server.state.updates / outcome.seconds, 3),
-        "accuracy": round(outcome.score.accuracy, 6),
-        "loss": round(loss, 6) if math.isfinite(loss) else None,
-        "gamma_median": round(float(np.median(gamma)), 6) if len(gamma) else None,
+        "accuracy": _number(outcome.score.accuracy),
+        "loss": _number(outcome.score.loss),
+        "gamma_median": _number(float(np.median(gamma)) if len(gamma) else math.nan),
         "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
         "workers_busy": round(server.state.compute_s / ((world.size - 1) * outcome.wall_s), 6),
@@ -44,6 +43,11 @@ def figures(
         "stopped": outcome.reason,
         "model_sha256": hashlib.sha256(server.state.model.x.cpu().numpy().data).hexdigest(),
     }
+
+
+def _number(value: float) -> float | None:
+    """Rounded; None if it is not finite, for which JSON has no word."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def show(result: dict[str, object], run_dir: Path) -> None:

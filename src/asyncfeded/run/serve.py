@@ -41,6 +41,8 @@ class ServerParts:
     """placement.PLACE (ranks,), by rank in MPI_COMM_WORLD."""
     layout: Layout
     rule: rules.Rule
+    samples: np.ndarray
+    """int64 (clients,), training samples of each client."""
     state: ServerState
     """The state in which the run begins or continues."""
     due: Due
@@ -75,7 +77,7 @@ def prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, rule = plan.config, plan.rule
+    config, rule, samples = plan.config, plan.rule, profiles.clients["samples"]
     model = GlobalModel(flat.buffer, flat.layout, config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, rule.init(model, epochs), epochs)
@@ -85,7 +87,7 @@ def prepare(
         due = Replay(record.read_record(Path(config.replay)).updates["client"].tolist())
     if not resumed:
         book = _open_run(config, places, profiles.clients, cleanup)
-        return ServerParts(config, places, flat.layout, rule, state, due, evaluator, lambda: book, "", ())
+        return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, lambda: book, "", ())
     point = resume.find(resumed, config, flat.layout, state.rule)
     resume.restore(state, point.snapshot)
 
@@ -94,7 +96,7 @@ def prepare(
 
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = tuple(resume.sentences(point, record.most_threads(places)))
-    return ServerParts(config, places, flat.layout, rule, state, due, evaluator, reopen, point.path.name, sentences)
+    return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, reopen, point.path.name, sentences)
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
@@ -153,7 +155,7 @@ class ServerRun:
         self._keeper = resume.Keeper(
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
-        settings = ServerSettings(config.limits, config.faults, config.evaluation, in_idle_moments=not ordered)
+        settings = ServerSettings(config.limits, config.faults, config.evaluation, not ordered, parts.samples)
         wire = self._staging or self._clock or self.wire
         self._server = Server(wire, parts.rule, state, parts.evaluator, settings, observer=self)
 

@@ -24,9 +24,9 @@ class Sent(NamedTuple):
 class FakeWire:
     """A `wire.Wire` without MPI that plays a script, and fails where the server breaks the wire's contract.
 
-    The script has one item for every call of `next`: None where nothing has arrived, (client, w), or a `Refused` or `Lost`,
-    whose clients are not out any more. Versions and epochs of an arrival are those that the client was sent. `events` tells
-    what was done, in order.
+    The script has one item for every call of `next`: None where nothing has arrived, (client, w), (client, w, fields of the
+    `Arrival` by name), or a `Refused` or `Lost`, whose clients are not out any more. Versions and epochs of an arrival are
+    those that the client was sent. `events` tells what was done, in order.
     """
 
     def __init__(self, script: Iterable[object]) -> None:
@@ -50,12 +50,13 @@ class FakeWire:
             for client in clients:
                 self._out.pop(client, None)
             return item
-        client, w = cast("tuple[int, Any]", item)
+        client, w, *fields = cast("tuple[Any, ...]", item)
         sent = self._returned(client)
         self.events.append(f"take {client}")
         n = len(self.events)  # makes the numbers of every arrival its own
         figures = (n, 2 * n, 3.0 * n, 4.0 * n, 5.0 * n)
-        self._taken = Arrival(client, sent.round, sent.version, sent.epochs, *figures, torch.as_tensor(w).clone())
+        arrival = Arrival(client, sent.round, sent.version, sent.epochs, *figures, torch.as_tensor(w).clone())
+        self._taken = arrival._replace(**dict(*fields))
         return self._taken
 
     def now(self) -> float:

@@ -52,6 +52,8 @@ class ServerSettings(NamedTuple):
     """How often to evaluate."""
     in_idle_moments: bool
     """Whether evaluations wait for idle moments (wall clock); otherwise they run at their due time (ordered clocks)."""
+    samples: np.ndarray | None = None
+    """int64 (clients,), samples that a client sees in an epoch: an update must say the same. None: clients without data."""
 
 
 class Observer(Protocol):
@@ -85,7 +87,8 @@ class Server:
         state: the current state.
         settings: as given.
         recent: gamma and eta of the last 200 updates.
-        failed: why the run cannot continue: no client is left, or a worker died and none may die; empty: it continues.
+        failed: why the run cannot continue: no client is left, a worker died and none may die, or an evaluation gave no
+            number; empty: it continues.
         interrupted: set it to end the training as a limit would.
         stopping: why the run stops, as a sentence; empty before.
     """
@@ -165,7 +168,7 @@ class Server:
         if state.score is None or state.score.version != state.model.version:
             self._note(self._evaluator.score(state.model.x, state.model.version), seconds)
         assert state.score is not None
-        return Outcome(reason, seconds, wall_s, state.score, discarded, bool(self.failed))
+        return Outcome(self.failed or reason, seconds, wall_s, state.score, discarded, bool(self.failed))
 
     def _reached(self) -> str:
         """The limit that is reached, as a sentence; empty if no limit is."""
@@ -246,9 +249,13 @@ class Server:
 
     def _fault(self, update: Update, train_loss: float) -> str:
         """Why an update cannot be merged, as a sentence; empty if it can."""
-        limits = self.settings.faults
+        limits, samples = self.settings.faults, self.settings.samples
         if not math.isfinite(update.change):
             return f"weights that are not finite (train loss {train_loss:g}): lower training.learning_rate if that is usual"
+        if not math.isfinite(train_loss) and limits.bad_loss == "refuse":
+            return f"train loss {train_loss:g}: lower training.learning_rate if that is usual, or set faults.bad_loss = take"
+        if samples is not None and update.samples != (due := update.epochs * int(samples[update.client])):
+            return f"{update.samples} samples in {update.epochs} epochs, but its data has {due} in so many"
         if limits.max_gamma and update.gamma > limits.max_gamma:
             return f"staleness gamma = {update.gamma:g}, more than faults.max_gamma = {limits.max_gamma:g}"
         if limits.max_change and update.change > limits.max_change:
@@ -344,7 +351,8 @@ class Server:
     def _evaluate_up_to(self, time_s: float) -> None:
         """Make the evaluations that are due up to a time, each in one piece, of the current model."""
         state = self.state
-        while state.evaluation_due_s <= min(time_s, self.settings.limits.seconds or math.inf) and not self._good_enough():
+        until_s = min(time_s, self.settings.limits.seconds or math.inf)
+        while state.evaluation_due_s <= until_s and not (self.failed or self._good_enough()):
             began = time.perf_counter()
             if state.score is None or state.score.version != state.model.version:
                 score = self._evaluator.score(state.model.x, state.model.version)
@@ -361,3 +369,8 @@ class Server:
     def _note(self, score: Score, time_s: float) -> None:
         self.state.score = score
         self._observer.on_evaluation(EvaluationRow(time_s, *score))
+        if self.settings.faults.bad_loss == "refuse" and not (math.isfinite(score.loss) and math.isfinite(score.accuracy)):
+            self.failed = (
+                f"version {score.version} of the model has test loss {score.loss:g} and accuracy {score.accuracy:g}; lower "
+                f"training.learning_rate or the rule's step size, or set faults.bad_loss = take if it may be so"
+            )

@@ -358,7 +358,8 @@ class ServerWire:
             if self._stopping and deadline_s == math.inf:
                 deadline_s = self._deadlines.last_s
             if silent_s > deadline_s:
-                self._give_up(worker, f"rank {worker + 1} was silent for {silent_s:.1f} s, {deadline_s:.1f} s are allowed")
+                allowed = f"{deadline_s:.1f} s are allowed (more with a larger faults.patience or faults.patience_s)"
+                self._give_up(worker, f"rank {worker + 1} was silent for {silent_s:.1f} s, {allowed}")
 
     def _give_up(self, worker: int, reason: str, gone: bool = False) -> None:
         """Expect nothing more of a worker.
