@@ -93,6 +93,7 @@ def test_another_task_leaves_the_rule_alone(toml):
         ("limits.accuracy=90", "limits.accuracy = 90: input should be less than or equal to 1"),
         ("limits=3", "limits = 3: expected a section, with keys such as limits.KEY"),
         ("task=digits", "task = 'digits': expected a section, with keys such as task.name"),
+        ("training.last_batch=merge", "training.last_batch = 'merge': input should be 'keep', 'drop' or 'join'"),
         ("training.learning_rate=nan", "training.learning_rate = nan: input should be a finite number"),
         ("training.momentum=1", "training.momentum = 1: input should be less than 1"),
         ("wait=never", "wait = 'never': input should be 'auto', 'spin' or 'yield'"),
@@ -182,6 +183,7 @@ OTHER = {
     "limits.updates": 6,
     "faults.on_death": "abort",
     "faults.bad_loss": "take",
+    "training.last_batch": "join",
 }
 
 

@@ -72,6 +72,10 @@ class Training(Settings):
     """Local epochs of a client's first round (the first K)."""
     batch_size: int = Field(32, ge=1)
     """Samples per step of SGD."""
+    last_batch: Literal["keep", "drop", "join"] = "keep"
+    """What becomes of the last samples of an epoch where they do not fill a batch: keep (a smaller batch), drop (this
+    epoch leaves them out; each epoch shuffles anew) or join (they join the batch before). A client with fewer samples than
+    a batch trains them all in one. Batch norm cannot train on one sample: drop and join avoid such a batch."""
     learning_rate: float = Field(0.05, gt=0)
     """Learning rate of SGD."""
     momentum: float = Field(0.0, ge=0, lt=1)

@@ -93,6 +93,32 @@ def test_every_sample_is_seen_once_an_epoch():
     assert seen[:7] != seen[7:]  # shuffled anew
 
 
+@pytest.mark.parametrize(
+    ("last_batch", "samples", "sizes"),
+    [
+        ("keep", 5, [2, 2, 1]),
+        ("drop", 5, [2, 2]),
+        ("join", 5, [2, 3]),
+        ("drop", 1, [1]),
+        ("join", 1, [1]),
+        ("join", 4, [2, 2]),
+    ],
+)
+def test_the_last_batch_is_kept_dropped_or_joined_to_the_one_before(last_batch, samples, sizes):
+    """Fewer samples than a batch are one batch. Two epochs."""
+    seen = []
+
+    class Watch(Squares):
+        def loss(self, outputs, targets):
+            seen.append(len(targets))
+            return super().loss(outputs, targets)
+
+    t = trainer(line(), [1.0] * samples, batch_size=2, last_batch=last_batch, task=Watch())
+    go(t, 0, 2, never)
+    assert seen == sizes + sizes
+    assert (t.samples, t.steps) == (2 * sum(sizes), 2 * len(sizes))
+
+
 def test_the_loss_is_the_mean_over_samples_not_over_batches():
     """(1 + 4 + 9) / 3 at w = 1, which so small a learning rate does not move; batches of 2 and 1."""
     t = trainer(line(), [1.0, 2.0, 3.0], batch_size=2, learning_rate=1e-30)

@@ -22,6 +22,7 @@ from asyncfeded.run.progress import Progress
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
+from asyncfeded.training.client import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import ClientProfiles
@@ -42,7 +43,7 @@ class ServerParts:
     layout: Layout
     rule: rules.Rule
     samples: np.ndarray
-    """int64 (clients,), training samples of each client."""
+    """int64 (clients,), samples that a client sees in an epoch."""
     state: ServerState
     """The state in which the run begins or continues."""
     due: Due
@@ -77,7 +78,9 @@ def prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, rule, samples = plan.config, plan.rule, profiles.clients["samples"]
+    config, rule = plan.config, plan.rule
+    sizes = zip(profiles.clients["samples"].tolist(), profiles.clients["batch_size"].tolist(), strict=True)
+    samples = np.array([sum(batch_sizes(*size, config.training.last_batch)) for size in sizes], np.int64)
     model = GlobalModel(flat.buffer, flat.layout, config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, rule.init(model, epochs), epochs)

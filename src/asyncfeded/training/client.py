@@ -28,6 +28,23 @@ class ClientData(NamedTuple):
     """Factor by which the client lengthens the time of a round."""
 
 
+def batch_sizes(samples: int, batch_size: int, last_batch: str) -> list[int]:
+    """The sizes of the batches of one epoch, in order; with `drop` their sum may be less than `samples`.
+
+    Args:
+        samples: number of the client's training samples, at least 1.
+        batch_size: samples per step of this client.
+        last_batch: training.last_batch.
+    """
+    full, rest = divmod(samples, batch_size)
+    sizes = [batch_size] * full
+    if rest and (not full or last_batch == "keep"):
+        sizes.append(rest)
+    elif last_batch == "join":
+        sizes[-1] += rest
+    return sizes
+
+
 class Trainer:
     """Trains the models of clients in place, one at a time.
 
@@ -41,6 +58,7 @@ class Trainer:
 
     def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
         self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
+        self._last_batch = training.last_batch
         self._params = [p for p in flat.module.parameters() if p.requires_grad]
         # The function behind torch.optim.SGD. The class would import torch._dynamo: 1.2 s of processor time on every worker.
         self._descend = partial(
@@ -78,11 +96,12 @@ class Trainer:
                 anchor.copy_(p)
         self._flat.module.train()
         inputs, targets = client_data.data
+        sizes = batch_sizes(len(targets), client_data.batch_size, self._last_batch)
         loss_sum = torch.zeros((), dtype=torch.float64, device=inputs.device)
         self.samples = self.steps = 0
         for _ in range(order.epochs):
             shuffled = torch.randperm(len(targets)).to(inputs.device)
-            for batch in torch.split(shuffled, client_data.batch_size):
+            for batch in torch.split(shuffled[: sum(sizes)], sizes):
                 began = time.perf_counter()
                 loss_sum += self._step(inputs[batch], targets[batch]).double() * len(batch)
                 self.samples += len(batch)
