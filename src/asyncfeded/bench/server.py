@@ -233,6 +233,8 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
         observer=WindowObserver(model, book, seconds, tick),
     )
     outcome = server.run()
+    if staging:
+        del staging.below  # wire and staging hold each other, and with that their pinned buffers
     return Window(server.state.updates, server.state.busy_s + wire.receiving_s, outcome.wall_s)
 
 
