@@ -1,11 +1,13 @@
 """From TOML and overrides to a checked config, and what a person reads when something is wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from asyncfeded import rules, tasks
 from asyncfeded.config import Config, Settings, describe_keys, load_config
+from asyncfeded.override import setting
 
 MINIMAL = "[limits]\nupdates = 5\n"
 ROWS = {key: json.loads(default) for key, default, _ in describe_keys(Config)}
@@ -47,12 +49,67 @@ def test_values_of_the_file_are_taken(toml):
         ("wait='spin'", lambda c: c.wait == "spin"),
         ("run_dir=runs/a=b", lambda c: c.run_dir == "runs/a=b"),
         ("run_dir=", lambda c: c.run_dir == ""),
-        ("rule.lambda=0.5", lambda c: c.rule["lambda"] == 0.5),
-        ("task.deep.er=true", lambda c: c.task["deep"] == {"er": True}),
+        ("limits={updates = 2, seconds = 3}", lambda c: (c.limits.updates, c.limits.seconds) == (2, 3)),
+        ("task={name = 'shakespeare', train = 'a'}", lambda c: c.task == {"name": "shakespeare", "train": "a"}),
     ],
 )
 def test_an_override_takes_toml_or_a_bare_word(toml, override, value):
     assert value(load_config(toml(), [override]))
+
+
+NOT_TOML = [
+    "8123_4",
+    "81234",
+    "007",
+    "1e3",
+    "0x1f",
+    "+1",
+    "inf",
+    "nan",
+    "true",
+    "2026-11-25",
+    "[a]",
+    "{a = 1}",
+    "a # b",
+    " a",
+]
+"""Texts that TOML would read as something else, or as part of it, or not at all."""
+
+
+@pytest.mark.parametrize("text", NOT_TOML)
+def test_a_key_that_holds_text_takes_text_as_typed(toml, text):
+    assert load_config(toml(), [f"run_dir={text}"]).run_dir == text
+    assert load_config(toml(), [f"replay={text}", "clock=replay", "clients=1"]).replay == text
+
+
+@pytest.mark.parametrize("text", NOT_TOML)
+def test_a_key_of_a_task_that_holds_a_path_takes_it_as_typed(toml, text):
+    given = load_config(toml(), [f"task.test={text}", f"task.train={text}", "task.name=federated_h5", "task.classes=1_0"])
+    task = tasks.load_task(given.task)
+    assert (str(task.train), str(task.test), task.classes) == (str(Path(text)), str(Path(text)), 10)
+
+
+@pytest.mark.parametrize("text", [*NOT_TOML, '"', "'a'", '"a"', "\\", "ä\t€", ""])
+def test_a_setting_is_the_override_that_gives_a_key_a_text(toml, text):
+    assert load_config(toml(), [setting("run_dir", text)]).run_dir == text
+
+
+@pytest.mark.parametrize("value", ["8123_4", "1e3", "true", "2026-11-25"])
+def test_a_file_must_have_text_in_quotes(toml, value):
+    with pytest.raises(ValueError, match=r"run_dir = .*: expected text; put it in quotes"):
+        load_config(toml(f"run_dir = {value}\n" + MINIMAL), [])
+
+
+def test_a_section_that_an_override_gives_can_be_changed_by_the_next(toml):
+    config = load_config(toml(), ["training={epochs = 3}", "training.momentum=0.5"])
+    assert (config.training.epochs, config.training.momentum) == (3, 0.5)
+
+
+def test_the_schema_of_the_rule_reads_what_is_given_for_its_keys(toml):
+    given = load_config(toml(), ["rule.lambda=0.5", "rule.distance=mahalanobis"])
+    assert rules.load_rule(given.rule).model_dump(by_alias=True) | {"lambda": 0.5, "distance": "mahalanobis"} == (
+        rules.load_rule(given.rule).model_dump(by_alias=True)
+    )
 
 
 def test_the_last_override_of_a_key_counts(toml):
@@ -62,7 +119,7 @@ def test_the_last_override_of_a_key_counts(toml):
 @pytest.mark.parametrize("overrides", [["task.name=other", "task.size=2"], ["task.size=2", "task.name=other"]])
 def test_another_task_clears_the_keys_of_the_one_before_in_any_order(toml, overrides):
     path = toml(MINIMAL + "[task]\nname = 'digits'\nalpha = 0.5\n")
-    assert load_config(path, overrides).task == {"name": "other", "size": 2}
+    assert load_config(path, overrides).task == {"name": "other", "size": "2"}
 
 
 def test_the_same_task_again_keeps_its_keys(toml):

@@ -25,6 +25,7 @@ FLOORS = (
     ("rules", "store", "tasks", "wire"),
     ("model", "mpi"),
     ("config", "seeds"),
+    ("override",),
 )
 """The parts of the package, from the top floor down: a part imports from the floors below its own, and from nowhere else."""
 ONLY_IN = {

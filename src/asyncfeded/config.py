@@ -29,6 +29,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from asyncfeded.override import override, read_words
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -38,9 +40,15 @@ else:
 class Settings(BaseModel):
     """A section of the config: unknown keys and values out of range are errors; a field's docstring describes it."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_words(cls, table: Any) -> Any:  # noqa: ANN401, what a user gives for a section
+        if not isinstance(table, dict):
+            return table
+        kinds = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+        return {key: read_words(value, kinds.get(key)) for key, value in table.items()}
 
 
 def known_device(value: str) -> str:
@@ -274,7 +282,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
     Args:
         path: a TOML file.
-        overrides: `key=value` or `section.key=value`; the value is TOML, or a plain word taken as a string.
+        overrides: `key=value` or `section.key=value`; see `override`.
 
     Raises:
         ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
@@ -293,29 +301,6 @@ def load_section(kind: type[S], path: Path, overrides: Iterable[str]) -> S:
     for text in overrides:
         override(table, text)
     return section(kind, table, str(path))
-
-
-def override(table: dict[str, Any], text: str) -> None:
-    """Set `section.key=value` in a table, in place; the value is TOML, or a plain word taken as a string.
-
-    Raises:
-        ValueError: `text` is not an override, or uses a value as a section.
-    """
-    key, equals, word = text.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"override {text!r}: expected key=value or section.key=value")
-    try:
-        value = tomllib.loads(f"value = {word}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = word
-    *path, last = key.strip().split(".")
-    for depth, name in enumerate(path):
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise ValueError(f"override {text!r}: {'.'.join(path[: depth + 1])} is not a section")
-    if last == "name" and path in (["task"], ["rule"]) and table.get("name") != value:
-        table.clear()  # the other keys of the section belong to the old name
-    table[last] = value
 
 
 def section(kind: type[S], table: dict[str, Any], where: str) -> S:
@@ -385,6 +370,8 @@ def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
     if fault["type"] in ("dict_type", "model_type"):
         inner = f"{key}.name" if key in ("task", "rule") else f"{key}.KEY"
         return f"{subject} = {fault['input']!r}: expected a section, with keys such as {inner}"
+    if fault["type"] in ("string_type", "path_type"):
+        return f"{subject} = {fault['input']!r}: expected text; put it in quotes"
     if fault["type"] == "tuple_type":
         return f"{subject} = {fault['input']!r}: expected a list, such as [{fault['input']}]"
     if fault["type"] == "value_error":

@@ -101,8 +101,24 @@ def test_resume_is_refused_where_there_is_no_run(own_mpi, tmp_path):
 
 def test_a_refusal_of_resume_is_told_once_and_leaves_the_run_as_it_is(own_mpi, jobs):
     assert own_mpi.train(2, "run.toml", "limits.updates=6", "run_dir=run", cwd=jobs).status == 0
-    before = contents(jobs / "run")
-    done = run_asyncfeded("resume", "run", "limits.updates=9", "seed=3", "--ranks", 3, cwd=jobs, env=own_mpi.env)
-    assert done.status == 2, str(done)
-    assert done.stderr.count("a run cannot go on with another seed (0 in the run, 3 now)") == 1
-    assert contents(jobs / "run") == before
+    before = contents(jobs)
+    for override, sentence in (
+        ("seed=3", "a run cannot go on with another seed (0 in the run, 3 now)"),
+        ("run_dir=other", "run_dir = 'other': a run goes on in its own folder, run; leave run_dir out, or copy the folder"),
+    ):
+        done = run_asyncfeded("resume", "run", "limits.updates=9", override, "--ranks", 3, cwd=jobs, env=own_mpi.env)
+        assert done.status == 2, str(done)
+        assert done.stderr.count(sentence) == 1, str(done)
+        assert contents(jobs) == before
+
+
+def test_folders_that_look_like_numbers_are_taken_by_their_names(own_mpi, jobs):
+    """TOML reads 8123_4 as 81234."""
+    assert own_mpi.train(2, "run.toml", "limits.updates=6", "run_dir=81234", cwd=jobs).status == 0
+    other = contents(jobs / "81234")
+    assert own_mpi.train(2, "run.toml", "limits.updates=6", "run_dir=8123_4", "seed=1", cwd=jobs).status == 0
+    for command in (("resume", "8123_4", "limits.updates=9"), ("replay", "8123_4", "--output", "1e3")):
+        done = run_asyncfeded(*command, cwd=jobs, env=own_mpi.env)
+        assert (done.status, done.result["updates"]) == (0, 9), str(done)
+    assert sorted(path.name for path in jobs.iterdir() if path.is_dir()) == ["1e3", "81234", "8123_4"]
+    assert contents(jobs / "81234") == other

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from asyncfeded.cli.app import RunDir, app, fail, load_launcher, read_record, start
+from asyncfeded.override import setting
 
 
 @app.command()
@@ -40,7 +41,7 @@ def resume(
     with load_launcher().guard():
         from asyncfeded.run import run
 
-        status = run.train(run_dir / "config.toml", [f"run_dir={run_dir}", *(overrides or [])], run_dir)
+        status = run.train(run_dir / "config.toml", [setting("run_dir", str(run_dir)), *(overrides or [])], run_dir)
     raise typer.Exit(status)
 
 
@@ -58,9 +59,9 @@ def replay(
     overrides = [
         "server=0",
         "clock=replay",
-        f"replay={run_dir}",
+        setting("replay", str(run_dir)),
         f"threads={about['threads']}",
-        f"run_dir={output or run_dir / 'replay'}",
+        setting("run_dir", str(output or run_dir / "replay")),
     ]
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
     overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]

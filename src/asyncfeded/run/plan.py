@@ -48,13 +48,20 @@ def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndar
     return made
 
 
-def read_plan(world: World, path: Path, overrides: list[str]) -> Plan:
-    """Read the run in a file, for these ranks.
+def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | None) -> Plan:
+    """Read the run in a file, for these ranks; `resumed` is the folder of the run to continue, None for a new run.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
     config = load_config(path, overrides)
+    if resumed:
+        if Path(config.run_dir).resolve() != resumed.resolve():
+            raise ValueError(
+                f"run_dir = {config.run_dir!r}: a run goes on in its own folder, {resumed}; leave run_dir out, or copy the "
+                f"folder and resume the copy"
+            )
+        config = config.model_copy(update={"run_dir": str(resumed)})
     task, rule = tasks.load_task(config.task), rules.load_rule(config.rule)
     workers = world.size - 1
     num_clients = config.clients or workers

@@ -59,7 +59,7 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
 def _train(world: World, path: Path, overrides: list[str], resumed: Path | None) -> tuple[int, bool]:
     """Prepare, agree, and act as server or worker. Returns the exit status, and whether ranks are lost."""
     plan = agree_on(
-        world, lambda: read_plan(world, path, overrides), lambda plan: make_statement(config=plan.config.digest())
+        world, lambda: read_plan(world, path, overrides, resumed), lambda plan: make_statement(config=plan.config.digest())
     )
     world, places = take_place(world, plan)
     seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server

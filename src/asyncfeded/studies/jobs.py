@@ -3,7 +3,6 @@
 A run is done when its result.json exists, and a crash loses only that run. This module does not know what the runs are for.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from asyncfeded import rules, tasks
 from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
+from asyncfeded.override import Word, setting
 
 
 class GridJob(NamedTuple):
@@ -52,6 +52,8 @@ def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
     merged = dict(table)
     for key, value in layer.items():
         old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, Word):
+            value = value.toml
         merged[key] = overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
@@ -116,7 +118,7 @@ def _execute(job: GridJob, folder: Path, wait: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     file, log = folder / f"{job.name}.toml", folder / f"{job.name}.log"
     file.write_text(job.config.to_toml(), encoding="utf-8")
-    overrides = [f"run_dir={json.dumps(str(run_dir))}"] + ([f"wait={wait}"] if job.config.wait == "auto" else [])
+    overrides = [setting("run_dir", str(run_dir))] + ([f"wait={wait}"] if job.config.wait == "auto" else [])
     command, env = launcher.command(job.ranks, ["train", str(file), *overrides])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
     with log.open("w") as out:
