@@ -26,6 +26,22 @@ def places(*hosts, threads=1):
     return np.array([(host, role, "cpu", 1.0, threads) for host, role in zip(hosts, roles, strict=True)], PLACE)
 
 
+def num_calls(work):
+    """Calls of functions, Python's and C's, that `work()` makes: how a cost grows, on a machine of any load."""
+    count = 0
+
+    def note(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 class Finished(NamedTuple):
     """A program that has ended."""
 

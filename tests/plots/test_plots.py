@@ -7,15 +7,13 @@ import pytest
 
 from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import places
+from conftest import num_calls, places
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
-from asyncfeded.plots import _smooth, plot_run
+from asyncfeded.plots import plot_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-CLIENTS = np.zeros(1, PROFILE)
 
 
 def row(number, client, gamma=1.0, accepted=True):
@@ -34,8 +32,8 @@ def row(number, client, gamma=1.0, accepted=True):
 def run_dir(tmp_path):
     """Writes the record of a run; gives its folder."""
 
-    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3))):
-        book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS)
+    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3)), clients=3):
+        book = Record(tmp_path / "record.h5", "", places("one"), np.zeros(clients, PROFILE))
         for update in updates:
             book.updates.append(update)
         for evaluation in evaluations:
@@ -56,8 +54,27 @@ def test_a_run_is_drawn(run_dir):
     assert drawn(run_dir([row(i, i % 3, gamma=i / 2) for i in range(12)]))
 
 
-def test_more_clients_than_a_legend_holds_are_drawn(run_dir):
-    assert drawn(run_dir([row(i, i) for i in range(40)]))
+@pytest.mark.parametrize("gamma", [0.0, 2.0, float("inf")])
+@pytest.mark.parametrize("updates", [1, 40, 400])
+def test_more_clients_than_a_legend_holds_are_drawn(run_dir, updates, gamma):
+    assert drawn(run_dir([row(i, i % 40, gamma) for i in range(updates)], clients=40))
+
+
+def test_a_run_of_many_clients_whose_updates_were_all_refused_is_drawn(run_dir):
+    assert drawn(run_dir([row(i, i, accepted=False) for i in range(3)], clients=40))
+
+
+def test_a_run_is_drawn_in_a_time_that_is_linear_in_clients_and_updates(run_dir):
+    """As many points for any number of clients: the drawing takes about the same calls."""
+
+    def draw(clients, each):
+        folder = run_dir([row(i, i % clients) for i in range(clients * each)], clients=clients)
+        calls = num_calls(lambda: drawn(folder))
+        (folder / "record.h5").unlink()
+        return calls
+
+    draw(20, 1)
+    assert draw(1000, 15) < 2 * draw(100, 30)
 
 
 def test_a_client_that_was_never_stale_is_drawn(run_dir):
@@ -110,10 +127,3 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"pip install 'asyncfeded\[plots\]'"):
         plot_run(tmp_path, tmp_path / "run.png")
-
-
-def test_the_running_median_is_shorter_at_the_ends():
-    """Of 5, 1, 4 by three: the medians of (5, 1), (5, 1, 4) and (1, 4)."""
-    import numpy as np
-
-    assert _smooth(np.array([5.0, 1.0, 4.0]), width=3).tolist() == [3.0, 4.0, 2.5]

@@ -12,7 +12,7 @@ from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Outcome
-from conftest import places
+from conftest import num_calls, places
 
 OUTCOME = Outcome("10 s have passed", 10.0, 8.0, Score(3, 0.75, 0.5), 2, False)
 
@@ -58,7 +58,50 @@ def test_a_score_that_is_not_finite_is_null(run_dir):
 
 def test_the_last_line_is_the_figures_as_json(run_dir, capsys):
     shown = figures(run_dir)
-    result.show(shown, run_dir)
+    result.show(shown, run_dir, 2)
     said = capsys.readouterr().out.splitlines()
     assert json.loads(said[-1]) == shown
     assert said[1].split()[:3] == ["0", "2", "66.7%"]  # of the updates that were merged
+
+
+def table(folder, rows, num_clients, capsys):
+    """Cells of each line of the table for a record of (client, gamma, accepted)."""
+    with Record(folder / "record.h5", "", places("here"), np.zeros(num_clients, PROFILE)) as book:
+        for client, gamma, accepted in rows:
+            values = dict.fromkeys(UPDATE.names, 1) | {"client": client, "gamma": gamma, "accepted": accepted}
+            book.updates.append(tuple(values[name] for name in UPDATE.names))
+    result.show({"x": 1}, folder, num_clients)
+    lines = capsys.readouterr().out.split("(K, gamma")[0].splitlines()[1:]
+    return [line.split() for line in lines]
+
+
+def test_a_client_without_an_update_has_a_line(tmp_path, capsys):
+    lines = table(tmp_path, [(0, 2.0, True), (2, 1.0, False)], 3, capsys)
+    assert lines == [["0", "1", "100.0%", "1", "2", "1", "1", "1"], ["1", "0", "0.0%"], ["2", "0", "0.0%"]]
+
+
+def test_a_run_without_a_merged_update_has_its_table(tmp_path, capsys):
+    assert table(tmp_path, [(0, np.nan, False)], 1, capsys) == [["0", "0", "0.0%"]]
+
+
+def test_of_many_clients_the_table_has_those_with_the_most_and_the_fewest_updates_and_one_line_of_the_others(
+    tmp_path, capsys
+):
+    """Client i of 30 has i updates, all of gamma i: 435. Those between have 145 in all, of median gamma 15."""
+    lines = table(tmp_path, [(client, client, True) for client in range(30) for _ in range(client)], 30, capsys)
+    assert [line[0] for line in lines] == [str(i) for i in (*range(29, 19, -1), *range(9, -1, -1), 10)]
+    assert lines[0][1:5] == ["29", "6.7%", "1", "29"]
+    assert lines[-1][1:6] == ["others", "145", "33.3%", "1", "15"]
+
+
+def test_the_table_takes_the_calls_of_its_lines(tmp_path, capsys):
+    """Many clients and many updates: the same lines, so about the same calls."""
+
+    def show(clients, each):
+        folder = tmp_path / str(clients)
+        folder.mkdir()
+        table(folder, [(client, 1.0, True) for client in range(clients) for _ in range(each)], clients, capsys)
+        return num_calls(lambda: result.show({"x": 1}, folder, clients))
+
+    show(29, 1)
+    assert show(300, 10) < 2 * show(30, 2)

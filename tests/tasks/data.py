@@ -19,6 +19,11 @@ def digits(**keys):
     return tasks.load_task({"name": "digits", **keys})
 
 
+def changed(task, **keys):
+    """The task with other keys."""
+    return tasks.load_task(task.model_dump(mode="json", by_alias=True) | keys)
+
+
 def samples(data):
     """How often each sample, image and label, occurs."""
     return Counter((x.numpy().tobytes(), int(y)) for x, y in zip(*data, strict=True))

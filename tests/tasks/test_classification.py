@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.tasks.classification import Classification
+from asyncfeded.tasks.classification import Classification, deal
 
 
 def test_loss_is_the_mean_cross_entropy():
@@ -19,3 +19,17 @@ def test_evaluate_gives_summed_loss_correct_and_count():
     loss, correct, count = Classification().evaluate(outputs, torch.tensor([1, 0, 1]))
     assert loss == pytest.approx(-2 * np.log(0.75) - np.log(0.25))
     assert (correct, count) == (2, 3)
+
+
+def test_groups_are_dealt_in_turn():
+    assert [list(deal("abcdefg", client, 3, "seven")) for client in range(3)] == [list("adg"), list("be"), list("cf")]
+
+
+def test_a_client_takes_the_time_of_its_own_groups():
+    """Ten of a million million."""
+    assert len(deal(range(10**12), 3, 10**11, "many")) == 10
+
+
+def test_fewer_groups_than_clients_are_refused():
+    with pytest.raises(ValueError, match="2 roles, too few for 3 clients; lower clients to 2 or less"):
+        deal("ab", 0, 3, "2 roles")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asyncfeded import tasks
+from asyncfeded.tasks import tff
 from tasks.data import SHARED, images, real, refused, samples, split, writers
 
 
@@ -207,3 +208,20 @@ def test_the_real_digits_by_writer_are_counted():
     sizes = task.sizes(539, 0)
     assert sizes.sum() == 53_764
     assert [len(task.client_data(client, 539, 0).targets) for client in (0, 538)] == [sizes[0], sizes[538]]
+
+
+def test_a_file_is_opened_once_for_each_client(h5, monkeypatch):
+    """The names of all writers are read once, not for every client."""
+    opened, open_file = [], tff.open_file
+
+    def note(path, who):
+        opened.append(path.name)
+        return open_file(path, who)
+
+    monkeypatch.setattr(tff, "open_file", note)
+    task = h5(writers(30))
+    task.sizes(30, 0)
+    before = len(opened)
+    for client in range(30):
+        task.client_data(client, 30, 0)
+    assert len(opened) - before <= 31

@@ -10,7 +10,7 @@ import torch
 from asyncfeded import tasks
 from asyncfeded.tasks import shakespeare as shakespeare_room
 from asyncfeded.tasks.shakespeare import VOCABULARY
-from tasks.data import PLAYS, SHARED, leaf_file, real, refused, windows
+from tasks.data import PLAYS, SHARED, changed, leaf_file, real, refused, windows
 
 
 def index(text):
@@ -102,9 +102,9 @@ def test_a_text_too_short_can_be_skipped(shakespeare):
     task = shakespeare({"A": ["abcd"]} | {"B": ["abcde"], "C": ["abcdef"]}, {"B": ["abc"], "C": ["abcde"]}, too_short="skip")
     assert task.sizes(2, 0).tolist() == [1, 2]
     assert len(task.test_data().targets) == 1
-    assert task.model_copy(update={"roles": 1}).sizes(1, 0).tolist() == [1]
+    assert changed(task, roles=1).sizes(1, 0).tolist() == [1]
     with pytest.raises(ValueError, match="too few for one window"):
-        task.model_copy(update={"too_short": "refuse"}).test_data()
+        changed(task, too_short="refuse").test_data()
 
 
 SNIPPET_FAULTS = {
@@ -197,7 +197,7 @@ def test_the_real_shakespeare_is_read():
     assert task.sizes(1124, 0).tolist() == [lengths["train"][role] - 80 for role in sorted(lengths["train"])]
     with pytest.raises(ValueError, match="has 1124 roles"):
         task.sizes(1125, 0)
-    hamlet = task.model_copy(update={"role_names": ("HAMLET_HAMLET",)})
+    hamlet = changed(task, role_names=("HAMLET_HAMLET",))
     data = hamlet.client_data(0, 1, 0)
     assert data.inputs.shape == (lengths["train"]["HAMLET_HAMLET"] - 80, 80)
     first = "A little more than kin, and less than kind. Not so, my lord; I am too much i' the sun."

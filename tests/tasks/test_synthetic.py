@@ -139,3 +139,20 @@ def test_the_models_of_synthetic(keys, shapes):
 def test_keys_of_synthetic_that_do_not_fit_are_refused(keys, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         synthetic(**keys)
+
+
+def test_what_all_devices_have_is_drawn_once(monkeypatch):
+    """Not for every client: 10,000 of them took 108 s."""
+    drawn = []
+
+    def note(*stream):
+        drawn.append(stream)
+        return numpy_rng(*stream)
+
+    monkeypatch.setattr("asyncfeded.tasks.synthetic.numpy_rng", note)
+    task = synthetic(devices=5, samples_max=60)
+    task.sizes(5, 0)
+    for client in range(5):
+        task.client_data(client, 5, 0)
+    task.test_data()
+    assert drawn == [(0, Stream.SPLIT), *((0, Stream.SPLIT, device) for device in [*range(5), *range(5)])]

@@ -4,7 +4,8 @@ import pytest
 
 from asyncfeded import tasks
 from asyncfeded.testing import TaskTests
-from tasks.data import PLAYS, digits, leaf_file, synthetic
+from conftest import num_calls
+from tasks.data import PLAYS, digits, leaf_file, synthetic, writers
 
 
 @pytest.mark.parametrize("table", [{}, {"name": "mnist"}])
@@ -41,3 +42,39 @@ class TestEveryTask(TaskTests):
 
 def test_the_resolved_keys_of_a_task_load_it_again(every_task):
     assert tasks.load_task(every_task.model_dump(mode="json", by_alias=True)) == every_task
+
+
+@pytest.fixture(params=["even", "dirichlet", "h5", "synthetic", "text", "skipped"])
+def task_of(request):
+    """A task of so many clients, writers, devices or roles."""
+
+    def make(clients):
+        names = [f"N{i:03}" for i in range(clients)]
+        if request.param in ("even", "dirichlet"):
+            return digits(split=request.param, samples_min=1, alpha=100.0)
+        if request.param == "synthetic":
+            return synthetic(devices=clients, samples_max=60)
+        if request.param == "h5":
+            return request.getfixturevalue("h5")(writers(clients))
+        texts = {name: ["To be, or not to be"] for name in names}
+        too_short = "skip" if request.param == "skipped" else "refuse"
+        return request.getfixturevalue("shakespeare")(texts, {"N000": ["or not"]}, too_short=too_short)
+
+    return make
+
+
+def test_all_clients_of_a_task_take_a_time_that_is_linear_in_them(task_of):
+    """Four times the clients: about four times the calls, where it was sixteen times."""
+
+    def start(clients):
+        task = task_of(clients)
+
+        def ask():
+            task.sizes(clients, 0)
+            for client in range(clients):
+                task.client_data(client, clients, 0)
+
+        return num_calls(ask)
+
+    start(10)  # imports
+    assert start(160) < 6 * start(40)

@@ -3,6 +3,7 @@
 import pytest
 
 from asyncfeded.wire.assignment import Assignment
+from conftest import num_calls
 
 
 def test_a_client_lives_on_its_number_modulo_the_workers():
@@ -40,3 +41,14 @@ def test_with_the_last_worker_all_that_were_left_are_stranded(moving):
     assert assignment.stranded(0) == (() if moving else (0, 2))
     assignment.lost.add(1)
     assert assignment.stranded(1) == ((0, 1, 2, 3) if moving else (1, 3))
+
+
+def test_the_clients_of_a_lost_worker_move_in_a_time_that_is_linear_in_them():
+    """Four times the clients: four times the calls, where it was sixteen times."""
+
+    def move(clients):
+        assignment = Assignment(4, clients, moving=True)
+        assignment.lost.add(0)
+        return num_calls(lambda: [assignment.of(client) for client in range(clients)])
+
+    assert move(400) < 6 * move(100)

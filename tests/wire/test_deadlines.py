@@ -5,6 +5,7 @@ import math
 import pytest
 
 from asyncfeded.wire.deadlines import LISTENING_S, Deadlines
+from conftest import num_calls
 
 
 def test_a_deadline_is_the_median_and_a_multiple_of_the_spread():
@@ -67,3 +68,14 @@ def test_time_in_which_the_server_did_not_listen_does_not_count(monkeypatch):
     assert patience.listen() == 0.25
     now += 3600.0
     assert patience.listen() == patience.listened_s == 0.25 + LISTENING_S
+
+
+def test_a_look_at_many_clients_does_not_work_out_what_is_known():
+    """A client without history is compared with 100 others at every look; one of them has made a round since the last."""
+    patience = Deadlines(100.0, 1.0)
+    for client in range(100):
+        patience.note(client, 1, 1.0)
+    first = num_calls(lambda: patience.deadline_s(100, 1))
+    patience.note(7, 1, 4.0)
+    assert num_calls(lambda: patience.deadline_s(100, 1)) < first / 2
+    assert patience.deadline_s(100, 1) == pytest.approx(10 * (2.5 + 100 * 1.5))

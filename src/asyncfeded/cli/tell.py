@@ -21,7 +21,7 @@ def info(
 
         updates, evaluations, about = read_record(path)
         places = about.pop("placement")
-        about["config"] = path / "config.toml"
+        about |= {"clients": len(about["clients"]), "config": path / "config.toml"}
         print_rows({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
         print("", *placement.table(places), sep="\n")  # noqa: T201
         return

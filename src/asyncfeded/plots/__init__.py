@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asyncfeded.plots.clients import COLORS, POINTS, draw_clients
 from asyncfeded.store import record
 
 if TYPE_CHECKING:  # drawing needs no torch
     from asyncfeded.studies.study import StudyGrid, StudyRow
 
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000")
-"""The palette of Okabe and Ito, for colour-blind readers too; it repeats with other dashes if there are more clients."""
-POINTS = 150
-"""Largest number of points in a client's line."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,7 +27,7 @@ STYLE: dict[Any, Any] = {
 
 
 def plot_run(run_dir: Path, output: Path) -> Path:
-    """Draw accuracy and loss over time, and the updates, K and gamma of each client over time.
+    """Draw accuracy and loss over time, and the updates, K and gamma of the clients over time (`draw_clients`).
 
     Args:
         run_dir: folder of a run, finished or not.
@@ -43,7 +40,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         ValueError: there is no record, it holds nothing yet, or matplotlib is not installed.
     """
     plt = pyplot()
-    updates, evaluations, _ = record.read_record(run_dir)
+    updates, evaluations, num_clients = _read(run_dir)
     if not len(updates) or not len(evaluations):
         raise ValueError(
             f"{run_dir}: the record holds {len(updates)} updates and {len(evaluations)} evaluations, nothing to plot"
@@ -51,7 +48,8 @@ def plot_run(run_dir: Path, output: Path) -> Path:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
         (score, counts), (local, stale) = axes
-        score.plot(evaluations["time_s"], evaluations["accuracy"], color=COLORS[0], marker=".", label="accuracy")
+        dot = "." if len(evaluations) <= POINTS else ""
+        score.plot(evaluations["time_s"], evaluations["accuracy"], color=COLORS[0], marker=dot, label="accuracy")
         last = evaluations[-1]
         label = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
         score.annotate(f"{last['accuracy']:.4f}", (last["time_s"], last["accuracy"]), **label)
@@ -63,7 +61,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         loss.grid(visible=False)
         score.legend(handles=[*score.lines, *loss.lines], loc="center right", frameon=False)
         merged = updates[updates["accepted"]]
-        _draw_clients(merged, counts, local, stale)
+        draw_clients(merged, num_clients, counts, local, stale)
         return save(figure, output, f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
 
 
@@ -145,11 +143,17 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
             made.append(save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
 
             first = next(row for row in of_task if row.run.rule == next(iter(grid.rules)))
-            updates = record.read_record(first.run_dir).updates
+            updates, _, num_clients = _read(first.run_dir)
             figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
-            _draw_clients(updates[updates["accepted"]], None, local, stale)
+            draw_clients(updates[updates["accepted"]], num_clients, None, local, stale)
             made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
     return made
+
+
+def _read(run_dir: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Updates and evaluations of a run, and its number of clients."""
+    updates, evaluations, about = record.read_record(run_dir)
+    return updates, evaluations, len(np.asarray(about["clients"]))
 
 
 def _curve(row: StudyRow) -> tuple[np.ndarray, np.ndarray]:
@@ -171,45 +175,6 @@ def _published_seconds(line: dict[str, str], target: float) -> float:
             text = line[f"median_s_to_target_{i}"]
             return float(text) if text != "never" else np.nan
     return np.nan
-
-
-def _draw_clients(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> None:  # noqa: ANN401 matplotlib's axes
-    """Draw updates, K and gamma of each client over time, each on its own axes; `counts` may be None."""
-    clients = np.unique(merged["client"])
-    many = len(clients) > 2 * len(COLORS)
-    for i, client in enumerate(clients):
-        rows = merged[merged["client"] == client]
-        line = {
-            "color": COLORS[i % len(COLORS)],
-            "linestyle": ("-", "--", ":", "-.")[i // len(COLORS) % 4],
-            "linewidth": 0.8 if many else 1.3,
-            "label": f"client {client}",
-        }
-        if counts is not None:
-            counts.plot(rows["time_s"], np.arange(1, len(rows) + 1), **line)
-        # K belongs to the round that ended at that time.
-        local.step(_grouped(rows["time_s"], np.mean), _grouped(rows["epochs"], np.mean), where="pre", **line)
-        shown = rows[rows["gamma"] > 0]  # a fresh update has none to show on a logarithmic axis
-        if len(shown) <= POINTS:
-            dots = {"linestyle": "", "marker": ".", "markersize": 3, "alpha": 0.35}
-            stale.plot(shown["time_s"], shown["gamma"], **(line | dots | {"label": ""}))
-            stale.plot(shown["time_s"], _smooth(shown["gamma"]), **line)
-        else:
-            stale.plot(_grouped(shown["time_s"], np.mean), _grouped(shown["gamma"], np.median), **line)
-    many_rows = len(merged) > POINTS * len(clients)
-    local.set(title="Local epochs of each client" + ", mean of some rounds" * many_rows, ylabel="K", xlabel="time (s)")
-    local.yaxis.get_major_locator().set_params(integer=True)
-    over = "of some updates" if many_rows else "of 9"
-    stale.set(title=f"Staleness of each client's updates (line: median {over})", ylabel="gamma", xlabel="time (s)")
-    if np.any(merged["gamma"] > 0):
-        stale.set_yscale("log")
-    if counts is not None:
-        counts.set(title="Updates of each client", ylabel="updates")
-    if len(clients) and not many:
-        if counts is None:
-            stale.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        else:
-            counts.legend(frameon=False, fontsize=8)
 
 
 def pyplot() -> ModuleType:
@@ -234,15 +199,3 @@ def save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotli
     finally:
         pyplot().close(figure)
     return path
-
-
-def _grouped(values: np.ndarray, reduce: Callable[[np.ndarray], np.floating[Any]]) -> np.ndarray:
-    """The values unchanged, or at most POINTS groups of neighbours, each reduced to one number."""
-    size = -(-len(values) // POINTS)
-    return np.array([reduce(values[i : i + size]) for i in range(0, len(values), size)]) if size > 1 else values
-
-
-def _smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
-    """Running median, shorter at the ends."""
-    half = width // 2
-    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

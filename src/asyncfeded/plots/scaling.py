@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asyncfeded.plots import COLORS, STYLE, pyplot, save
+from asyncfeded.plots import STYLE, pyplot, save
+from asyncfeded.plots.clients import COLORS
 
 if TYPE_CHECKING:
     from asyncfeded.studies.scaling.grid import ScalingGrid

@@ -102,17 +102,29 @@ def view(server: Server) -> Group:
     for column in ("client", "K", "updates", "share"):
         table.add_column(column, justify="right")
     table.add_column("")
-    order = np.arange(len(server.state.counts))
-    if len(order) > CLIENTS_SHOWN:
-        order = np.argsort(-server.state.counts, kind="stable")
-        order = np.concatenate([order[: CLIENTS_SHOWN // 2], order[-CLIENTS_SHOWN // 2 :]])
     most = max(int(server.state.counts.max()), 1)
-    for client in order:
+    for client in fastest_and_slowest(server.state.counts, CLIENTS_SHOWN):
         count = int(server.state.counts[client])
         share = count / max(server.state.updates, 1)
         bar = "━" * round(30 * count / most)
         table.add_row(str(client), str(server.state.epochs[client]), str(count), f"{share:.1%}", bar)
     return Group(Text(status(server)), table)
+
+
+def fastest_and_slowest(counts: np.ndarray, shown: int) -> np.ndarray:
+    """The clients to show of many: half of them those with the most updates, half those with the fewest.
+
+    Args:
+        counts: int (clients,), updates of each client.
+        shown: how many to show, even.
+
+    Returns:
+        int (at most `shown`,): ids in order of their updates, most first; all ids in their own order if they are no more.
+    """
+    if len(counts) <= shown:
+        return np.arange(len(counts))
+    order = np.argsort(-counts, kind="stable")
+    return np.concatenate([order[: shown // 2], order[-shown // 2 :]])
 
 
 def time_left(server: Server) -> str:

@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncfeded.mpi.world import World
+from asyncfeded.run.progress import fastest_and_slowest
 from asyncfeded.store import record
 from asyncfeded.training.server import Outcome, Server
+
+CLIENTS_SHOWN = 20
+"""Number of clients in the table at the end of a run."""
 
 
 def figures(
@@ -50,22 +54,36 @@ def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def show(result: dict[str, object], run_dir: Path) -> None:
-    """Print the result for people, and as one line of JSON, the last line of standard output."""
+def show(result: dict[str, object], run_dir: Path, num_clients: int) -> None:
+    """Print the result for people, and as one line of JSON, the last line of standard output.
+
+    Of more than `CLIENTS_SHOWN` clients the table has those with the most and those with the fewest updates, a client
+    without any included, and one line for all others.
+
+    Args:
+        result: the figures.
+        run_dir: folder of the run.
+        num_clients: number of clients.
+    """
     console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
     updates = record.read_record(run_dir).updates
     updates = updates[updates["accepted"]]
+    shown = fastest_and_slowest(np.bincount(updates["client"], minlength=num_clients), CLIENTS_SHOWN)
+    line_of = np.full(num_clients, len(shown))  # by client: its line of the table, the last for those not shown
+    line_of[shown] = np.arange(len(shown))
+    line = line_of[updates["client"]]
+    names = [str(client) for client in shown] + [f"{num_clients - len(shown)} others"] * (len(shown) < num_clients)
     by_client = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("client", "updates", "share", "K", "gamma", "eta", "compute s", "wait s"):
         by_client.add_column(column, justify="right")
-    for who in np.unique(updates["client"]):
-        own = updates[updates["client"] == who]
-        medians = [f"{np.median(own[field]):.3g}" for field in ("gamma", "eta", "compute_s", "wait_s")]
-        by_client.add_row(
-            str(who), str(len(own)), f"{len(own) / len(updates):.1%}", f"{np.median(own['epochs']):g}", *medians
-        )
+    for number, name in enumerate(names):
+        own = np.flatnonzero(line == number)
+        fields = ("epochs", "gamma", "eta", "compute_s", "wait_s") if len(own) else ()
+        medians = [f"{np.median(updates[field][own]):.4g}" for field in fields]
+        by_client.add_row(name, str(len(own)), f"{len(own) / max(len(updates), 1):.1%}", *medians)
     console.print(by_client)
-    console.print("(K, gamma, eta and seconds: medians over the client's updates)\n")
+    most = f"; the {CLIENTS_SHOWN} clients with the most and the fewest updates" * (len(shown) < num_clients)
+    console.print(f"(K, gamma, eta and seconds: medians over the client's updates{most})\n")
     rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for key, value in result.items():
         rows.add_row(key, str(value))

@@ -112,7 +112,7 @@ def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
         run = ServerRun(world, parts, book, progress)
         outcome = run.train()
         status, figures = run.save(outcome)
-    result.show(figures, parts.run_dir)
+    result.show(figures, parts.run_dir, parts.config.clients)
     if run.wire.assignment.silent:
         launcher.end_job(status)
     return status, bool(run.wire.assignment.lost)

@@ -239,7 +239,7 @@ class Tables(NamedTuple):
     evaluations: np.ndarray
     """EVALUATION (m,)."""
     attributes: dict[str, object]
-    """Versions, commit, platform, placement (PLACE of each rank) and config (TOML)."""
+    """Versions, commit, platform, placement (PLACE of each rank), clients (PROFILE of each) and config (TOML)."""
 
 
 def read_record(run_dir: Path) -> Tables:
@@ -255,7 +255,7 @@ def read_record(run_dir: Path) -> Tables:
             with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, has all rows
                 tables[name] = np.fromfile(_rows_of(path, name), dtype)
         with h5py.File(path, "r", locking=False) as file:
-            origin = {"placement": file["placement"][:], "config": file["config"].asstr()[()]}
+            origin = {name: file[name][:] for name in ("placement", "clients")} | {"config": file["config"].asstr()[()]}
             stored = {name: file[name][:] for name in ("updates", "evaluations")}
             return Tables(**stored | tables, attributes=dict(file.attrs) | origin)
     except (OSError, KeyError, TypeError) as error:

@@ -31,11 +31,14 @@ class Classification(Settings):
         return loss.item(), int((outputs.argmax(dim=1) == targets).sum().item()), targets.numel()
 
 
-def deal(groups: Sequence[T], num_clients: int, having: str) -> list[list[T]]:
-    """Groups of samples that belong together, dealt to the clients in turn: client i gets i, i + n, i + 2n, ...
+def deal(groups: Sequence[T], client: int, num_clients: int, having: str) -> Sequence[T]:
+    """A client's groups of samples that belong together, dealt to the clients in turn: client i gets i, i + n, i + 2n, ...
+
+    It takes the time of these groups, not of all: ranks ask for one client after the other.
 
     Args:
         groups: writers, roles or devices, in order.
+        client: i.
         num_clients: n.
         having: what there is, for the message, such as `a.h5 has 5 writers`.
 
@@ -44,4 +47,4 @@ def deal(groups: Sequence[T], num_clients: int, having: str) -> list[list[T]]:
     """
     if len(groups) < num_clients:
         raise ValueError(f"{having}, too few for {num_clients} clients; lower clients to {len(groups)} or less")
-    return [list(groups[client::num_clients]) for client in range(num_clients)]
+    return groups[client::num_clients]

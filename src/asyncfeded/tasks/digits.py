@@ -1,5 +1,7 @@
 """`digits`: the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings; small, real, and nothing to download."""
 
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Literal, final
 
 import numpy as np
@@ -9,6 +11,16 @@ from torch import nn
 
 from asyncfeded.seeds import Stream, numpy_rng
 from asyncfeded.tasks.classification import Classification, Data
+
+
+@dataclass(frozen=True, eq=False)  # tensors do not compare, and two tasks are equal if their keys are
+class Images:
+    """All images, those for testing too."""
+
+    pixels: torch.Tensor
+    """float32 (1797, 1, 8, 8) in [0, 1]."""
+    labels: np.ndarray
+    """int64 (1797,)."""
 
 
 @final
@@ -40,41 +52,43 @@ class Digits(Classification):
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:
         """See `Task`."""
-        return np.array([len(part) for part in self._parts(_load()[1], num_clients, seed)], np.int64)
+        return np.array([len(part) for part in _parts(self, num_clients, seed)], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`."""
-        images, labels = _load()
-        part = self._parts(labels, num_clients, seed)[client]
-        return Data(images[part], torch.from_numpy(labels[part]))
+        part = _parts(self, num_clients, seed)[client]
+        return Data(self.images.pixels[part], torch.from_numpy(self.images.labels[part]))
 
     def test_data(self) -> Data:
         """See `Task`."""
-        images, labels = _load()
-        return Data(images[4::5], torch.from_numpy(labels[4::5]))
+        return Data(self.images.pixels[4::5], torch.from_numpy(self.images.labels[4::5]))
 
-    def _parts(self, labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
-        """Indices of each client's training images."""
-        train = np.flatnonzero(np.arange(len(labels)) % 5 != 4)
-        rng = numpy_rng(seed, Stream.SPLIT)
-        if num_clients * self.samples_min > len(train):
-            raise ValueError(
-                f"task digits has {len(train)} training images, too few for {num_clients} clients of at least "
-                f"{self.samples_min}; lower clients or task.samples_min"
-            )
-        if self.split == "even":
-            return np.array_split(rng.permutation(train), num_clients)
-        return [train[part] for part in _dirichlet(labels[train], num_clients, self.alpha, self.samples_min, rng)]
+    @cached_property
+    def images(self) -> Images:
+        """The images. Raises ValueError without scikit-learn."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise ValueError("task digits needs scikit-learn: pip install 'asyncfeded[digits]'") from None
+        bunch = load_digits()
+        pixels = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
+        return Images(pixels, bunch.target.astype(np.int64))
 
 
-def _load() -> tuple[torch.Tensor, np.ndarray]:
-    """Images float32 (1797, 1, 8, 8) in [0, 1] and labels int64 (1797,)."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ValueError("task digits needs scikit-learn: pip install 'asyncfeded[digits]'") from None
-    bunch = load_digits()
-    return torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1), bunch.target.astype(np.int64)
+@lru_cache(maxsize=1)  # a rank asks for one client after the other
+def _parts(task: Digits, num_clients: int, seed: int) -> list[np.ndarray]:
+    """Indices of each client's training images."""
+    labels = task.images.labels
+    train = np.flatnonzero(np.arange(len(labels)) % 5 != 4)
+    rng = numpy_rng(seed, Stream.SPLIT)
+    if num_clients * task.samples_min > len(train):
+        raise ValueError(
+            f"task digits has {len(train)} training images, too few for {num_clients} clients of at least "
+            f"{task.samples_min}; lower clients or task.samples_min"
+        )
+    if task.split == "even":
+        return np.array_split(rng.permutation(train), num_clients)
+    return [train[part] for part in _dirichlet(labels[train], num_clients, task.alpha, task.samples_min, rng)]
 
 
 def _dirichlet(

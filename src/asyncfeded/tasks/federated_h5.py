@@ -6,6 +6,7 @@ and `examples/<writer>/label`, integer (n,). LEAF (a directory of *.json files):
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, final
 
@@ -44,7 +45,7 @@ class FederatedH5(Classification):
 
     def model(self) -> nn.Module:
         """Two dense layers, in the CNN behind two convolutions of 5 x 5 (32 and 64 channels) with pooling."""
-        channels, height, width = self._shape()
+        channels, height, width = self._shape
         classes = self._num_classes() or 1 + max(_largest_label(self.train), _largest_label(self.test))
         if self.architecture == "mlp":
             inputs = channels * height * width
@@ -70,12 +71,12 @@ class FederatedH5(Classification):
             counts = leaf.counts(self.train)
         else:
             with tff.open_file(self.train, "writer") as file:
-                counts = {name: len(_field(file, self.train, name, "label")) for name in self._names(self.train)}
-        return np.array([sum(counts[name] for name in names) for names in self._dealt(num_clients)], np.int64)
+                counts = {name: len(_field(file, self.train, name, "label")) for name in self._train_names}
+        return np.array([sum(map(counts.__getitem__, self._dealt(i, num_clients))) for i in range(num_clients)], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`; the seed plays no part."""
-        return self._read(self.train, self._dealt(num_clients)[client])
+        return self._read(self.train, self._dealt(client, num_clients))
 
     def test_data(self) -> Data:
         """See `Task`."""
@@ -93,20 +94,25 @@ class FederatedH5(Classification):
                 names = sorted(file["examples"])
         return names[: self.writers] if self.writers else names
 
-    def _dealt(self, num_clients: int) -> list[list[str]]:
-        names = self._names(self.train)
-        return deal(names, num_clients, f"{self.train} has {len(names)} writers (task.writers = {self.writers})")
+    @cached_property
+    def _train_names(self) -> list[str]:
+        return self._names(self.train)
 
+    def _dealt(self, client: int, num_clients: int) -> Sequence[str]:
+        names = self._train_names
+        return deal(names, client, num_clients, f"{self.train} has {len(names)} writers (task.writers = {self.writers})")
+
+    @cached_property
     def _shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the first training image, the shape that all must have."""
         if self.train.is_dir():
             return 1, LEAF_SIDE, LEAF_SIDE
         with tff.open_file(self.train, "writer") as file:
-            return _chw(_field(file, self.train, self._names(self.train)[0], "pixels").shape[1:])
+            return _chw(_field(file, self.train, self._train_names[0], "pixels").shape[1:])
 
     def _read(self, path: Path, names: Sequence[str]) -> Data:
         """The samples of some writers, checked."""
-        shape, classes = self._shape(), self._num_classes()
+        shape, classes = self._shape, self._num_classes()
         x, y, blocks = ("x", "y", _leaf_blocks) if path.is_dir() else ("pixels", "label", _tff_blocks)
         images, labels = [], []
         for where, block, label in blocks(path, names):

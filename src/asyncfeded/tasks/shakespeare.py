@@ -8,6 +8,7 @@ window each, and `y`, n strings of one character, cut already.
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, final
 
@@ -76,25 +77,26 @@ class Shakespeare(Classification):
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:
         """See `Task`; cuts no window, though the length of a text must be read from the text."""
-        dealt = self._dealt(num_clients)
+        dealt = [self._dealt(client, num_clients) for client in range(num_clients)]
         roles = [role for roles in dealt for role in roles]
         taken = {role: self._taken(count, self.windows_max) for role, count in self._counts(self.train, roles)}
         return np.array([sum(taken[role] for role in roles) for roles in dealt], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`; the seed plays no part."""
-        return self._read(self.train, self._dealt(num_clients)[client], self.windows_max)
+        return self._read(self.train, self._dealt(client, num_clients), self.windows_max)
 
     def test_data(self) -> Data:
         """See `Task`."""
         test_names = set(_names(self.test))
-        roles = self._long_enough(self.test, [role for role in self._roles() if role in test_names])
+        roles = self._long_enough(self.test, [role for role in self._roles if role in test_names])
         if not roles:
             raise ValueError(
                 f"{self.test}: none of the roles chosen from {self.train} is here; they are the roles to test on"
             )
         return self._read(self.test, roles, self.test_windows_max)
 
+    @cached_property
     def _roles(self) -> list[str]:
         """The training roles, in order."""
         names = _names(self.train)
@@ -111,9 +113,9 @@ class Shakespeare(Classification):
             return list(roles)
         return [role for role, count in self._counts(path, roles, allow_none=True) if count]
 
-    def _dealt(self, num_clients: int) -> list[list[str]]:
-        roles = self._roles()
-        return deal(roles, num_clients, f"{self.train} has {len(roles)} roles (task.roles = {self.roles})")
+    def _dealt(self, client: int, num_clients: int) -> Sequence[str]:
+        roles = self._roles
+        return deal(roles, client, num_clients, f"{self.train} has {len(roles)} roles (task.roles = {self.roles})")
 
     def _taken(self, count: int, maximum: int) -> int:
         """Windows taken of `count` windows of stride 1."""

@@ -8,6 +8,9 @@ argmax(x W_k + b_k). Of a device's samples floor(0.9 n_k) are for training, the 
 That is the law as published, and in it alpha is without effect: u_k moves the scores of all classes of a sample alike.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, final
 
 import numpy as np
@@ -22,6 +25,18 @@ FEATURES = 60
 CLASSES = 10
 DEVICES = 30
 """Number of devices in the data that FedProx published."""
+
+
+@dataclass(frozen=True, eq=False)  # arrays do not compare, and two tasks are equal if their keys are
+class Devices:
+    """What is drawn for all devices at once, each (devices,)."""
+
+    counts: np.ndarray
+    """n_k, int64, cut to `samples_max`."""
+    u: np.ndarray
+    """float64."""
+    b: np.ndarray
+    """B_k, float64."""
 
 
 @final
@@ -70,23 +85,24 @@ class Synthetic(Classification):
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:
         """See `Task`; draws no sample."""
-        train = _num_train(self._devices()[0])
-        return np.array([train[devices].sum() for devices in self._dealt(num_clients)], np.int64)
+        train = _num_train(self._devices.counts)
+        return np.array([train[self._dealt(client, num_clients)].sum() for client in range(num_clients)], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`; the seed of the run plays no part, and no other client's samples are drawn."""
-        return _data([self._samples(device)[0] for device in self._dealt(num_clients)[client]])
+        return _data([self._samples(device)[0] for device in self._dealt(client, num_clients)])
 
     def test_data(self) -> Data:
         """See `Task`: the tenth of all devices."""
-        return _data([self._samples(device)[1] for device in range(len(self._devices()[0]))])
+        return _data([self._samples(device)[1] for device in range(len(self._devices.counts))])
 
-    def _dealt(self, num_clients: int) -> list[list[int]]:
-        num = len(self._devices()[0])
-        return deal(range(num), num_clients, f"task synthetic has {num} devices (task.devices = {self.devices})")
+    def _dealt(self, client: int, num_clients: int) -> Sequence[int]:
+        num = len(self._devices.counts)
+        return deal(range(num), client, num_clients, f"task synthetic has {num} devices (task.devices = {self.devices})")
 
-    def _devices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """n_k int64, u_k and B_k float64 of all devices. Counts are drawn where they are given too, so that u and B stay."""
+    @cached_property
+    def _devices(self) -> Devices:
+        """All devices. Counts are drawn where they are given too, so that u and B stay."""
         num = len(self.sizes_given) or self.devices or DEVICES
         rng = numpy_rng(self.data_seed, Stream.SPLIT)
         counts = rng.lognormal(4.0, 2.0, num).astype(np.int64) + 50
@@ -94,11 +110,12 @@ class Synthetic(Classification):
             counts = np.array(self.sizes_given, np.int64)
         if self.samples_max:
             counts = np.minimum(counts, self.samples_max)
-        return counts, rng.normal(0.0, self.alpha, num), rng.normal(0.0, self.beta, num)
+        return Devices(counts, rng.normal(0.0, self.alpha, num), rng.normal(0.0, self.beta, num))
 
     def _samples(self, device: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Training and test samples of one device, each x float32 (n, 60) and y int64 (n,)."""
-        counts, u, b = (values[device] for values in self._devices())
+        drawn = self._devices
+        counts, u, b = drawn.counts[device], drawn.u[device], drawn.b[device]
         rng = numpy_rng(self.data_seed, Stream.SPLIT, device)
         center = rng.normal(b, 1.0, FEATURES)
         weight = rng.normal(u, 1.0, (FEATURES, CLASSES))

@@ -17,6 +17,7 @@ class Assignment:
     def __init__(self, num_workers: int, num_clients: int, moving: bool) -> None:
         self._num_workers, self._num_clients, self.moving = num_workers, num_clients, moving
         self._moved: dict[int, int] = {}
+        self._num_of = [len(range(worker, num_clients, num_workers)) for worker in range(num_workers)]  # clients of each
         self.lost: set[int] = set()
         self.silent: set[int] = set()
 
@@ -24,8 +25,9 @@ class Assignment:
         """The worker of a client. It is a lost worker only where no other worker can train the client."""
         worker = self._moved.get(client, client % self._num_workers)
         if worker in self.lost and self.can_move:
-            workers = [self._moved.get(other, other % self._num_workers) for other in range(self._num_clients)]
-            worker = min(sorted(set(range(self._num_workers)) - self.lost), key=workers.count)
+            self._num_of[worker] -= 1
+            worker = min(sorted(set(range(self._num_workers)) - self.lost), key=self._num_of.__getitem__)
+            self._num_of[worker] += 1
             self._moved[client] = worker
         return worker
 

@@ -33,6 +33,7 @@ class Deadlines:
     def __init__(self, patience: float, least_s: float) -> None:
         self._patience, self._least_s = patience, least_s
         self._rounds: dict[int, deque[tuple[float, int]]] = {}
+        self._known: dict[int, tuple[int, float]] = {}  # by client: epochs and their deadline, until its next round
         self._listened_s, self._looked = 0.0, time.perf_counter()
 
     def listen(self) -> float:
@@ -56,17 +57,23 @@ class Deadlines:
     def note(self, client: int, epochs: int, seconds: float) -> None:
         """Remember a round of a client: the seconds from its order to its answer."""
         self._rounds.setdefault(client, deque(maxlen=LENGTH)).append((seconds, epochs))
+        self._known.pop(client, None)
 
     def deadline_s(self, client: int, epochs: int) -> float:
         """After how many seconds of silence to give up a client that trains this many epochs; infinite at first."""
         if not self._patience:
             return float("inf")
-        if rounds := self._rounds.get(client):
-            return self._of(rounds, epochs)
-        return STRANGER * max((self._of(other, epochs) for other in self._rounds.values()), default=float("inf"))
+        if client in self._rounds:
+            return self._of(client, epochs)
+        return STRANGER * max((self._of(other, epochs) for other in self._rounds), default=float("inf"))
 
-    def _of(self, rounds: deque[tuple[float, int]], epochs: int) -> float:
-        taken_s = [seconds * max(1.0, epochs / done) for seconds, done in rounds]
-        median = statistics.median(taken_s)
-        spread = statistics.median(abs(s - median) for s in taken_s)
-        return max(self._least_s, median + self._patience * max(spread, REGULAR * median))
+    def _of(self, client: int, epochs: int) -> float:
+        """The deadline of a client with history. It is kept: 10,000 of them took 0.09 s for each stranger."""
+        known = self._known.get(client)
+        if known is None or known[0] != epochs:
+            taken_s = [seconds * max(1.0, epochs / done) for seconds, done in self._rounds[client]]
+            median = statistics.median(taken_s)
+            spread = statistics.median(abs(s - median) for s in taken_s)
+            deadline_s = max(self._least_s, median + self._patience * max(spread, REGULAR * median))
+            known = self._known[client] = (epochs, deadline_s)
+        return known[1]
