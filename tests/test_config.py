@@ -180,19 +180,19 @@ def test_a_file_without_a_limit_is_refused(toml):
 
 
 def test_a_file_that_is_not_toml_is_refused_with_the_place(toml):
-    with pytest.raises(ValueError, match=r"run\.toml is not a TOML file: .*line 2"):
+    with pytest.raises(ValueError, match=r"run\.toml: is not TOML: .*line 2"):
         load_config(toml("seed = 1\n[limits\n"), [])
 
 
 def test_a_file_that_is_not_text_is_refused(toml):
     path = toml()
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"run\.toml is not a TOML file"):
+    with pytest.raises(ValueError, match=r"run\.toml: "):
         load_config(path, [])
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot read the config .*none\.toml: No such file or directory"):
+    with pytest.raises(ValueError, match=r"none\.toml: no such file"):
         load_config(tmp_path / "none.toml", [])
 
 

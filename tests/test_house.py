@@ -25,12 +25,12 @@ FLOORS = (
     ("rules", "store", "tasks", "wire"),
     ("model", "mpi"),
     ("config", "seeds"),
-    ("override",),
+    ("files", "override"),
 )
 """The parts of the package, from the top floor down: a part imports from the floors below its own, and from nowhere else."""
 ONLY_IN = {
     "mpi4py": {"mpi.launcher"},
-    "h5py": {"store", "tasks"},
+    "h5py": {"files", "store"},
     "matplotlib": {"plots"},
 }
 NEVER = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -90,7 +90,7 @@ def tracked():
 
 
 TESTS = [path.relative_to(ROOT / "tests") for path in sorted((ROOT / "tests").rglob("test_*.py"))]
-MIRRORED = {"model", "mpi", "run", "store", "studies", "training", "wire"}
+MIRRORED = {"files", "model", "mpi", "run", "store", "studies", "training", "wire"}
 """Parts whose every room has a test file of its own."""
 WHOLE = {"run.serve", "run.work", "training.server_state"}
 """Rooms that whole runs test (tests/run/test_run_*.py), and servers that are saved and restored."""

@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,12 +28,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from asyncfeded.files.plain import read_toml
 from asyncfeded.override import override, read_words
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # the same module under its older name
 
 
 class Settings(BaseModel):
@@ -262,21 +257,6 @@ class Config(Settings):
 S = TypeVar("S", bound=Settings)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file.
-
-    Raises:
-        ValueError: the file cannot be read, or is not TOML.
-    """
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
-    return table
-
-
 def load_config(path: Path, overrides: list[str]) -> Config:
     """Read a run's config.
 
@@ -287,7 +267,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     Raises:
         ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
     """
-    table = read_toml(path)
+    table = read_toml(path, "give the path of a TOML file")
     # Names first: a new name clears the keys of the previous task or rule.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         override(table, text)
@@ -297,7 +277,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
 def load_section(kind: type[S], path: Path, overrides: Iterable[str]) -> S:
     """Like `load_config`, for a file with another schema than a run's, such as a grid of runs."""
-    table = read_toml(path)
+    table = read_toml(path, "give the path of a TOML file")
     for text in overrides:
         override(table, text)
     return section(kind, table, str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfeded.config import read_toml
+from asyncfeded.files.plain import read_toml
 from asyncfeded.store.record import EVALUATION, UPDATE, Record
 from asyncfeded.studies import study
 from asyncfeded.training.heterogeneity import PROFILE

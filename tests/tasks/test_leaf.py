@@ -57,8 +57,8 @@ def without(key):
 
 
 LEAF_FAULTS = {
-    "not JSON": (b"users", "not JSON (Expecting value"),
-    "not UTF-8": (b'{"users": ["\xff"]}', "not JSON ("),
+    "not JSON": (b"users", "is not JSON: Expecting value"),
+    "not UTF-8": (b'{"users": ["\xff"]}', "line 1: the byte 0xff is no UTF-8"),
     "a list": ([1], "users is not a list, expected LEAF's users, num_samples and user_data"),
     "no users": (without("users"), "users is not a list"),
     "no num_samples": (without("num_samples"), "num_samples is not a list"),

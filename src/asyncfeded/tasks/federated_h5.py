@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, final
 
-import h5py
 import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
+from asyncfeded.files.hdf5 import Array, Group
 from asyncfeded.tasks import leaf, tff
 from asyncfeded.tasks.classification import Classification, Data, deal
 
@@ -70,8 +70,9 @@ class FederatedH5(Classification):
         if self.train.is_dir():
             counts = leaf.counts(self.train)
         else:
-            with tff.open_file(self.train, "writer") as file:
-                counts = {name: len(_field(file, self.train, name, "label")) for name in self._train_names}
+            with tff.open_examples(self.train, "writer") as examples:
+                labels = ((name, _field(examples, self.train, name, "label")) for name in self._train_names)
+                counts = {name: label.shape[0] for name, label in labels}
         return np.array([sum(map(counts.__getitem__, self._dealt(i, num_clients))) for i in range(num_clients)], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
@@ -90,8 +91,8 @@ class FederatedH5(Classification):
         if path.is_dir():
             names = list(leaf.counts(path))
         else:
-            with tff.open_file(path, "writer") as file:
-                names = sorted(file["examples"])
+            with tff.open_examples(path, "writer") as examples:
+                names = examples.names()
         return names[: self.writers] if self.writers else names
 
     @cached_property
@@ -107,8 +108,8 @@ class FederatedH5(Classification):
         """Channels, height and width of the first training image, the shape that all must have."""
         if self.train.is_dir():
             return 1, LEAF_SIDE, LEAF_SIDE
-        with tff.open_file(self.train, "writer") as file:
-            return _chw(_field(file, self.train, self._train_names[0], "pixels").shape[1:])
+        with tff.open_examples(self.train, "writer") as examples:
+            return _chw(_field(examples, self.train, self._train_names[0], "pixels").shape[1:])
 
     def _read(self, path: Path, names: Sequence[str]) -> Data:
         """The samples of some writers, checked."""
@@ -135,15 +136,15 @@ class FederatedH5(Classification):
 
 def _tff_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Place, images float32 (n, height, width[, channels]) and integer labels (n,) of each writer."""
-    with tff.open_file(path, "writer") as file:
+    with tff.open_examples(path, "writer") as examples:
         for name in names:
-            pixels, label = _field(file, path, name, "pixels"), _field(file, path, name, "label")
+            pixels, label = _field(examples, path, name, "pixels"), _field(examples, path, name, "label")
             where = f"{path}: writer {name}"
-            if len(pixels) == 0:
+            if pixels.shape[0] == 0:
                 raise ValueError(f"{where}: no samples; remove the writer from the file")
-            if label.shape != (len(pixels),):
-                raise ValueError(f"{where}: label has shape {label.shape}, expected ({len(pixels)},), one for each image")
-            yield where, pixels[:].astype(np.float32, copy=False), label[:]
+            if label.shape != pixels.shape[:1]:
+                raise ValueError(f"{where}: label has shape {label.shape}, expected {pixels.shape[:1]}, one for each image")
+            yield where, pixels.read().astype(np.float32, copy=False), label.read()
 
 
 def _leaf_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -166,15 +167,15 @@ def _leaf_blocks(path: Path, names: Sequence[str]) -> Iterator[tuple[str, np.nda
             yield where, block.reshape(-1, LEAF_SIDE, LEAF_SIDE), np.array(piece.y, np.int64)
 
 
-def _field(file: h5py.File, path: Path, name: str, field: str) -> h5py.Dataset:
+def _field(examples: Group, path: Path, name: str, field: str) -> Array:
     where = f"{path}: writer {name}"
-    dataset = tff.find(file, where, name, field, "pixels and label")
-    if field == "pixels" and (dataset.ndim not in (3, 4) or dataset.dtype.kind not in "fiu"):
+    dataset = tff.find(examples, where, name, field, "pixels and label")
+    if field == "pixels" and (len(dataset.shape) not in (3, 4) or dataset.dtype.kind not in "fiu"):
         raise ValueError(
             f"{where}: pixels is {dataset.dtype} {dataset.shape}, expected numbers of shape "
             f"(n, height, width) or (n, height, width, channels)"
         )
-    if field == "label" and (dataset.ndim != 1 or dataset.dtype.kind not in "iu"):
+    if field == "label" and (len(dataset.shape) != 1 or dataset.dtype.kind not in "iu"):
         raise ValueError(f"{where}: label is {dataset.dtype} {dataset.shape}, expected integers of shape (n,)")
     return dataset
 
@@ -185,8 +186,6 @@ def _chw(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _largest_label(path: Path) -> int:
     """Over all writers: every rank must come to the same number of classes."""
-    with tff.open_file(path, "writer") as file:
-        return max(
-            (int(label[:].max()) for name in file["examples"] if len(label := _field(file, path, name, "label"))),
-            default=0,
-        )
+    with tff.open_examples(path, "writer") as examples:
+        labels = (_field(examples, path, name, "label") for name in examples.names())
+        return max((int(label.read().max()) for label in labels if label.shape[0]), default=0)

@@ -5,12 +5,13 @@ al. 2018, arXiv 1812.01097). All files of the directory are one data set; a user
 samples follow each other in the order of the files' names. The task checks the contents of x and y.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from asyncfeded.files.plain import read_json
 
 
 class Piece(NamedTuple):
@@ -72,12 +73,7 @@ def _index(files: tuple[tuple[Path, int, int], ...]) -> dict[str, list[tuple[Pat
 
 def _parse(file: Path) -> dict[str, Piece]:
     """The samples of all users of one file, counted but not looked at."""
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{file}: not JSON ({error})") from None
+    content = read_json(file)
     kinds = {"users": (list, "a list"), "num_samples": (list, "a list"), "user_data": (dict, "an object")}
     for key, (kind, name) in kinds.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):

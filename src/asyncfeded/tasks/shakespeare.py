@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, final
 
-import h5py
 import numpy as np
 import torch
 from pydantic import Field, model_validator
@@ -202,19 +201,19 @@ def encode(text: str) -> np.ndarray:
 def _names(path: Path) -> list[str]:
     if path.is_dir():
         return list(leaf.counts(path))
-    with tff.open_file(path, "role") as file:
-        return sorted(file["examples"])
+    with tff.open_examples(path, "role") as examples:
+        return examples.names()
 
 
 def _texts(path: Path, roles: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Roles, their places and their whole texts."""
-    with tff.open_file(path, "role") as file:
+    with tff.open_examples(path, "role") as examples:
         for role in roles:
             where = f"{path}: role {role}"
-            snippets = tff.find(file, where, role, "snippets", "snippets")
-            if snippets.ndim != 1 or h5py.check_string_dtype(snippets.dtype) is None:
+            snippets = tff.find(examples, where, role, "snippets", "snippets")
+            if len(snippets.shape) != 1 or not snippets.is_text:
                 raise ValueError(f"{where}: snippets is {snippets.dtype} {snippets.shape}, expected strings of shape (n,)")
             try:
-                yield role, where, " ".join(snippet.decode("utf-8") for snippet in snippets[:])
+                yield role, where, " ".join(snippet.decode("utf-8") for snippet in snippets.read())
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: snippets holds bytes that are not UTF-8 ({error})") from None

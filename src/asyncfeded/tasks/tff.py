@@ -3,13 +3,18 @@
 Opens such files and finds their fields; the task checks the contents of a field.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
+from asyncfeded.files.hdf5 import Array, Group, open_hdf5
+
+ADVICE = "give the path of a data set as task.train=... and task.test=..."
 
 
-def open_file(path: Path, who: str) -> h5py.File:
-    """The file, with its group `examples` looked at.
+@contextmanager
+def open_examples(path: Path, who: str) -> Iterator[Group]:
+    """The group `examples` of a file, usable until the end of the `with` block.
 
     Args:
         path: of the file.
@@ -18,34 +23,27 @@ def open_file(path: Path, who: str) -> h5py.File:
     Raises:
         ValueError: there is no such file, it is not HDF5, or it has no groups.
     """
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        what = "no such file" if not path.exists() else f"not a readable HDF5 file ({error})"
-        raise ValueError(f"{path}: {what}; give the path of a data set as task.train=... and task.test=...") from None
-    if not isinstance(file.get("examples"), h5py.Group) or len(file["examples"]) == 0:
-        file.close()
-        raise ValueError(
-            f"{path}: no group `examples` with a group for each {who}, as TensorFlow Federated lays out its data"
-        )
-    return file
+    with open_hdf5(path, advice=ADVICE) as file:
+        if file.kind("examples") != "group" or not file.group("examples").names():
+            raise ValueError(
+                f"{path}: no group `examples` with a group for each {who}, as TensorFlow Federated lays out its data"
+            )
+        yield file.group("examples")
 
 
-def find(file: h5py.File, where: str, name: str, field: str, fields: str) -> h5py.Dataset:
-    """The dataset `examples/<name>/<field>`; nothing of it is read.
+def find(examples: Group, where: str, name: str, field: str, fields: str) -> Array:
+    """The array `examples/<name>/<field>`; nothing of it is read.
 
     Args:
-        file: as `open_file` gave it.
+        examples: as `open_examples` gave it.
         where: file and name, for the message.
         name: of the writer or role.
         field: wanted.
         fields: all that are expected, for the message.
 
     Raises:
-        ValueError: there is no such dataset.
+        ValueError: there is no such array.
     """
-    group = file["examples"][name]
-    dataset = group.get(field) if isinstance(group, h5py.Group) else None
-    if not isinstance(dataset, h5py.Dataset):
+    if examples.kind(name) != "group" or examples.group(name).kind(field) != "array":
         raise ValueError(f"{where}: no field {field!r}, expected {fields}")
-    return dataset
+    return examples.group(name).array(field)
