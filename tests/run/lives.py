@@ -123,7 +123,7 @@ class Life:
             config.checkpoint,
             self.writer,
             self.record,
-            lambda server: resume.snapshot(server, self.record, toml, clock.due_s),
+            lambda server: resume.snapshot(server, self.record, toml, clock.due_s, num_workers),
             self.told,
             at and at.updates,
         )

@@ -27,13 +27,14 @@ def run_dir(tmp_path):
     return tmp_path
 
 
-def figures(run_dir, outcome=OUTCOME):
+def figures(run_dir, outcome=OUTCOME, **before):
     state = SimpleNamespace(
         updates=3,
         busy_s=0.5,
         evaluating_s=0.8,
         compute_s=8.0,
         refused=1,
+        **{"wall_before_s": 0.0, "workers_before_s": 0.0} | before,
         model=SimpleNamespace(x=torch.zeros(2), layout=SimpleNamespace(num_params=2)),
     )
     server = SimpleNamespace(state=state)
@@ -54,6 +55,24 @@ def test_a_score_that_is_not_finite_is_null(run_dir):
     outcome = OUTCOME._replace(score=Score(3, float("nan"), float("inf")))
     shown = json.loads(json.dumps(figures(run_dir, outcome), allow_nan=False))
     assert (shown["accuracy"], shown["loss"]) == (None, None)
+
+
+def test_the_workers_of_a_resumed_run_are_those_of_all_its_lives(run_dir):
+    """Six workers for 2 s and two for 6 s: they trained for 8 of 24 s."""
+    assert figures(run_dir, wall_before_s=2.0, workers_before_s=12.0)["workers_busy"] == round(8 / 24, 6)
+
+
+def test_a_run_that_ended_at_its_first_instant_has_no_rate(run_dir):
+    outcome = OUTCOME._replace(seconds=0.0)
+    assert figures(run_dir, outcome)["updates_per_s"] is None
+
+
+def test_a_result_that_cannot_be_read_is_named(tmp_path):
+    assert result.updates_at_end(tmp_path) == 0
+    for text in ("", "{}", "[]", '{"updates": null}', "\xff"):
+        (tmp_path / "result.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"result\.json: not the result of a run \(.*\); move it away"):
+            result.updates_at_end(tmp_path)
 
 
 def test_the_last_line_is_the_figures_as_json(run_dir, capsys):

@@ -2,6 +2,7 @@
 checkpoints are written, and what is refused. Without MPI: see lives.py.
 """
 
+import json
 import random
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_one_that_is_wished_for_is_written_and_the_run_goes_on(folder):
     life.tick = lambda server: wish_at(7, life, server)
     assert life.live()
     assert life.server.state.updates == UPDATES
-    assert names(folder) == names_of(7)
+    assert names(folder) == names_of(7, UPDATES + 1)  # the end has one too: nothing goes back behind it
 
 
 def wish_at(updates, life, server):
@@ -198,7 +199,52 @@ def test_no_checkpoint_is_ahead_of_the_record(folder, monkeypatch):
     assert names(folder) == []
 
 
+@pytest.mark.parametrize("clock", ["virtual", "wall"])
+def test_a_limit_that_was_passed_long_ago_does_not_turn_back_the_time(folder, clock):
+    """Both lives after the first write no checkpoint but that of their end."""
+    first = Life(folder, ASYNCFEDED, limits={"updates": 12}, clock=clock)
+    assert first.live()
+    second = Life(folder, ASYNCFEDED, every_updates=0, resumed=True, limits={"updates": 30}, clock=clock)
+    assert second.live()
+    ended(folder, 30)
+    third = Life(folder, ASYNCFEDED, every_updates=0, resumed=True, limits={"seconds": 1.0}, clock=clock)
+    assert third.live()
+    rows = record.read_record(folder).updates
+    assert (len(rows), third.point.dropped) == (31, 0)
+    assert third.outcome.seconds == second.outcome.seconds == rows["time_s"][-1] > 1.0
+
+
+def test_what_is_done_again_is_told(left):
+    rows = record.read_record(left).updates
+    with (left / "record.h5.updates").open("ab") as file:
+        file.write(rows[-3:].tobytes())
+    life = Life(left, ASYNCFEDED, resumed=True)
+    assert life.live()
+    assert life.point.dropped == len(rows) + 3 - life.point.snapshot.update_rows
+    said = f"the record holds {life.point.dropped} later updates: they are dropped, and that work is done again"
+    assert said in resume.sentences(life.point, 1)
+
+
 # --- what is refused
+
+
+def ended(folder, updates):
+    """The run has left a result."""
+    (folder / "result.json").write_text(json.dumps({"updates": updates}))
+
+
+def test_going_back_behind_an_end_is_refused_until_its_result_is_moved_away(left):
+    """Its last checkpoint could not be written, or is damaged."""
+    before, newest = sorted((left / FOLDER).iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    ended(left, 34)
+    is_refused(
+        left,
+        rf"the run has ended with 34 updates, and {before.name}, its newest good checkpoint, holds \d+: to go on from there "
+        rf"would lose \d+ updates and the model of that end; .* move result.json away\n  not used: {newest}: ",
+    )
+    (left / "result.json").unlink()
+    assert Life(left, ASYNCFEDED, resumed=True).live()
 
 
 @pytest.fixture

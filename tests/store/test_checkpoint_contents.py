@@ -110,14 +110,14 @@ def test_a_module_takes_the_weights_as_the_docstring_says(tmp_path):
 
 
 def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 2)
+    monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 3)
     save(tmp_path / "it.h5", a_snapshot())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"it\.h5: expected a checkpoint of schema 1, this has schema 2"):
+    with pytest.raises(ValueError, match=r"it\.h5: expected a checkpoint of schema 2, this has schema 3"):
         read_checkpoint(tmp_path / "it.h5")
 
 
 def test_a_model_is_no_checkpoint(tmp_path):
     save_model(tmp_path / "model.h5", torch.zeros(1), ONE, 0)
-    with pytest.raises(ValueError, match=r"model\.h5: expected a checkpoint of schema 1, this has schema none"):
+    with pytest.raises(ValueError, match=r"model\.h5: expected a checkpoint of schema 2, this has schema none"):
         read_checkpoint(tmp_path / "model.h5")

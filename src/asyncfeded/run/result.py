@@ -14,6 +14,7 @@ from asyncfeded.mpi.world import World
 from asyncfeded.run.progress import fastest_and_slowest
 from asyncfeded.store import record
 from asyncfeded.training.server import Outcome, Server
+from asyncfeded.training.server_state import ServerState
 
 CLIENTS_SHOWN = 20
 """Number of clients in the table at the end of a run."""
@@ -30,13 +31,13 @@ def figures(
         "updates": server.state.updates,
         "seconds": round(outcome.seconds, 3),
         "wall_s": round(outcome.wall_s, 3),
-        "updates_per_s": round(server.state.updates / outcome.seconds, 3),
+        "updates_per_s": round(server.state.updates / outcome.seconds, 3) if outcome.seconds else None,
         "accuracy": _number(outcome.score.accuracy),
         "loss": _number(outcome.score.loss),
         "gamma_median": _number(float(np.median(gamma)) if len(gamma) else math.nan),
         "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.state.compute_s / ((world.size - 1) * outcome.wall_s), 6),
+        "workers_busy": round(server.state.compute_s / workers_s(server.state, outcome.wall_s, world.size - 1), 6),
         "server_bytes": server_bytes,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "params": server.state.model.layout.num_params,
@@ -47,6 +48,32 @@ def figures(
         "stopped": outcome.reason,
         "model_sha256": hashlib.sha256(server.state.model.x.cpu().numpy().data).hexdigest(),
     }
+
+
+def workers_s(state: ServerState, wall_s: float, workers: int) -> float:
+    """Wall time of training, summed over the workers: those of now, and those before, in a resumed run.
+
+    Args:
+        state: of the server.
+        wall_s: wall time of training.
+        workers: their number now.
+    """
+    return state.workers_before_s + workers * (wall_s - state.wall_before_s)
+
+
+def updates_at_end(run_dir: Path) -> int:
+    """How many updates a run had when it ended last; 0 if it has not ended yet.
+
+    Raises:
+        ValueError: the result of the run cannot be read.
+    """
+    path = run_dir / "result.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["updates"])
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the result of a run ({error}); move it away") from None
 
 
 def _number(value: float) -> float | None:

@@ -16,6 +16,7 @@ import torch
 from asyncfeded.config import Checkpoint, Config, section
 from asyncfeded.model.flat import Layout
 from asyncfeded.rules.decision import Reply, State
+from asyncfeded.run import result
 from asyncfeded.run.progress import Progress
 from asyncfeded.store import checkpoint, record
 from asyncfeded.store.checkpoint import Snapshot, Writer
@@ -53,6 +54,8 @@ class ResumePoint(NamedTuple):
     """Path of its checkpoint."""
     record: record.Tables
     """The rows of the run up to this point."""
+    dropped: int
+    """How many later updates the record holds; they are trained again."""
     damaged: tuple[str, ...]
     """Newer checkpoints that cannot be used, each with the reason."""
 
@@ -67,7 +70,7 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
         state: state of the rule at the start, for its names, shapes and dtypes.
 
     Raises:
-        ValueError: there is no checkpoint, or the config or the model is not that of the interrupted run.
+        ValueError: there is no checkpoint, the run has ended behind it, or the config or the model is not that of the run.
     """
     if record.is_going_on(run_dir):
         raise ValueError(f"{run_dir}: the run is going on; wait for its end, or stop it")
@@ -96,6 +99,14 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
             f"{run_dir}: record.h5 is not of the run of {where.name}: its update {len(updates)} made version "
             f"{updates['version'][-1]} at {updates['time_s'][-1]:g} s, expected {snapshot.version} by {snapshot.time_s:g} s"
         )
+    if (ended := result.updates_at_end(run_dir)) > snapshot.updates:
+        lines = (
+            f"{run_dir}: the run has ended with {ended} updates, and {where.name}, its newest good checkpoint, holds "
+            f"{snapshot.updates}: to go on from there would lose {ended - snapshot.updates} updates and the model of that end; "
+            f"to do it all the same, copy model.h5, and move result.json away",
+            *(f"not used: {text}" for text in found.damaged),
+        )
+        raise ValueError("\n  ".join(lines))
     part = run_dir / "config.toml.part"
     try:
         part.write_text(config.to_toml(), encoding="utf-8")
@@ -104,7 +115,8 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
         raise ValueError(
             f"{run_dir}: cannot be written: {error.strerror}; copy it to a disk with room, and resume it there"
         ) from None
-    return ResumePoint(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), found.damaged)
+    dropped = len(tables.updates) - len(updates)
+    return ResumePoint(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), dropped, found.damaged)
 
 
 def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: ResumePoint) -> record.Record:
@@ -128,6 +140,8 @@ def sentences(point: ResumePoint, threads: int) -> list[str]:
     at, before = point.snapshot, point.record.attributes["threads"]
     lines = [f"not used: {text}" for text in point.damaged]
     lines.append(f"goes on from {point.path.name}: {at.time_s:.1f} s, {at.updates} updates, version {at.version}")
+    if point.dropped:
+        lines.append(f"the record holds {point.dropped} later updates: they are dropped, and that work is done again")
     if threads != before:
         lines.append(f"{threads} thread(s), {before} before: a replay will not be the same to the bit")
     return lines
@@ -150,12 +164,12 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
         getattr(state, name)[:] = clients[column]
     for name in NUMBERS:
         setattr(state, name, getattr(at, name))
-    state.taken_s, state.wall_before_s = at.time_s, at.wall_s
+    state.taken_s, state.wall_before_s, state.workers_before_s = at.time_s, at.wall_s, at.workers_s
     if at.score_version >= 0:
         state.score = Score(at.score_version, at.score_accuracy, at.score_loss)
 
 
-def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float]) -> Snapshot:
+def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float], workers: int) -> Snapshot:
     """Take the state of a server between two updates, or after it has stopped.
 
     The arrays of the snapshot share the server's memory, unless the model is on a GPU.
@@ -165,6 +179,7 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         book: the record of its run, up to now.
         config: the resolved config, as TOML.
         due_s: for each client, when the update of its last order is due; empty on the wall clock.
+        workers: their number.
     """
     state = server.state
     model, score = state.model, state.score or Score(-1, math.nan, math.nan)
@@ -183,6 +198,7 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         # An update that came too late for a limit has moved an ordered clock forward, but a resumed run must still take it.
         time_s=server.elapsed_s if server.settings.in_idle_moments else state.taken_s,
         wall_s=server.wall_s,
+        workers_s=result.workers_s(state, server.wall_s, workers),
         version=model.version,
         update_rows=book.updates.count,
         evaluation_rows=book.evaluations.count,
@@ -233,9 +249,10 @@ class Keeper:
     ) -> None:
         self._settings, self._writer, self._record = settings, writer, book
         self._take, self._progress = take, progress
-        self._on = bool(settings.every_updates or settings.every_s)
+        on = bool(settings.every_updates or settings.every_s)
         self._problem = ""
-        self.wanted = self._on and updates is None
+        self.wanted = on and updates is None
+        self._kept = on or updates is not None  # whether there ever was one: then the end gets one too
         self._last_updates, self._last_s = updates or 0, time.monotonic()
 
     def tick(self, server: Server) -> None:
@@ -244,7 +261,7 @@ class Keeper:
             self._problem = self._record.problem
             self._progress.say(self._problem or "the rows of the record are on the disk again")
         if server.stopping:
-            if self._on or self.wanted or server.interrupted or server.failed:
+            if self._kept or self.wanted or server.interrupted or server.failed:
                 self.finish()
                 self._start(server)
             return
@@ -262,7 +279,7 @@ class Keeper:
         return bool(late or (settings.every_updates and new >= settings.every_updates))
 
     def _start(self, server: Server) -> None:
-        self.wanted = False
+        self.wanted, self._kept = False, True
         self._last_updates, self._last_s = server.state.updates, time.monotonic()
         try:
             self._record.write()  # no checkpoint may be ahead of the record

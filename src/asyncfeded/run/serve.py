@@ -239,7 +239,8 @@ class ServerRun:
             self.say(sentence)
 
     def _snapshot(self, server: Server) -> Snapshot:
-        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), self._clock.due_s if self._clock else {})
+        due_s = self._clock.due_s if self._clock else {}
+        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._world.size - 1)
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
 
     def _heed_signals(self) -> None:

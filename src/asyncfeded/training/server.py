@@ -161,7 +161,7 @@ class Server:
         self.stopping, seconds, wall_s = reason, self.elapsed_s, self.wall_s
         self._observer.tick(self)
         if self.settings.limits.seconds and not self.settings.in_idle_moments:
-            seconds = min(seconds, self.settings.limits.seconds)
+            seconds = max(min(seconds, self.settings.limits.seconds), state.taken_s)  # a resumed run may be past the limit
         discarded += self._wire.stop()
         if not state.model.is_finite():
             raise RuntimeError(self._diverged())

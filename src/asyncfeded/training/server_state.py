@@ -54,6 +54,8 @@ class ServerState:
     """Wall time that the clients spent on the updates taken."""
     wall_before_s: float = 0.0
     """Wall time of training before this server, in a resumed run."""
+    workers_before_s: float = 0.0
+    """As `wall_before_s`, summed over the workers, whose number may have changed."""
 
     def __post_init__(self) -> None:
         self.epochs = self.epochs.astype(np.int64)

@@ -20,8 +20,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # the same module under its older name
 
-SCHEMA = 1
-"""Version of the layout of a checkpoint."""
+SCHEMA = 2
+"""Version of the layout of a checkpoint. Version 1 had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
 NAME = re.compile(r"checkpoint-\d{10}\.h5")
@@ -52,6 +52,8 @@ class Snapshot:
     """Time on the run's clock."""
     wall_s: float
     """Wall time of training; `busy_s`, `evaluating_s` and `compute_s` are also wall times (see `Server`)."""
+    workers_s: float
+    """`wall_s`, summed over the workers, whose number may have changed."""
     busy_s: float
     evaluating_s: float
     compute_s: float
