@@ -1,12 +1,17 @@
 """Disks that are full, read-only, slow or damaged under a real run."""
 
+import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
+import h5py
 import pytest
 
 from asyncfeded.store import checkpoint, record
 from conftest import Job, run, run_asyncfeded
-from faults.conftest import TOML, VIRTUAL, broken, names
+from faults.conftest import TOML, VIRTUAL, broken, names, updates_of
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +41,14 @@ def test_a_full_disk_does_not_end_the_run_and_the_last_good_checkpoint_stays_goo
     done = own_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=jobs)
     assert "No space left on device; the last good one: checkpoint-00000000" in done.stderr, str(done)
     assert done.result["updates"] == 40
-    assert done.status in (0, 1), str(done)  # 1: there was no room for the trained model
+    assert done.status in (0, 1), str(done)  # 1: there was no room for the trained model, which is somewhere else then
+    elsewhere = [run_dir, *jobs.glob("run-*")][-1]
+    assert (elsewhere != run_dir) == done.status, str(done)
+    with h5py.File(elsewhere / "model.h5") as file:
+        assert file.attrs["version"] == 40
     assert checkpoint.newest(run_dir).damaged == ()
     disk("size=64m")
+    (run_dir / "result.json").unlink(missing_ok=True)  # the checkpoint is behind that end
     done = resumed(own_mpi, jobs, run_dir)
     assert done.status == 0, str(done)
     assert done.result["model_sha256"] == whole["model_sha256"]
@@ -55,6 +65,25 @@ def test_a_folder_for_checkpoints_that_cannot_be_written_does_not_end_the_run(ow
     assert done.status == 0, str(done)
     assert "Read-only file system; the last good one: none" in done.stderr, str(done)
     assert done.result["updates"] == 40
+
+
+def test_a_run_whose_folder_is_removed_ends_well_in_another_that_it_names(own_mpi, jobs):
+    if own_mpi.vendor.startswith("Open MPI"):
+        pytest.skip("Open MPI's mpiexec kills its ranks half a second after it got SIGTERM")
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run") as job:
+        job.until(lambda: updates_of(jobs / "run", 0) > 2)
+        shutil.rmtree(jobs / "run")
+        os.kill(job.process.pid, signal.SIGTERM)
+        status, said = job.end()
+    (elsewhere,) = jobs.glob("run*/")
+    assert status == 1, said
+    for name in ("model.h5", "record.h5", "result.json"):
+        assert said.count(f"run/{name} cannot be written (No such file or directory); it is saved as ") == 1, said
+        assert f"it is saved as {elsewhere.name}/{name}" in said
+    result, rows = json.loads((elsewhere / "result.json").read_text()), record.read_record(elsewhere).updates
+    assert result["updates"] == len(rows) > 2
+    with h5py.File(elsewhere / "model.h5") as file:
+        assert file.attrs["version"] == rows["version"][-1]
 
 
 def test_a_run_in_a_folder_that_cannot_be_written_is_refused(own_mpi, jobs, disk):

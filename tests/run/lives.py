@@ -157,8 +157,7 @@ class Life:
         except KilledError:
             if self.record._thread:
                 self.record._thread.join()
-            self.record.updates.file.close()  # what was not written is lost
-            self.record.evaluations.file.close()
+            self.record.release()  # what was not written is lost
             return False
         self.keeper.finish()
         self.record.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncfeded.run import result
-from asyncfeded.store.record import UPDATE, Record
+from asyncfeded.store.record import UPDATE, Record, read_record
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Outcome
@@ -39,7 +39,7 @@ def figures(run_dir, outcome=OUTCOME, **before):
     )
     server = SimpleNamespace(state=state)
     world = SimpleNamespace(size=3, hosts=["a", "a", "b"], cores=2.0)
-    return result.figures(server, outcome, run_dir, 4000, 0.3, world)
+    return result.figures(server, outcome, run_dir, read_record(run_dir).updates, 4000, 0.3, world)
 
 
 def test_figures_by_hand(run_dir):
@@ -77,7 +77,7 @@ def test_a_result_that_cannot_be_read_is_named(tmp_path):
 
 def test_the_last_line_is_the_figures_as_json(run_dir, capsys):
     shown = figures(run_dir)
-    result.show(shown, run_dir, 2)
+    result.show(shown, read_record(run_dir).updates, 2)
     said = capsys.readouterr().out.splitlines()
     assert json.loads(said[-1]) == shown
     assert said[1].split()[:3] == ["0", "2", "66.7%"]  # of the updates that were merged
@@ -89,7 +89,7 @@ def table(folder, rows, num_clients, capsys):
         for client, gamma, accepted in rows:
             values = dict.fromkeys(UPDATE.names, 1) | {"client": client, "gamma": gamma, "accepted": accepted}
             book.updates.append(tuple(values[name] for name in UPDATE.names))
-    result.show({"x": 1}, folder, num_clients)
+    result.show({"x": 1}, read_record(folder).updates, num_clients)
     lines = capsys.readouterr().out.split("(K, gamma")[0].splitlines()[1:]
     return [line.split() for line in lines]
 
@@ -120,7 +120,8 @@ def test_the_table_takes_the_calls_of_its_lines(tmp_path, capsys):
         folder = tmp_path / str(clients)
         folder.mkdir()
         table(folder, [(client, 1.0, True) for client in range(clients) for _ in range(each)], clients, capsys)
-        return num_calls(lambda: result.show({"x": 1}, folder, clients))
+        updates = read_record(folder).updates
+        return num_calls(lambda: result.show({"x": 1}, updates, clients))
 
     show(29, 1)
     assert show(300, 10) < 2 * show(30, 2)

@@ -2,6 +2,7 @@
 
 import sys
 
+import h5py
 import pytest
 
 from asyncfeded.store import record
@@ -107,3 +108,22 @@ def test_training_that_diverges_ends_with_a_clear_error(own_mpi, folder):
     assert "lower training.learning_rate" in done.stderr
     assert "stopped: no client is left (10 refusals in a row (faults.max_refusals))" in done.stderr
     assert "asyncfeded resume" not in done.stderr
+
+
+def test_the_model_is_saved_before_anything_that_can_fail_at_the_end(own_mpi, folder):
+    """Here the test of the final model fails; no record and no folder is lost by that either."""
+    (folder / "broken.py").write_text(
+        "from asyncfeded.cli import main\n"
+        "from asyncfeded.training.evaluation import Evaluator\n"
+        "def score(*arguments):\n"
+        "    raise KeyError('a bug')\n"
+        "Evaluator.score = score\n"
+        "main()\n"
+    )
+    done = run(own_mpi.command((3, [sys.executable, "broken.py", "train", "run.toml", "run_dir=run"])), folder, own_mpi.env)
+    assert done.status != 0, str(done)
+    assert "KeyError: 'a bug'" in done.stderr, str(done)
+    with h5py.File(folder / "run" / "model.h5") as file:
+        assert file.attrs["version"] == 12
+    assert len(record.read_record(folder / "run").updates) == 12
+    assert not (folder / "run" / "record.h5.updates").exists()

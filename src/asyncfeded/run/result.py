@@ -12,7 +12,6 @@ from rich.table import Table
 
 from asyncfeded.mpi.world import World
 from asyncfeded.run.progress import fastest_and_slowest
-from asyncfeded.store import record
 from asyncfeded.training.server import Outcome, Server
 from asyncfeded.training.server_state import ServerState
 
@@ -21,11 +20,16 @@ CLIENTS_SHOWN = 20
 
 
 def figures(
-    server: Server, outcome: Outcome, run_dir: Path, server_bytes: int, receiving_s: float, world: World
+    server: Server,
+    outcome: Outcome,
+    run_dir: Path,
+    updates: np.ndarray,
+    server_bytes: int,
+    receiving_s: float,
+    world: World,
 ) -> dict[str, object]:
-    """The figures of a finished run, taken from its record where the record has them."""
-    gamma = record.read_record(run_dir).updates["gamma"]
-    gamma = gamma[np.isfinite(gamma)]
+    """The figures of a finished run. `updates` are the rows of its record: record.UPDATE (n,)."""
+    gamma = updates["gamma"][np.isfinite(updates["gamma"])]
     return {
         "run_dir": str(run_dir),
         "updates": server.state.updates,
@@ -48,6 +52,13 @@ def figures(
         "stopped": outcome.reason,
         "model_sha256": hashlib.sha256(server.state.model.x.cpu().numpy().data).hexdigest(),
     }
+
+
+def write(result: dict[str, object], path: Path) -> None:
+    """Write the result as JSON, whole or not at all. Raises OSError."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def workers_s(state: ServerState, wall_s: float, workers: int) -> float:
@@ -81,7 +92,7 @@ def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def show(result: dict[str, object], run_dir: Path, num_clients: int) -> None:
+def show(result: dict[str, object], updates: np.ndarray, num_clients: int) -> None:
     """Print the result for people, and as one line of JSON, the last line of standard output.
 
     Of more than `CLIENTS_SHOWN` clients the table has those with the most and those with the fewest updates, a client
@@ -89,11 +100,10 @@ def show(result: dict[str, object], run_dir: Path, num_clients: int) -> None:
 
     Args:
         result: the figures.
-        run_dir: folder of the run.
+        updates: record.UPDATE (n,), the rows of the record.
         num_clients: number of clients.
     """
     console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
-    updates = record.read_record(run_dir).updates
     updates = updates[updates["accepted"]]
     shown = fastest_and_slowest(np.bincount(updates["client"], minlength=num_clients), CLIENTS_SHOWN)
     line_of = np.full(num_clients, len(shown))  # by client: its line of the table, the last for those not shown

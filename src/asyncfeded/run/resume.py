@@ -102,8 +102,8 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
     if (ended := result.updates_at_end(run_dir)) > snapshot.updates:
         lines = (
             f"{run_dir}: the run has ended with {ended} updates, and {where.name}, its newest good checkpoint, holds "
-            f"{snapshot.updates}: to go on from there would lose {ended - snapshot.updates} updates and the model of that end; "
-            f"to do it all the same, copy model.h5, and move result.json away",
+            f"{snapshot.updates}: to go on from there would lose {ended - snapshot.updates} updates and the model of that "
+            f"end; to do it all the same, copy model.h5, and move result.json away",
             *(f"not used: {text}" for text in found.damaged),
         )
         raise ValueError("\n  ".join(lines))

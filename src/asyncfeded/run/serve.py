@@ -1,10 +1,11 @@
 """The server of one run. It makes and checks what it needs before the first message; then it trains and saves. Rank 0."""
 
-import json
 import signal
+import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +112,9 @@ def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
     with parts.open_record() as book, Progress(parts.run_dir / "log.txt") as progress:
         run = ServerRun(world, parts, book, progress)
         outcome = run.train()
-        status, figures = run.save(outcome)
-    result.show(figures, parts.run_dir, parts.config.clients)
+        updates = book.updates.all_rows()
+        status, figures = run.save(outcome, updates)
+    result.show(figures, updates, parts.config.clients)
     if run.wire.assignment.silent:
         launcher.end_job(status)
     return status, bool(run.wire.assignment.lost)
@@ -133,6 +135,8 @@ class ServerRun:
 
     def __init__(self, world: World, parts: ServerParts, book: Record, progress: Progress) -> None:
         self._world, self._parts, self._record, self._progress = world, parts, book, progress
+        self._complete = True  # whether the run's folder has taken all files of the end
+        self._elsewhere: list[Path] = []  # the folder that has taken the others
         config, state = parts.config, parts.state
         ordered, model = config.clock != "wall", state.model
         # On an ordered clock updates wait for their turn, and the model changes before they are measured.
@@ -173,28 +177,28 @@ class ServerRun:
         self.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
         return outcome
 
-    def save(self, outcome: Outcome) -> tuple[int, dict[str, object]]:
-        """Save the record, the model and the result in the run's folder. Returns the exit status and the figures."""
+    def save(self, outcome: Outcome, updates: np.ndarray) -> tuple[int, dict[str, object]]:
+        """Save the record and the result; the model was saved when the training stopped.
+
+        Args:
+            outcome: how the run ended.
+            updates: record.UPDATE (n,), all of the record.
+
+        Returns:
+            The exit status and the figures.
+        """
         server, run_dir = self._server, self._parts.run_dir
-        status = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
         if outcome.failed and not server.state.dropped.all():
             self.say(f"go on with: asyncfeded resume {run_dir}")
         try:
             self._record.close()
         except OSError as error:
-            self.say(f"the record could not be saved whole in {run_dir}: {error}")
-            status = 1
-        figures = result.figures(server, outcome, run_dir, self._num_bytes, self.wire.receiving_s, self._world)
-        model = server.state.model
-        try:
-            save_model(run_dir / "model.h5", model.x.cpu(), model.layout, model.version)
-            part = run_dir / "result.json.part"
-            part.write_text(json.dumps(figures, allow_nan=False) + "\n", encoding="utf-8")
-            part.replace(run_dir / "result.json")
-        except OSError as error:
-            self.say(f"the trained model could not be saved in {run_dir}: {error}")
-            status = 1
-        return status, figures
+            self._rescue("record.h5", error, self._record.save)
+            self._record.release()
+        figures = result.figures(server, outcome, run_dir, updates, self._num_bytes, self.wire.receiving_s, self._world)
+        self._keep("result.json", partial(result.write, figures))
+        ended = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
+        return ended if self._complete else 1, figures
 
     def on_update(self, row: UpdateRow) -> None:
         """See `Observer`."""
@@ -205,15 +209,42 @@ class ServerRun:
         self._record.evaluations.append(row)
 
     def tick(self, server: Server) -> None:
-        """See `Observer`."""
+        """See `Observer`. The model is saved before anything that can fail at the end."""
         if not server.stopping:
             self._record.flush_if_due()
         self._progress.tick(server)
         self._keeper.tick(server)
+        model = server.state.model
+        if server.stopping and model.is_finite():
+            self._keep("model.h5", lambda path: save_model(path, model.x.cpu(), model.layout, model.version))
 
     def say(self, sentence: str) -> None:
         """See `Observer`."""
         self._progress.say(sentence)
+
+    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file of the end into the run's folder, or else somewhere else."""
+        try:
+            write(self._parts.run_dir / name)
+        except OSError as error:
+            self._rescue(name, error, write)
+
+    def _rescue(self, name: str, error: OSError, write: Callable[[Path], None]) -> None:
+        """Write a file of the end into a new folder, since the run's folder is gone or full, and say where."""
+        run_dir, self._complete = self._parts.run_dir, False
+        why = f"{run_dir / name} cannot be written ({error.strerror or error})"
+        for place in (*self._elsewhere, run_dir.parent, Path.cwd(), Path(tempfile.gettempdir())):
+            with suppress(OSError), ExitStack() as undo:
+                folder = place
+                if place not in self._elsewhere:
+                    folder = Path(tempfile.mkdtemp(prefix=f"{run_dir.name}-", dir=place))
+                    undo.callback(folder.rmdir)
+                write(folder / name)
+                undo.pop_all()
+                self._elsewhere = [folder]
+                self.say(f"{why}; it is saved as {folder / name}")
+                return
+        self.say(f"{why}, nor anywhere else: it is lost")
 
     @property
     def _num_bytes(self) -> int:

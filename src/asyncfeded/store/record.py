@@ -108,7 +108,7 @@ class Table:
         part.write_bytes(rows.tobytes())
         part.replace(path)
         self.path, self.count = path, len(rows)
-        self.file = path.open("ab", buffering=0)
+        self.file, self._reader = path.open("ab", buffering=0), path.open("rb")
         self._row, self._pending = np.zeros(1, rows.dtype), bytearray()
 
     def append(self, row: tuple[object, ...]) -> None:
@@ -123,8 +123,19 @@ class Table:
             del self._pending[: self.file.write(self._pending)]
 
     def rows(self) -> np.ndarray:
-        """The complete rows that were written."""
-        return np.fromfile(self.path, self._row.dtype)
+        """The complete rows that were written, also where the file is no longer in its folder."""
+        self._reader.seek(0)
+        return np.fromfile(self._reader, self._row.dtype)
+
+    def all_rows(self) -> np.ndarray:
+        """All rows, written or not. No other thread may write meanwhile."""
+        self._reader.seek(0)
+        return np.frombuffer(self._reader.read() + self._pending, self._row.dtype)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+        self._reader.close()
 
 
 class Record:
@@ -197,27 +208,39 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with suppress(*([] if error is None else [OSError])):  # the error of the run is the one to report
+        try:
             self.close()
+        except OSError:
+            if error is None:  # otherwise the error of the run is the one to report
+                raise
+        finally:
+            self.release()
 
     def close(self) -> None:
         """Write everything into record.h5, if that is not done yet.
 
         Raises:
-            OSError: it cannot be written. The files of the rows stay beside it, with the rows that could be written.
+            OSError: it cannot be written. The files of the rows stay open beside it, with the rows that could be written.
         """
         if self.updates.file.closed:
             return
         if self._thread is not None:
             self._thread.join()
-        try:
-            self.write()
-            self._publish()
-            for table in (self.updates, self.evaluations):
-                table.path.unlink(missing_ok=True)
-        finally:
-            self.updates.file.close()
-            self.evaluations.file.close()
+        self.write()
+        self._publish()
+        for table in (self.updates, self.evaluations):
+            table.path.unlink(missing_ok=True)
+        self.release()
+
+    def save(self, path: Path) -> None:
+        """Write everything into another file, after a `close` that failed. Raises OSError."""
+        tables = {"updates": self.updates.all_rows(), "evaluations": self.evaluations.all_rows()}
+        write(path, tables | self._origin, self._attributes)
+
+    def release(self) -> None:
+        """Close the files, with what is in them."""
+        self.updates.close()
+        self.evaluations.close()
 
     def _publish(self) -> None:
         tables = {"updates": self.updates.rows(), "evaluations": self.evaluations.rows()}
