@@ -212,13 +212,13 @@ def test_the_real_digits_by_writer_are_counted():
 
 def test_a_file_is_opened_once_for_each_client(h5, monkeypatch):
     """The names of all writers are read once, not for every client."""
-    opened, open_file = [], tff.open_file
+    opened, open_examples = [], tff.open_examples
 
     def note(path, who):
         opened.append(path.name)
-        return open_file(path, who)
+        return open_examples(path, who)
 
-    monkeypatch.setattr(tff, "open_file", note)
+    monkeypatch.setattr(tff, "open_examples", note)
     task = h5(writers(30))
     task.sizes(30, 0)
     before = len(opened)

@@ -85,6 +85,10 @@ class Group:
         place = "/".join(filter(None, (self._place, name)))
         return f"{self._file.path}: {place}" if place else str(self._file.path)
 
+    def __len__(self) -> int:
+        """Number of members."""
+        return len(self._group)
+
     def names(self) -> list[str]:
         """Names of the members, in order. Raises FileFaultError if they cannot be read, or one is not UTF-8."""
         try:

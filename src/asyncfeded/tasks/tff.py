@@ -24,11 +24,12 @@ def open_examples(path: Path, who: str) -> Iterator[Group]:
         ValueError: there is no such file, it is not HDF5, or it has no groups.
     """
     with open_hdf5(path, advice=ADVICE) as file:
-        if file.kind("examples") != "group" or not file.group("examples").names():
+        examples = file.group("examples") if file.kind("examples") == "group" else None
+        if not examples:
             raise ValueError(
                 f"{path}: no group `examples` with a group for each {who}, as TensorFlow Federated lays out its data"
             )
-        yield file.group("examples")
+        yield examples
 
 
 def find(examples: Group, where: str, name: str, field: str, fields: str) -> Array:
