@@ -16,6 +16,7 @@ from asyncfeded.store import record
 from asyncfeded.store.checkpoint import newest
 from cluster.conftest import TOML, is_whole
 from cluster.slurm import Slurm
+from conftest import run_asyncfeded
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 ASYNCFEDED = Path(sys.executable).with_name("asyncfeded")
@@ -117,6 +118,55 @@ def test_mpiexec_in_an_allocation_starts_a_run(slurm, mpi, folder):
     done = slurm.ended(slurm.submit(folder, "-N3", "-n3", f"--wrap={line}", env=mpi.env))
     assert (done.state, done.status) == ("COMPLETED", 0), str(done)
     assert is_whole(folder / "run", 12, 2)
+
+
+def test_mpiexec_typed_inside_a_step_starts_a_run_in_the_whole_job(slurm, mpi, folder):
+    """As in the shell of `srun --pty bash`: a step of one task holds the cores that the new step asks for."""
+    line = f"srun --overlap -N1 -n1 sh -c '{ASYNCFEDED} train run.toml run_dir=run --ranks 5; exit $?'"
+    done = slurm.ended(slurm.submit(folder, "-N2", "-n2", f"--wrap={line}", env=mpi.env))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    assert is_whole(folder / "run", 12, 4)
+    assert "left over" not in done.said
+
+
+def test_a_job_submitted_inside_a_step_does_not_take_itself_for_a_task(slurm, own_mpi, folder):
+    """Slurm hands the variables of the step on: there, rank 1 of 2 would end without a word, and with status 0."""
+    inner = f'sbatch --parsable --output=inner -n3 --wrap="{ASYNCFEDED} train run.toml run_dir=run --ranks 3" > number'
+    line = f"srun -n2 sh -c '[ $SLURM_PROCID = 0 ] || {inner}; exit 0'"
+    assert slurm.ended(slurm.submit(folder, "-n2", f"--wrap={line}", env=own_mpi.env)).status == 0
+    done = slurm.ended(int((folder / "number").read_text()))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    assert is_whole(folder / "run", 12, 2)
+    assert "SLURM_STEP_NUM_TASKS and SLURM_PROCID of srun are left over and not used" in done.said
+
+
+def test_the_variables_of_a_job_that_has_ended_are_not_used(slurm, mpi, folder):
+    job = slurm.submit(folder, "-n1", "--wrap=env -0 | grep -z ^SLURM_ > variables")
+    assert slurm.ended(job).status == 0
+    left = dict(item.split("=", 1) for item in (folder / "variables").read_text().split("\0") if item)
+    assert left["SLURM_JOB_ID"] == str(job)
+    done = run_asyncfeded("train", "run.toml", "run_dir=run", "--ranks", 3, cwd=folder, env=mpi.env | left)
+    assert done.status == 0, str(done)
+    assert (
+        f"asyncfeded: SLURM_JOB_ID={job}, but it is no running job of yours: all ranks start on this host\n" in done.stderr
+    )
+    assert is_whole(folder / "run", 12, 2)
+
+
+def test_pmix_under_an_mpi_that_does_not_speak_it_is_refused_before_mpi_init(slurm, own_mpi, folder):
+    if pmi(own_mpi) == "pmix":
+        pytest.skip("this MPI speaks PMIx")
+    line = f"srun --mpi=pmix {ASYNCFEDED} train run.toml run_dir=run"
+    done = slurm.ended(slurm.submit(folder, "-n2", f"--wrap={line}", env=own_mpi.env))
+    assert (done.state, done.status) == ("FAILED", 2), str(done)
+    assert "which does not speak PMIx" in done.said
+    assert "pmi2 for MPICH" in done.said
+
+
+def test_the_doctor_names_srun(slurm, own_mpi, folder):
+    done = slurm.ended(slurm.submit(folder, "-n2", f"--wrap=srun --mpi={pmi(own_mpi)} {ASYNCFEDED} doctor", env=own_mpi.env))
+    assert (done.state, done.status) == ("COMPLETED", 0), str(done)
+    assert json.loads(done.said.splitlines()[-1])["launcher"] == "srun"
 
 
 def test_srun_that_does_not_speak_with_the_mpi_is_recognised(slurm, own_mpi, folder):

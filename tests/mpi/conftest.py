@@ -2,7 +2,7 @@
 
 import pytest
 
-from asyncfeded.mpi.launcher import launched_by
+from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import join_job, leave_job
 
 if launched_by():

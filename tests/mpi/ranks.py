@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.mpi import launcher
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import PROTOCOL, Backoff
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, MAGIC
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import WEIGHTS_TAG
 
-RANKS = (launcher.launched_by() or ("", 1, 0))[1]
+RANKS = (launched_by() or ("", 1, 0))[1]
 if RANKS < 2:
     pytest.skip("needs ranks: mpiexec -n 4 python -m pytest tests/mpi", allow_module_level=True)
 BACKOFF = {"spin": False}

@@ -1,4 +1,4 @@
-"""Which mpiexec is ours, how it is called, and who has started us: from files and the environment, without MPI."""
+"""Which mpiexec is ours, and how it is called: from files and the environment, without MPI."""
 
 import io
 import os
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from asyncfeded.mpi import launcher
+from asyncfeded.mpi.allocation import Allocation
 
 SAYS = {
     "mpich": "HYDRA build details:\n    Version: 5.0.2",
@@ -21,10 +22,8 @@ SAYS = {
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
     """No launcher has started us, PATH is empty, and the MPI library is MPICH at a path of its own."""
-    for _, size, rank in launcher.LAUNCHERS:
-        monkeypatch.delenv(size, raising=False)
-        monkeypatch.delenv(rank, raising=False)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(launcher, "find_allocation", lambda: Allocation(dict(os.environ)))
+    monkeypatch.setattr(launcher, "leftovers", lambda: "")
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     library(monkeypatch, "MPICH", tmp_path / "env" / "lib" / "libmpi.so.12")
     launcher.find_mpiexec.cache_clear()
@@ -117,8 +116,17 @@ def test_a_program_that_says_no_text_is_passed_over(tmp_path):
 
 def test_mpich_needs_no_options(tmp_path):
     mpiexec = script(tmp_path / "path" / "mpiexec", "mpich")
-    line, _ = launcher.command(5, ["train", "a.toml", "seed=1"])
-    assert line == [mpiexec, "-n", "5", sys.executable, "-m", "asyncfeded", "train", "a.toml", "seed=1"]
+    assert launcher.command(5, ["train", "a.toml", "seed=1"]).command == [
+        mpiexec,
+        "-n",
+        "5",
+        sys.executable,
+        "-m",
+        "asyncfeded",
+        "train",
+        "a.toml",
+        "seed=1",
+    ]
 
 
 @pytest.fixture
@@ -140,10 +148,36 @@ def test_open_mpi_may_start_more_ranks_than_it_counts_slots(openmpi):
     assert launcher.command(5, [])[0][3:6] == ["--oversubscribe", "-n", "5"]
 
 
-def test_open_mpi_in_an_allocation_never_oversubscribes(openmpi, monkeypatch):
-    """It would put all ranks on the first node."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert "--oversubscribe" not in launcher.command(5, [])[0]
+@pytest.mark.parametrize(("ranks", "options"), [(6, []), (7, ["--map-by", "node:OVERSUBSCRIBE"])])
+def test_open_mpi_on_several_hosts_fills_none_before_the_others(openmpi, monkeypatch, ranks, options):
+    """--oversubscribe would put all ranks on the first."""
+    found = Allocation({}, slots=6, hosts="a:2,b:4", num_hosts=2)
+    monkeypatch.setattr(launcher, "find_allocation", lambda: found)
+    assert launcher.command(ranks, [])[0][3:] == [
+        "--host",
+        "a:2,b:4",
+        *options,
+        "-n",
+        str(ranks),
+        sys.executable,
+        "-m",
+        "asyncfeded",
+    ]
+
+
+def test_mpich_is_given_the_hosts_that_were_found(tmp_path, monkeypatch):
+    mpiexec = script(tmp_path / "path" / "mpiexec", "mpich")
+    monkeypatch.setattr(launcher, "find_allocation", lambda: Allocation({}, 3, "a:2,b:1", 2))
+    assert launcher.command(2, [])[0][:4] == [mpiexec, "-rmk", "user", "-hosts"]
+
+
+def test_notes_about_the_surroundings_come_with_the_command(tmp_path, monkeypatch):
+    script(tmp_path / "path" / "mpiexec", "mpich")
+    monkeypatch.setattr(launcher, "find_allocation", lambda: Allocation({"PMI_RANK": "1"}, notes=("no job",)))
+    monkeypatch.setattr(launcher, "leftovers", lambda: "PMI_RANK is left over")
+    started = launcher.command(2, [])
+    assert started.notes == ("no job", "PMI_RANK is left over")
+    assert "PMI_RANK" not in started.env
 
 
 @pytest.mark.parametrize(("user", "allowed"), [(0, "1"), (1000, "no")])
@@ -169,38 +203,6 @@ def test_elsewhere_the_environment_is_passed_on_as_it_is(tmp_path, monkeypatch):
     script(tmp_path / "path" / "mpiexec", "mpich")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert launcher.command(2, [])[1] == os.environ | {"PYTHONSAFEPATH": "1"}
-
-
-# --- launched_by
-
-
-def test_started_by_hand():
-    assert launcher.launched_by() is None
-
-
-@pytest.mark.parametrize(
-    ("environment", "name"),
-    [
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}, "Open MPI's mpiexec"),
-        ({"PMI_SIZE": "4", "PMI_RANK": "2"}, "the mpiexec of MPICH or Intel MPI"),
-        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "srun"),
-    ],
-)
-def test_a_launcher_is_known_by_what_it_leaves_in_the_environment(monkeypatch, environment, name):
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    assert launcher.launched_by() == (name, 4, 2)
-
-
-def test_mpiexec_within_a_step_of_srun_is_mpiexec(monkeypatch):
-    for key, value in {"PMI_SIZE": "4", "PMI_RANK": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}.items():
-        monkeypatch.setenv(key, value)
-    assert launcher.launched_by() == ("the mpiexec of MPICH or Intel MPI", 4, 2)
-
-
-def test_a_size_that_is_no_number_is_no_launcher(monkeypatch):
-    monkeypatch.setenv("PMI_SIZE", "")
-    assert launcher.launched_by() is None
 
 
 # --- the library

@@ -50,7 +50,7 @@ def late(folder):
 @pytest.mark.parametrize("is_late", [False, True])
 def test_ranks_inside_mpiexec_is_refused(mpi, folder, late, is_late):
     command = mpi.command((2, late(is_late, 2, "train", "run.toml", "--ranks", "2")))
-    refused(run(command, folder, mpi.env), "has started this already; leave out --ranks, or mpiexec\n")
+    refused(run(command, folder, mpi.env), "has started this already; leave out --ranks, or the launcher\n")
 
 
 @pytest.mark.parametrize(("clients", "ranks"), [(5, 6), (1, 2)])

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 
-from asyncfeded.mpi import launcher
+from asyncfeded.mpi import launcher, origin
 from asyncfeded.mpi.world import Backoff, RefusedError, World, join_job, leave_job
 
 
@@ -17,8 +17,8 @@ def in_job(measure: Callable[[World], None]) -> int:
             measure(world)
             status = 0
         except RefusedError as error:
-            launched = launcher.launched_by()
-            rank = world.rank if world else launched[2] if launched else 0
+            launched = origin.launched_by()
+            rank = world.rank if world else launched.rank if launched else 0
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             # As in run.train: no status of another rank may end rank 0 before rank 0 has printed why.

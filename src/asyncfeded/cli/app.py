@@ -8,6 +8,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from asyncfeded.mpi import origin
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -24,17 +26,19 @@ RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
 def start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
     """Replace this process by mpiexec; never returns. `lasting`: see `launcher.command`."""
     launcher = load_launcher()
-    launched = launcher.launched_by()
-    if launched and launched[1] > 1:
-        if launched[2]:  # rank 0 prints the message; a failing status of this rank could end rank 0 before that
+    launched = origin.launched_by()
+    if launched and launched.size > 1:
+        if launched.rank:  # rank 0 prints the message; a failing status of this rank could end rank 0 before that
             raise typer.Exit(0)
-        fail(f"{launched[0]} has started this already; leave out --ranks, or mpiexec")
+        fail(f"{launched.name} has started this already; leave out --ranks, or the launcher")
     if ranks < 2:
         fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")
     try:
-        command, env = launcher.command(ranks, arguments, lasting)
+        command, env, notes = launcher.command(ranks, arguments, lasting)
     except ValueError as error:
         fail(str(error))
+    for note in notes:
+        tell(note)
     sys.stdout.flush()
     os.execvpe(command[0], command, env)
 
@@ -69,7 +73,12 @@ def print_rows(rows: dict[str, str]) -> None:
             print(f"{key:<{width}}  {value}")  # noqa: T201
 
 
+def tell(text: str) -> None:
+    """Print a sentence for the user on standard error."""
+    print(f"asyncfeded: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
 def fail(text: str) -> NoReturn:
     """Tell what is wrong, and end with status 2."""
-    print(f"asyncfeded: {text}", file=sys.stderr)  # noqa: T201
+    tell(text)
     raise typer.Exit(2)

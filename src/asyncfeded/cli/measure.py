@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from asyncfeded.cli.app import bench, fail, load_launcher, start
+from asyncfeded.mpi import origin
 
 
 @bench.command("kernel")
@@ -31,7 +32,7 @@ def bench_server(
     device: Annotated[str, typer.Option(help="Device of the server's models: cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Measure how long a client waits for its reply, against a raw MPI echo, and what an update costs the server."""
-    if clients or not load_launcher().launched_by():
+    if clients or not origin.launched_by():
         arguments = ["--params", str(params), "--seconds", str(seconds), "--wait", wait, "--device", device]
         arguments += ["--checkpoints"] if checkpoints else []
         start(clients + 1, ["bench", "server", *arguments])
@@ -49,7 +50,7 @@ def bench_wait(
     seconds: Annotated[float, typer.Option(help="Seconds of each of the 18 measurements.")] = 1.0,
 ) -> None:
     """Measure how much of a core idle ranks use, how they slow other training, and how soon the server notices an update."""
-    if ranks or not load_launcher().launched_by():
+    if ranks or not origin.launched_by():
         start(ranks, ["bench", "wait", "--wait", wait, "--seconds", str(seconds)])
     with load_launcher().guard():
         from asyncfeded.bench import wait as room

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from asyncfeded.cli.app import RunDir, app, fail, load_launcher, read_record, start
+from asyncfeded.mpi import origin
 from asyncfeded.override import setting
 
 
@@ -35,8 +36,8 @@ def resume(
     ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = 0,
 ) -> None:
     """Continue a run in its folder, from its newest good checkpoint. Start it under mpiexec or srun as `train`."""
-    launched = load_launcher().launched_by()
-    if ranks or not launched or launched[1] == 1:
+    launched = origin.launched_by()
+    if ranks or not launched or launched.size == 1:
         start(ranks or len(read_record(run_dir)[2]["placement"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with load_launcher().guard():
         from asyncfeded.run import run

@@ -14,7 +14,7 @@ import numpy as np
 
 from asyncfeded.doctor import folder, links, problem
 from asyncfeded.doctor.problem import Link, Problem
-from asyncfeded.mpi import launcher, placement
+from asyncfeded.mpi import launcher, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.placement import columns, numbers
 from asyncfeded.mpi.world import Backoff, RefusedError, World, gather_places, join_job, leave_job, share_cores
@@ -26,8 +26,6 @@ SOFTWARE = ("python", "asyncfeded", "torch", "numpy", "mpi4py", "mpi")
 FACTS = np.dtype([*((name, "S40") for name in SOFTWARE), ("memory", np.int64), ("gpu_buffers", "S200")])
 """What a rank reports about itself; `memory` is the number of bytes that it could still take."""
 LEVELS = {MPI.THREAD_SINGLE: "SINGLE", MPI.THREAD_FUNNELED: "FUNNELED", MPI.THREAD_SERIALIZED: "SERIALIZED"}
-LAUNCHED = ("PMI", "PRTE_", "OMPI_COMM_WORLD_", "HYD", "SLURM_")
-"""Prefixes of the environment variables that launchers set."""
 TRY_GPU = """
 import sys, torch
 from asyncfeded.mpi.launcher import MPI
@@ -54,8 +52,8 @@ def examine(run_dir: Path) -> int:
     try:
         world = join_job(least=1)
     except RefusedError as error:  # each rank believes that it is alone
-        launched = launcher.launched_by()
-        if launched and launched[2]:
+        launched = origin.launched_by()
+        if launched and launched.rank:
             return 0  # as in run.train: no status of another rank may end rank 0 before rank 0 has printed why
         return _conclude({"mpi": launcher.vendor()}, [Problem(str(error), stops=True)])
     device = placement.device("cpu" if world.rank == 0 else "auto", world.turn(0))
@@ -103,7 +101,8 @@ def _report(world: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) 
 
 def _about_mpi(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str, object]]:
     """Print the library, the launcher and the hosts. Rank 0. Returns the problems and the figures."""
-    launched = launcher.launched_by()
+    launched = origin.launched_by() or (origin.claimed_by(world.size) if world.size > 1 else None)
+    name = launched.name if launched else ""
     level = MPI.Query_thread()
     hosts = {host: [rank for rank in range(world.size) if world.hosts[rank] == host] for host in world.hosts}
     per_host = "; ".join(f"{host}: {numbers(ranks)}" for host, ranks in list(hosts.items())[:8])
@@ -114,10 +113,8 @@ def _about_mpi(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str
         "mpi_version": ".".join(map(str, MPI.Get_version())),
         "library": launcher.library(),
         "thread_level": LEVELS.get(level, "MULTIPLE"),
-        "launcher": launched[0] if launched else "",
-        "failures": problem.failures(
-            launcher.detects_deaths(world.comm), launcher.vendor(), launched[0] if launched else "", os.environ
-        ),
+        "launcher": name,
+        "failures": problem.failures(launcher.detects_deaths(world.comm), launcher.vendor(), name, os.environ),
         "gpu_buffers": "".join(text.decode() for text in facts["gpu_buffers"].tolist()) or "not tried: no client has a GPU",
     }
     _say(
@@ -126,7 +123,7 @@ def _about_mpi(world: World, facts: np.ndarray) -> tuple[list[Problem], dict[str
                 ("MPI", f"{figures['mpi']} (MPI {figures['mpi_version']})"),
                 ("library", str(figures["library"]) or "path unknown"),
                 ("thread level", str(figures["thread_level"])),
-                ("launcher", f"{launched[0]}, {launched[1]} ranks" if launched else "none that is known"),
+                ("launcher", f"{name}, {launched.size} ranks" if launched else "none that is known"),
                 ("ranks", f"{world.size} on {len(hosts)} host(s): {per_host}{'; ...' if len(hosts) > 8 else ''}"),
                 ("failures (ULFM)", str(figures["failures"])),
                 ("GPU buffers", str(figures["gpu_buffers"])),
@@ -213,7 +210,7 @@ def _first_gpu(places: np.ndarray) -> int:
 
 def _gpu_buffers(code: str = TRY_GPU) -> str:
     """Whether MPI sends messages from the memory of a GPU. A separate process tests it by sending a message to itself."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
+    env = {name: value for name, value in origin.without_rank(os.environ).items() if not name.startswith("SLURM_")}
     try:
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:

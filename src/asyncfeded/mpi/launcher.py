@@ -1,4 +1,4 @@
-"""mpiexec: which one belongs to the MPI library in use, how to start it, and whether the right one started this process.
+"""mpiexec: which one belongs to the MPI library in use, how to start it, and how a job ends with an error.
 
 It looks at files and the environment. MPI is loaded, but not initialised before `initialise` or the end of a job.
 """
@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import mpi4py
 
@@ -22,21 +23,17 @@ mpi4py.rc.finalize = False
 
 from mpi4py import MPI as MPI  # noqa: E402, the only import of MPI: all other files import it from here
 
-LAUNCHERS = (
-    # name, variable with the number of ranks started, variable with the rank of this process
-    ("Open MPI's mpiexec", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("the mpiexec of MPICH or Intel MPI", "PMI_SIZE", "PMI_RANK"),
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
-"""Environment variables that launchers set in the processes they start."""
+from asyncfeded.mpi.allocation import find_allocation  # noqa: E402
+from asyncfeded.mpi.origin import launched_by, leftovers, without_rank  # noqa: E402
 
 
-def launched_by() -> tuple[str, int, int] | None:
-    """The launcher of this process as (name, ranks started, rank of this process), or None if it was started by hand."""
-    for name, size, rank in LAUNCHERS:
-        if os.environ.get(size, "").isdigit():
-            return name, int(os.environ[size]), int(os.environ.get(rank, 0))
-    return None
+class Start(NamedTuple):
+    """How to start mpiexec."""
+
+    command: list[str]
+    env: dict[str, str]
+    notes: tuple[str, ...]
+    """Sentences for the user: what of the surroundings is not used, and why."""
 
 
 def vendor() -> str:
@@ -76,7 +73,7 @@ def find_mpiexec() -> str:
     )
 
 
-def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[list[str], dict[str, str]]:
+def command(ranks: int, arguments: list[str], lasting: bool = False) -> Start:
     """The command that starts this program on `ranks` ranks of this machine or allocation.
 
     Args:
@@ -84,30 +81,38 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> tuple[li
         arguments: arguments of `asyncfeded`.
         lasting: whether the job goes on when a client dies.
 
-    Returns:
-        The command line, and the environment for it.
-
     Raises:
-        ValueError: no mpiexec was found.
+        ValueError: no mpiexec was found, or the hosts of the allocation cannot be reached.
     """
     mpiexec, options, program = find_mpiexec(), [], [sys.executable, "-m", "asyncfeded", *arguments]
-    env = os.environ | {"PYTHONSAFEPATH": "1"}  # a file in the working folder must not stand in for a module (Python 3.11+)
+    found = find_allocation()
+    # A file in the working folder must not stand in for a module (Python 3.11+).
+    env = without_rank(found.env) | {"PYTHONSAFEPATH": "1"}
     if MPI.get_vendor()[0] == "Open MPI":
         options = ["--bind-to", "none"]  # default: two ranks get a core each, more get sockets
-        if "SLURM_JOB_ID" not in env:  # in an allocation it would put all ranks on the first node
-            options.append("--oversubscribe")
+        options += ["--host", found.hosts] if found.hosts else []
+        if found.num_hosts == 1:
+            options.append("--oversubscribe")  # on several hosts it would put all ranks on the first
+        elif ranks > found.slots:
+            options += ["--map-by", "node:OVERSUBSCRIBE"]
         if lasting and MPI.get_vendor()[1] >= (5,):
             options += ["--with-ft", "ulfm"]
         if os.geteuid() == 0:
             env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    elif lasting:
-        options, program = ["-disable-auto-cleanup"], [sys.executable, "-m", "asyncfeded.mpi.shield", *program]
+    else:
+        options = ["-rmk", "user", "-hosts", found.hosts] if found.hosts else []
+        if lasting:
+            options.append("-disable-auto-cleanup")
+            program = [sys.executable, "-m", "asyncfeded.mpi.shield", *program]
     if sys.stderr.isatty():
         # Under mpiexec a rank sees only pipes. These variables tell rich that a terminal is at their end.
         size = shutil.get_terminal_size()
         env |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"}
         env |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
-    return [mpiexec, *options, "-n", str(ranks), *program], env
+    notes = found.notes
+    if left := leftovers():
+        notes += (left,)
+    return Start([mpiexec, *options, "-n", str(ranks), *program], env, notes)
 
 
 def initialise() -> None:
@@ -120,6 +125,12 @@ def initialise() -> None:
     if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # only Slurm's pmi2 sets PMI_JOBID
         os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting, the one with the lowest priority
     MPI.Init_thread(MPI.THREAD_FUNNELED)
+
+
+def understands(env: Mapping[str, str]) -> bool:
+    """Whether this MPI can speak with the launcher of this process. MPICH without PMIx aborts in MPI_Init under it."""
+    only_pmix = "PMIX_NAMESPACE" in env and "PMI_FD" not in env
+    return not (only_pmix and MPI.get_vendor()[0] == "MPICH" and "pmix" not in MPI.Get_library_version())
 
 
 def detects_deaths(comm: MPI.Intracomm) -> bool:
@@ -156,7 +167,7 @@ def _end_job(error: BaseException, role: str) -> None:
     if MPI.Is_initialized():
         rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     else:
-        size, rank = launched[1:] if launched else (1, 0)
+        size, rank = (launched.size, launched.rank) if launched else (1, 0)
     if not isinstance(error, KeyboardInterrupt):
         text = f"asyncfeded: rank {rank}{role and f' ({role})'} on {socket.gethostname()}: uncaught error, ending the job"
         print(f"{text}\n{traceback.format_exc()}", file=sys.stderr, flush=True)  # noqa: T201

@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from asyncfeded.mpi import launcher, placement
+from asyncfeded.mpi import launcher, origin, placement
 from asyncfeded.mpi.launcher import MPI
 
 PROTOCOL = 1
@@ -107,19 +107,21 @@ def join_job(least: int = 2) -> World:
     Raises:
         RefusedError: the launcher does not belong to the MPI library in use, or there are not enough ranks.
     """
-    launched = launcher.launched_by()
-    if launched and launched[0].startswith("Open MPI") and MPI.get_vendor()[0] != "Open MPI":
-        raise RefusedError(_foreign(*launched[:2]))  # before MPI_Init, which would abort with "unsupported PMI version"
+    launched = origin.launched_by()
+    if launched and not launcher.understands(os.environ):
+        raise RefusedError(_foreign(launched, "does not speak PMIx"))  # before MPI_Init, which would abort
+    left = origin.leftovers()
+    origin.forget_launcher()
     if not MPI.Is_initialized():
         launcher.initialise()
     comm = MPI.COMM_WORLD.Dup()
-    if comm.size == 1 and launched and launched[1] > 1:
-        raise RefusedError(_foreign(*launched[:2]))
+    if comm.size == 1 and launched and launched.size > 1:
+        raise RefusedError(_foreign(launched, f"sees {launched.size} jobs of one rank"))
     if comm.size < least:
         raise RefusedError(
             "one rank is not enough: rank 0 is the server, and at least one other rank trains. Type\n"
             "  asyncfeded train FILE.toml --ranks 5\n"
-            "or start it with mpiexec or srun: mpiexec -n 5 asyncfeded train FILE.toml"
+            "or start it with mpiexec or srun: mpiexec -n 5 asyncfeded train FILE.toml" + (f"\n({left})" if left else "")
         )
     local = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
     neighbours = np.zeros(local.size, np.int64)
@@ -245,15 +247,16 @@ def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
         MPI.Finalize()
 
 
-def _foreign(name: str, ranks: int) -> str:
+def _foreign(launched: origin.Origin, trouble: str) -> str:
     try:
         own = launcher.find_mpiexec()
     except ValueError as error:
         own = f"(not found: {error})"
     return (
-        f"{name} started {ranks} ranks, but mpi4py uses {launcher.vendor()} ({launcher.library() or 'path unknown'}), which "
-        f"sees {ranks} jobs of one rank. Start with the mpiexec of that library: {own}; under srun, with an --mpi=... that "
-        f"the library supports (srun --mpi=list); or set MPI4PY_LIBMPI to the library of the launcher you use"
+        f"{launched.name} started {launched.size} ranks, but mpi4py uses {launcher.vendor()} "
+        f"({launcher.library() or 'path unknown'}), which {trouble}. Start with the mpiexec of that library: {own}; under "
+        f"srun, with an --mpi=... that the library supports (srun --mpi=list): pmi2 for MPICH, pmix for Open MPI; or set "
+        f"MPI4PY_LIBMPI to the library of the launcher you use"
     )
 
 

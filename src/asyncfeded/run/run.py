@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from asyncfeded.model.flat import FlatModel
-from asyncfeded.mpi import launcher, shield
+from asyncfeded.mpi import launcher, origin, shield
 from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server
 from asyncfeded.run import REFUSED, serve, work
 from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
@@ -46,8 +46,8 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
             world = join_job()
             status, ranks_lost = _train(world, path, overrides, resumed)
         except RefusedError as error:
-            launched = launcher.launched_by()
-            rank = world.rank if world else launched[2] if launched else 0
+            launched = origin.launched_by()
+            rank = world.rank if world else launched.rank if launched else 0
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             # Without the barrier of leave_job, a status of another rank could end rank 0 before it has printed the reason.

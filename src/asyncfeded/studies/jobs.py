@@ -119,7 +119,7 @@ def _execute(job: GridJob, folder: Path, wait: str) -> str:
     file, log = folder / f"{job.name}.toml", folder / f"{job.name}.log"
     file.write_text(job.config.to_toml(), encoding="utf-8")
     overrides = [setting("run_dir", str(run_dir))] + ([f"wait={wait}"] if job.config.wait == "auto" else [])
-    command, env = launcher.command(job.ranks, ["train", str(file), *overrides])
+    command, env, _ = launcher.command(job.ranks, ["train", str(file), *overrides])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
     with log.open("w") as out:
         status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
