@@ -125,7 +125,7 @@ class Synthetic(Classification):
         y = (x @ weight + bias).argmax(axis=1)  # softmax keeps the order
         x = x.astype(np.float32)
         train = _num_train(counts)  # the samples are independent: the first are as good as shuffled ones
-        return (x[:train], y[:train]), (x[train:], y[train:])
+        return (x[:train], y[:train]), (x[train:].copy(), y[train:].copy())  # a view would keep them all
 
 
 def _num_train(counts: np.ndarray) -> np.ndarray:
