@@ -37,11 +37,21 @@ def synthetic(**keys):
     return tasks.load_task({"name": "synthetic", **keys})
 
 
+OF = 2**20
+"""The first pixel of an image tells which it is: this part of the full pixel beside it."""
+
+
 def images(n, *shape, first=0):
-    """Images whose first pixel is first, first + 1, ..."""
+    """Images first, first + 1, ..., of which only the first channel is not black."""
     block = np.zeros((n, *shape), np.float32)
-    block[(slice(None), *(0 for _ in shape))] = np.arange(first, first + n)
+    channel = {1: block[:, None], 2: block, 3: block[..., 0]}[len(shape)]
+    channel[:, 0, 0], channel[:, 0, 1] = np.arange(first, first + n) / OF, 1.0
     return block
+
+
+def numbers(data):
+    """The numbers of images that `images` or `row` made."""
+    return (OF * data.inputs[:, 0, 0, 0]).tolist()
 
 
 def writers(count=5, shape=(4, 6)):
@@ -54,8 +64,8 @@ def writers(count=5, shape=(4, 6)):
 
 
 def row(pixel):
-    """An image of LEAF, 784 numbers of which the first tells which it is."""
-    return [float(pixel), *[0.5] * 783]
+    """An image of LEAF, 784 numbers."""
+    return [pixel / OF, *[0.5] * 783]
 
 
 def leaf_file(people):
@@ -78,7 +88,7 @@ LEAF = {
 def write_leaf(folder, files):
     """Every file's content as JSON, or as it is where it is bytes."""
     for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
 

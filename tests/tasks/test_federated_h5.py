@@ -9,7 +9,7 @@ import torch
 
 from asyncfeded import tasks
 from asyncfeded.tasks import tff
-from tasks.data import SHARED, images, real, refused, samples, split, writers
+from tasks.data import SHARED, changed, images, numbers, real, refused, samples, split, writers
 
 
 def test_each_writer_goes_to_one_client_in_turn(h5):
@@ -23,14 +23,14 @@ def test_each_writer_goes_to_one_client_in_turn(h5):
 def test_no_image_of_a_writer_is_lost_or_dealt_twice(h5, clients):
     """1 + 2 + 3 + 4 + 5 = 15 images, numbered in their first pixel."""
     parts = split(h5(), clients)
-    assert sorted(number for data in parts for number in data.inputs[:, 0, 0, 0].tolist()) == list(range(15))
+    assert sorted(number for data in parts for number in numbers(data)) == list(range(15))
 
 
 def test_images_and_labels_stay_together(h5):
     """Writer w2 has the images 3, 4 and 5."""
-    inputs, targets = h5().client_data(2, 5, 0)
-    assert inputs[:, 0, 0, 0].tolist() == [3.0, 4.0, 5.0]
-    assert targets.tolist() == [2, 2, 2]
+    data = h5().client_data(2, 5, 0)
+    assert numbers(data) == [3.0, 4.0, 5.0]
+    assert data.targets.tolist() == [2, 2, 2]
 
 
 def test_all_writers_are_tested_on(h5):
@@ -88,8 +88,11 @@ FAULTS = {
     "one label": ({"label": 0}, "label is int64 (), expected integers"),
     "empty": ({"pixels": images(0, 4, 6), "label": np.zeros(0, int)}, "no samples; remove the writer"),
     "negative label": ({"label": [-1, 0]}, "label goes from -1 to 0, expected integers from 0"),
-    "float labels": ({"label": [0.0, 1.0]}, "label is float64 (2,), expected integers"),
-    "NaN label": ({"label": [0.0, np.nan]}, "label is float64 (2,), expected integers"),
+    "broken label": ({"label": [0.0, 0.5]}, "label holds 0.5, expected integers"),
+    "NaN label": ({"label": [0.0, np.nan]}, "label holds nan, expected integers"),
+    "infinite label": ({"label": [0.0, np.inf]}, "label goes from 0.0 to inf, expected integers from 0"),
+    "huge label": ({"label": np.array([0, 2**64 - 1], np.uint64)}, f"label goes from 0 to {2**64 - 1}, expected integers"),
+    "large label": ({"label": [0, 20_000]}, "label goes from 0 to 20000, expected integers from 0"),
     "labels of text": ({"label": np.array([b"a", b"b"])}, "label is |S1 (2,), expected integers"),
     "NaN pixels": ({"pixels": np.full((2, 4, 6), np.nan)}, "pixels holds a value that is not finite"),
     "infinite pixels": ({"pixels": np.full((2, 4, 6), np.inf)}, "pixels holds a value that is not finite"),
@@ -118,7 +121,7 @@ def test_a_writer_that_is_no_group_is_refused(h5, tmp_path):
     task = h5({"a": GOOD}, classes=2)
     with h5py.File(tmp_path / "train.h5", "a") as file:
         file["examples/bad"] = 1
-    refused(task, "train.h5: writer bad: no field 'pixels', expected pixels and label")
+    refused(task, "train.h5: writer bad: no field 'label', it has none")
 
 
 def test_too_few_writers_are_refused(h5):
@@ -175,6 +178,90 @@ def test_femnist_is_another_name_of_federated_h5(h5):
     assert samples(one.client_data(0, 2, 0)) == samples(two.client_data(0, 2, 0))
 
 
+def cifar(count=3):
+    """TensorFlow Federated's CIFAR-100: other names, images of bytes, and two kinds of labels."""
+    rng = np.random.default_rng(0)
+    return {
+        str(writer): {
+            "image": rng.integers(0, 256, (6, 8, 8, 3), np.uint8),
+            "label": np.arange(6) + 90,
+            "coarse_label": np.arange(6) + writer,
+        }
+        for writer in range(count)
+    }
+
+
+def test_the_names_of_the_fields_are_keys(h5):
+    words = "no field 'pixels', it has coarse_label, image, label; name the right one with task.pixels"
+    refused(h5(cifar(), cifar(), classes=100), f"train.h5: writer 0: {words}")
+    fine, coarse = (h5(cifar(), cifar(), pixels="image", label=label) for label in ("label", "coarse_label"))
+    inputs, targets = fine.client_data(0, 3, 0)
+    assert torch.equal(255 * inputs, torch.from_numpy(cifar()["0"]["image"]).permute(0, 3, 1, 2).float())
+    assert targets.tolist() == [90, 91, 92, 93, 94, 95]
+    assert coarse.client_data(1, 3, 0).targets.tolist() == [1, 2, 3, 4, 5, 6]
+    assert (len(fine.model()[-1].bias), len(coarse.model()[-1].bias)) == (96, 8)
+
+
+def test_the_same_images_as_bytes_and_as_floats_are_the_same_data(h5):
+    floats, data = h5().client_data(0, 1, 0), {}
+    for name, fields in writers().items():
+        data[name] = fields | {"pixels": (fields["pixels"] * 255).round().astype(np.uint8)}
+    bytes_ = h5(data, data).client_data(0, 1, 0)
+    assert torch.allclose(bytes_.inputs, floats.inputs, atol=0.5 / 255)
+    assert torch.equal(bytes_.targets, floats.targets)
+
+
+def times(factor, kind=np.float32, where="test"):
+    """Good data, and in one place the same data of another scale."""
+    other = {name: fields | {"pixels": (fields["pixels"] * factor).astype(kind)} for name, fields in writers().items()}
+    return writers() | {"w1": other["w1"]} if where == "writer" else other
+
+
+@pytest.mark.parametrize("scale", ["auto", 1.0, "as_is"])
+@pytest.mark.parametrize("place", ["test", "writer"])
+def test_two_scales_in_one_run_are_refused(h5, scale, place):
+    refused(h5(test=times(255, where=place), scale=scale), "test.h5: writer w", "pixels goes from 0 to ")
+
+
+@pytest.mark.parametrize("place", ["test", "writer"])
+def test_floats_up_to_1_are_refused_where_a_full_pixel_is_255(h5, place):
+    large = times(255, where="all")
+    small = times(1) if place == "test" else large | {"w1": writers()["w1"]}
+    task = h5(large, small, scale=255)
+    assert numbers(task.client_data(0, 1, 0)) == pytest.approx(list(range(15)))
+    refused(task, "test.h5: writer w", "hardly anything where a full pixel is 255 (float32, task.scale = 255.0)")
+
+
+def test_integers_that_are_no_bytes_ask_for_their_scale(h5):
+    data = times(65535, np.uint16)
+    refused(h5(data, data), "pixels goes from 0 to ", " as uint16; say what a full pixel is, such as task.scale = 255")
+    task = h5(data, data, scale=65535)
+    assert task.client_data(0, 1, 0).inputs[:, 0, 0, 1].tolist() == [1.0] * 15
+
+
+def test_writers_without_samples_are_skipped_where_the_config_says_so(h5):
+    data = writers() | {"w0": {"pixels": images(0, 4, 6), "label": np.zeros(0, int)}}
+    refused(h5(data), 'train.h5: writer w0: no samples; remove the writer, or set task.empty = "skip"')
+    task = h5(data, empty="skip")
+    assert task.sizes(4, 0).tolist() == [2, 3, 4, 5]
+    assert changed(task, writers=1).sizes(1, 0).tolist() == [2]
+    (said,) = task.remarks()
+    assert said.endswith("train.h5: 1 of 5 writers have no samples and are left out (task.empty)")
+    nobody = {"w0": data["w0"]}
+    refused(h5(nobody, empty="skip"), "train.h5: no writer has a sample")
+
+
+def test_data_that_is_trained_and_tested_on_is_told(h5, tmp_path):
+    assert h5().remarks() == []
+    (said,) = changed(h5(test=writers()), test=str(tmp_path / "train.h5")).remarks()
+    assert said.endswith("train.h5 is trained on and tested on: the accuracy is that of samples that the clients know")
+
+
+def test_whole_labels_may_be_floats(h5):
+    floats = {name: fields | {"label": fields["label"].astype(np.float64)} for name, fields in writers().items()}
+    assert samples(h5(floats, floats).client_data(0, 1, 0)) == samples(h5().client_data(0, 1, 0))
+
+
 @real
 def test_the_real_digits_by_writer_are_read_whole():
     """539 writers, 53,764 + 6,236 images (README.md beside them)."""
@@ -198,7 +285,7 @@ def test_the_real_digits_by_writer_are_read_whole():
 @real
 def test_the_real_shakespeare_has_no_pixels():
     path = str(SHARED / "shakespeare_by_role_train.h5")
-    with pytest.raises(ValueError, match=re.escape(f"{path}: writer ") + ".*no field 'pixels'"):
+    with pytest.raises(ValueError, match=re.escape(f"{path}: writer ") + ".*no field 'label', it has snippets; name"):
         tasks.load_task({"name": "federated_h5", "train": path, "test": path, "classes": 2}).client_data(0, 1, 0)
 
 

@@ -10,7 +10,7 @@ import torch
 from asyncfeded import tasks
 from asyncfeded.tasks import shakespeare as shakespeare_room
 from asyncfeded.tasks.shakespeare import VOCABULARY
-from tasks.data import PLAYS, SHARED, changed, leaf_file, real, refused, windows
+from tasks.data import PLAYS, SHARED, TEXTS, changed, leaf_file, real, refused, windows
 
 
 def index(text):
@@ -107,8 +107,57 @@ def test_a_text_too_short_can_be_skipped(shakespeare):
         changed(task, too_short="refuse").test_data()
 
 
+def test_characters_outside_the_vocabulary_are_told_with_their_share(shakespeare):
+    """`été }{` has 3 that are unknown of 6, and `abcd` none of 4; the test text `oui, où` has 1 of 7."""
+    task = shakespeare({"A": ["été }{"], "B": ["abcd"]}, {"A": ["oui, où"]}, window=3)
+    roles, train, test = task.remarks()
+    words = "of the characters are none of the 80 symbols known and are read as '}': "
+    assert roles.endswith("test.h5: tested on 1 roles, of 2 trained on and 1 in the file")
+    assert train.endswith(f"train.h5: 30.00% {words}'é' (2), '{{' (1)")
+    assert test.endswith(f"test.h5: 14.29% {words}'ù' (1)")
+
+
+def test_roles_that_are_left_out_are_told(shakespeare):
+    task = shakespeare(TEXTS | {"S": ["abc"]}, TEXTS, too_short="skip")
+    (said,) = task.remarks()
+    assert said.endswith("train.h5: 1 of 4 roles are too short and left out (task.too_short)")
+    assert shakespeare(TEXTS, TEXTS).remarks() == []
+
+
+def test_another_field_may_hold_the_text(shakespeare, tmp_path):
+    task = shakespeare(snippets="speech")
+    for place in ("train", "test"):
+        with h5py.File(tmp_path / f"{place}.h5", "a") as file:
+            for role in file["examples"].values():
+                role.move("snippets", "speech")
+    assert task.sizes(3, 0).tolist() == [9, 1, 9]
+
+
+def test_a_refrain_in_two_files_is_refused_or_kept_as_the_config_says(plays):
+    files = PLAYS | {"train/c.json": leaf_file({"A": (["To b"], ["e"])})}
+    refused(plays(files), "c.json: role A: x of 1 of 2 samples in ", "task.repeated")
+    assert plays(files, repeated="keep").sizes(2, 0).tolist() == [5, 1]
+
+
+def test_roles_of_leaf_without_samples_are_skipped_where_the_config_says_so(plays):
+    files = PLAYS | {"train/c.json": leaf_file({"C": ([], [])})}
+    refused(plays(files), "role C: no samples; remove the role, or set task.too_short")
+    task = plays(files, too_short="skip")
+    assert task.sizes(2, 0).tolist() == [4, 1]
+    assert "1 of 3 roles are too short and left out" in task.remarks()[0]
+
+
+def test_characters_of_leaf_outside_the_vocabulary_are_told(plays):
+    files = PLAYS | {"test/a.json": leaf_file({"A": (["or t", "r tö", " tö "], ["ö", " ", "b"])})}
+    assert (
+        plays(files)
+        .remarks()[-1]
+        .endswith("33.33% of the characters are none of the 80 symbols known and are read as '}': 'ö' (1)")
+    )
+
+
 SNIPPET_FAULTS = {
-    "no snippets": ({"text": ["to be or not"]}, "no field 'snippets', expected snippets"),
+    "no snippets": ({"text": ["to be or not"]}, "no field 'snippets', it has text; name the right one with task.snippets"),
     "numbers": ({"snippets": [1, 2]}, "snippets is int64 (2,), expected strings of shape (n,)"),
     "one string": ({"snippets": "to be or not"}, "snippets is object (), expected strings of shape (n,)"),
     "not UTF-8": ({"snippets": np.array([b"to be \xff"])}, "snippets holds bytes that are not UTF-8"),

@@ -6,10 +6,12 @@ Every fault is a `FileFaultError` of one sentence that names the file, the place
 import codecs
 import csv
 import errno
+import gzip
 import io
 import json
 import stat
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,12 +88,17 @@ def read_bytes(path: Path, advice: str = "") -> bytes:
 
 
 def read_text(path: Path, advice: str = "") -> str:
-    """The text in a file in UTF-8, with or without a byte-order mark.
+    """The text in a file in UTF-8, with or without a byte-order mark; unpacked if the name ends in .gz.
 
     Raises:
         FileFaultError: as `read_bytes`, or it is no text in UTF-8; the message says in which line.
     """
     raw = read_bytes(path, advice)
+    if path.suffix.lower() == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (EOFError, OSError, MemoryError, zlib.error) as error:
+            raise FileFaultError(f"{path}: cannot be unpacked ({str(error) or type(error).__name__})") from None
     if kind := known_kind(raw):
         raise FileFaultError(f"{path}: {kind}")
     if raw.startswith(UTF_16) or b"\0" in raw:

@@ -23,6 +23,7 @@ from asyncfeded.run.progress import Progress
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
+from asyncfeded.tasks import Remarks
 from asyncfeded.training.client import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator
@@ -55,7 +56,7 @@ class ServerParts:
     newest: str
     """File name of the checkpoint from which the run continues; empty: the run is new."""
     sentences: tuple[str, ...]
-    """Sentences for the user about the point from which the run continues."""
+    """Sentences for the user about the data, and about the point from which the run continues."""
 
     @property
     def run_dir(self) -> Path:
@@ -86,12 +87,13 @@ def prepare(
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, rule.init(model, epochs), epochs)
     evaluator = Evaluator(plan.task, flat, config.evaluation.batch_size)
+    remarks = tuple(plan.task.remarks()) if isinstance(plan.task, Remarks) else ()
     due: Due = profiles.due
     if config.replay:
         due = Replay(record.read_record(Path(config.replay)).updates["client"].tolist())
     if not resumed:
         book = _open_run(config, places, profiles.clients, cleanup)
-        return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, lambda: book, "", ())
+        return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, lambda: book, "", remarks)
     point = resume.find(resumed, config, flat.layout, state.rule)
     resume.restore(state, point.snapshot)
 
@@ -99,7 +101,7 @@ def prepare(
         return resume.reopen(config, places, profiles.clients, point)
 
     due = Resumed(resume.kept_due(point.snapshot), due)
-    sentences = tuple(resume.sentences(point, record.most_threads(places)))
+    sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, reopen, point.path.name, sentences)
 
 

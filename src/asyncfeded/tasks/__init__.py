@@ -4,7 +4,7 @@ A task is a section of the config with a few methods. It knows no MPI; a rank as
 that data lies where it is used.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -47,6 +47,18 @@ class Task(Protocol):
 
     def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, int, int]:
         """Sum of the losses, number of correct predictions and number of predictions of a batch."""
+
+
+@runtime_checkable
+class Remarks(Protocol):
+    """A task that has something to say about its data, besides what it refuses."""
+
+    def remarks(self) -> list[str]:
+        """Sentences for the user, said before training: what is left out of the files, or is not read as it stands there.
+
+        Raises:
+            ValueError: as `Task.client_data`.
+        """
 
 
 TASKS: dict[str, type[Settings]] = {

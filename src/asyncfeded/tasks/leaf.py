@@ -1,10 +1,12 @@
-"""LEAF's JSON layout: a directory of *.json files, each with the samples of some users.
+"""LEAF's JSON layout: a directory of *.json or *.json.gz files, each with the samples of some users.
 
 A file is `{"users": [name, ...], "num_samples": [n, ...], "user_data": {name: {"x": [...], "y": [...]}, ...}}` (Caldas et
 al. 2018, arXiv 1812.01097). All files of the directory are one data set; a user may be spread over several, and its
 samples follow each other in the order of the files' names. The task checks the contents of x and y.
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -15,7 +17,7 @@ from asyncfeded.files.plain import read_json
 
 
 class Piece(NamedTuple):
-    """A user's samples in one file: `x` and `y` as JSON gave them, of the same length, at least 1."""
+    """A user's samples in one file: `x` and `y` as JSON gave them, of the same length."""
 
     file: Path
     x: list[Any]
@@ -23,7 +25,7 @@ class Piece(NamedTuple):
 
 
 def counts(directory: Path) -> dict[str, int]:
-    """Number of samples of every user, by name in order.
+    """Number of samples of every user, by name in order; it may be 0.
 
     Every file must be parsed for this, one at a time; the counts are kept, the samples are not.
 
@@ -34,8 +36,14 @@ def counts(directory: Path) -> dict[str, int]:
     return {user: sum(count for _, count in index[user]) for user in sorted(index)}
 
 
-def read_leaf(directory: Path, users: Sequence[str], who: str) -> Iterator[tuple[str, list[Piece]]]:
-    """The samples of some users of `counts`, in that order; only files that hold some of them are parsed.
+def read_leaf(directory: Path, users: Sequence[str], who: str, repeated: bool) -> Iterator[tuple[str, list[Piece]]]:
+    """The samples of some users of `counts`, in that order, where there are any; only files that hold some are parsed.
+
+    Args:
+        directory: of the files.
+        users: their names.
+        who: what a user is called, for messages.
+        repeated: whether a user may have the same x in two files.
 
     Raises:
         ValueError: as `counts`, or a user has the same x in two files.
@@ -43,23 +51,63 @@ def read_leaf(directory: Path, users: Sequence[str], who: str) -> Iterator[tuple
     index, kept = _places(directory), {user: list[Piece]() for user in users}
     for file in sorted({file for user in users for file, _ in index[user]}):
         for user, piece in _parse(file).items():
-            if user not in kept:
+            if user not in kept or not piece.y:
                 continue
-            if (twin := next((other for other in kept[user] if other.x == piece.x), None)) is not None:
-                raise ValueError(
-                    f"{file}: {who} {user}: x is the same as in {twin.file}, y is {'too' if twin.y == piece.y else 'not'}; "
-                    f"a user may be spread over files, but each sample must be in one of them"
-                )
+            if kept[user] and not repeated:
+                _compare(kept[user], piece, f"{file}: {who} {user}")
             kept[user].append(piece)
     yield from kept.items()
 
 
+def remarks(train: Path, test: Path) -> list[str]:
+    """Sentences about what is not read of the directories of a data set, and about data that is trained and tested on."""
+    sentences = []
+    for path in (train, test):
+        if path.is_dir() and (
+            others := sorted({file.name for file in path.iterdir()} - {file.name for file in _files(path)})
+        ):
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            sentences.append(f"{path}: only *.json and *.json.gz are read, and not {', '.join(others[:5])}{more}")
+    if train.exists() and test.exists() and train.samefile(test):
+        sentences.append(f"{test} is trained on and tested on: the accuracy is that of samples that the clients know")
+    return sentences
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of a data set, by name.
+
+    Raises:
+        ValueError: there are none, or some are named for training and some for testing.
+    """
+    names = {
+        file.name: file for file in directory.iterdir() if re.fullmatch(r"[^.].*\.json(\.gz)?", file.name, re.IGNORECASE)
+    }
+    if not names:
+        raise ValueError(f"{directory}: no *.json file in this directory, expected LEAF's data")
+    named = [
+        next((n for n in sorted(names) if re.search(rf"(?i)(?<![a-z]){kind}(?![a-z])", n)), "") for kind in ("train", "test")
+    ]
+    if all(named):
+        raise ValueError(f"{directory}: holds {named[0]} and {named[1]}; give training and test data a directory each")
+    return [names[name] for name in sorted(names)]
+
+
+def _compare(before: list[Piece], piece: Piece, where: str) -> None:
+    """Raise ValueError if a piece holds samples that a user has in another file too."""
+    own = {json.dumps(x): y for x, y in zip(piece.x, piece.y, strict=True)}
+    for other in before:
+        same = [own[key] == y for x, y in zip(other.x, other.y, strict=True) if (key := json.dumps(x)) in own]
+        if same:
+            raise ValueError(
+                f"{where}: x of {len(same)} of {len(other.y)} samples in {other.file} is here too, "
+                f"y is {'too' if all(same) else 'not'}; each sample must be in one file; leave a file out, or set "
+                f'task.repeated = "keep" to take them twice'
+            )
+
+
 def _places(directory: Path) -> dict[str, list[tuple[Path, int]]]:
     """Files and numbers of samples of every user."""
-    files = sorted(directory.glob("*.json"))
-    if not files:
-        raise ValueError(f"{directory}: no *.json file in this directory, expected LEAF's data")
-    return _index(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return _index(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(directory)))
 
 
 @lru_cache(maxsize=4)  # training and test data of one task; names and numbers only
@@ -96,8 +144,6 @@ def _parse(file: Path) -> dict[str, Piece]:
             if not isinstance(fields.get(field), list):
                 raise ValueError(f"{where}: {field} is not a list, expected x and y with an entry for each sample")
         x, y = fields["x"], fields["y"]
-        if len(y) == 0:
-            raise ValueError(f"{where}: y is empty, expected samples; remove the user from the file")
         if len(x) != len(y) or number != len(y):
             raise ValueError(
                 f"{where}: x has {len(x)} entries, y has {len(y)} and num_samples says {number}, expected one number"

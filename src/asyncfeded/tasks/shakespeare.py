@@ -41,12 +41,16 @@ class Shakespeare(Classification):
     """HDF5 file, or LEAF directory, of the training data."""
     test: Path
     """HDF5 file, or LEAF directory, of the test data; the model is tested on the training roles in it."""
+    snippets: str = Field("snippets", min_length=1)
+    """Field of the texts in an HDF5 file."""
     roles: int = Field(0, ge=0)
     """Use only so many roles, the first of the training data by name. 0: all."""
     role_names: tuple[str, ...] = ()
     """Use only these roles, dealt in this order. Empty: as `roles` says."""
     too_short: Literal["refuse", "skip"] = "refuse"
     """A role with too little text for one window is an error, or is left out before roles are counted."""
+    repeated: Literal["refuse", "keep"] = "refuse"
+    """A role's window that is in two files of a LEAF directory is an error, or is taken twice (as of a refrain)."""
     window: int = Field(80, ge=1)
     """Number of characters that the model sees before the one to predict."""
     stride: int = Field(1, ge=1)
@@ -87,13 +91,48 @@ class Shakespeare(Classification):
 
     def test_data(self) -> Data:
         """See `Task`."""
+        return self._read(self.test, self._test_roles(), self.test_windows_max)
+
+    def remarks(self) -> list[str]:
+        """See `Remarks`; reads all text once."""
+        sentences = leaf.remarks(self.train, self.test)
+        known, roles, there = self.role_names or _names(self.train), self._roles, _names(self.test)
+        if self.too_short == "skip" and (short := len(known) - len(self._long_enough(self.train, known))):
+            sentences.append(f"{self.train}: {short} of {len(known)} roles are too short and left out (task.too_short)")
+        tested = self._test_roles()
+        if len(tested) < max(len(roles), len(there)):
+            sentences.append(
+                f"{self.test}: tested on {len(tested)} roles, of {len(roles)} trained on and {len(there)} in the file"
+            )
+        for path, some in ((self.train, roles), (self.test, tested)):
+            count = Counter[str]()
+            for text in self._to_predict(path, some):
+                count.update(text)
+            unknown = Counter({symbol: n for symbol, n in count.items() if symbol not in VOCABULARY})
+            if unknown:
+                most = ", ".join(f"{symbol!r} ({n})" for symbol, n in unknown.most_common(5))
+                sentences.append(
+                    f"{path}: {unknown.total() / count.total():.2%} of the characters are none of the 80 symbols known "
+                    f"and are read as '}}': {most}"
+                )
+        return sentences
+
+    def _to_predict(self, path: Path, roles: Sequence[str]) -> Iterator[str]:
+        """The text of some roles, of LEAF the characters that follow its windows."""
+        if not path.is_dir():
+            yield from (text for _, _, text in _texts(path, roles, self.snippets))
+        else:
+            yield from ("".join(piece.y) for _, pieces in leaf.read_leaf(path, roles, "role", True) for piece in pieces)
+
+    def _test_roles(self) -> list[str]:
+        """The training roles of the test data, in order."""
         test_names = set(_names(self.test))
         roles = self._long_enough(self.test, [role for role in self._roles if role in test_names])
         if not roles:
             raise ValueError(
                 f"{self.test}: none of the roles chosen from {self.train} is here; they are the roles to test on"
             )
-        return self._read(self.test, roles, self.test_windows_max)
+        return roles
 
     @cached_property
     def _roles(self) -> list[str]:
@@ -125,18 +164,21 @@ class Shakespeare(Classification):
         """Roles and the numbers of their windows of stride 1."""
         if path.is_dir():
             counts = leaf.counts(path)
-            yield from ((role, counts[role]) for role in roles)
+            for role in roles:
+                if not counts[role] and not allow_none:
+                    raise _nothing(path, role)
+                yield role, counts[role]
         else:
-            for role, where, text in _texts(path, roles):
+            for role, where, text in _texts(path, roles, self.snippets):
                 yield role, 0 if allow_none and len(text) <= self.window else self._checked(where, text)
 
     def _checked(self, where: str, text: str) -> int:
         """Number of windows of stride 1 of a text, at least 1."""
         if len(text) <= self.window:
             raise ValueError(
-                f"{where}: snippets hold {len(text)} characters, too few for one window of {self.window} (task.window) and "
-                f"the character after it; set task.too_short = 'skip', leave the role out of task.role_names, or take a "
-                f"shorter window"
+                f"{where}: {self.snippets} hold {len(text)} characters, too few for one window of {self.window} "
+                f"(task.window) and the character behind it; set task.too_short = 'skip', leave the role out of "
+                f"task.role_names, or take a shorter window"
             )
         return len(text) - self.window
 
@@ -150,13 +192,15 @@ class Shakespeare(Classification):
 
     def _tff_windows(self, path: Path, roles: Sequence[str]) -> Iterator[np.ndarray]:
         """For each role all windows with the character after them, uint8 (n, window + 1): views of the text."""
-        for _, where, text in _texts(path, roles):
+        for _, where, text in _texts(path, roles, self.snippets):
             self._checked(where, text)
             yield np.lib.stride_tricks.sliding_window_view(encode(text), self.window + 1)
 
     def _leaf_windows(self, path: Path, roles: Sequence[str]) -> Iterator[np.ndarray]:
         """The same of LEAF's strings."""
-        for role, pieces in leaf.read_leaf(path, roles, "role"):
+        for role, pieces in leaf.read_leaf(path, roles, "role", self.repeated == "keep"):
+            if not pieces:
+                raise _nothing(path, role)
             for piece in pieces:
                 for field, strings, length in (("x", piece.x, self.window), ("y", piece.y, 1)):
                     for string in strings:
@@ -198,6 +242,10 @@ def encode(text: str) -> np.ndarray:
     return _INDEX[np.minimum(codes, 127)]  # 127 is no symbol
 
 
+def _nothing(path: Path, role: str) -> ValueError:
+    return ValueError(f'{path}: role {role}: no samples; remove the role, or set task.too_short = "skip"')
+
+
 def _names(path: Path) -> list[str]:
     if path.is_dir():
         return list(leaf.counts(path))
@@ -205,15 +253,15 @@ def _names(path: Path) -> list[str]:
         return examples.names()
 
 
-def _texts(path: Path, roles: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _texts(path: Path, roles: Sequence[str], field: str) -> Iterator[tuple[str, str, str]]:
     """Roles, their places and their whole texts."""
     with tff.open_examples(path, "role") as examples:
         for role in roles:
             where = f"{path}: role {role}"
-            snippets = tff.find(examples, where, role, "snippets", "snippets")
+            snippets = tff.find(examples, where, role, field, "task.snippets")
             if len(snippets.shape) != 1 or not snippets.is_text:
-                raise ValueError(f"{where}: snippets is {snippets.dtype} {snippets.shape}, expected strings of shape (n,)")
+                raise ValueError(f"{where}: {field} is {snippets.dtype} {snippets.shape}, expected strings of shape (n,)")
             try:
                 yield role, where, " ".join(snippet.decode("utf-8") for snippet in snippets.read())
             except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: snippets holds bytes that are not UTF-8 ({error})") from None
+                raise ValueError(f"{where}: {field} holds bytes that are not UTF-8 ({error})") from None

@@ -32,7 +32,7 @@ def open_examples(path: Path, who: str) -> Iterator[Group]:
         yield examples
 
 
-def find(examples: Group, where: str, name: str, field: str, fields: str) -> Array:
+def find(examples: Group, where: str, name: str, field: str, key: str) -> Array:
     """The array `examples/<name>/<field>`; nothing of it is read.
 
     Args:
@@ -40,11 +40,15 @@ def find(examples: Group, where: str, name: str, field: str, fields: str) -> Arr
         where: file and name, for the message.
         name: of the writer or role.
         field: wanted.
-        fields: all that are expected, for the message.
+        key: of the config, that names the field.
 
     Raises:
         ValueError: there is no such array.
     """
-    if examples.kind(name) != "group" or examples.group(name).kind(field) != "array":
-        raise ValueError(f"{where}: no field {field!r}, expected {fields}")
-    return examples.group(name).array(field)
+    group = examples.group(name) if examples.kind(name) == "group" else None
+    if group is None or group.kind(field) != "array":
+        here = ", ".join(group.names()[:10]) if group else ""
+        raise ValueError(
+            f"{where}: no field {field!r}, it has {here or 'none'}{here and f'; name the right one with {key}'}"
+        )
+    return group.array(field)
