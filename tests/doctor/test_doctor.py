@@ -421,9 +421,3 @@ def test_the_kind_of_a_file_system_is_that_of_the_nearest_mount(path, kind):
 
 def test_without_mounts_the_kind_is_unknown():
     assert folder.kind_of(folder.Path("/data"), "") == ""
-
-
-def test_the_memory_of_a_host_is_read(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
-    assert doctor._memory(tmp_path / "meminfo") == 64 * 1024
-    assert doctor._memory(tmp_path / "none") == 0

@@ -1,6 +1,7 @@
 """GPUs, near cores, quotas and the map, on systems made of files."""
 
 import os
+import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,7 +127,42 @@ def quota(tmp_path):
 )
 def test_the_memory_that_control_groups_leave(tmp_path, quota, own, files, left):
     quota(own, files)
-    assert placement.memory(tmp_path, tmp_path / "own") == left
+    assert placement.memory(tmp_path, tmp_path / "own")[0] == left
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "names", "stat"),
+    [
+        ("0::/job\n", "job", ("max", "current"), "anon 70\nactive_file 20\ninactive_file 5\n"),
+        (
+            "4:memory:/job\n",
+            "memory/job",
+            ("limit_in_bytes", "usage_in_bytes"),
+            "active_file 1\ntotal_active_file 20\ntotal_inactive_file 5\n",
+        ),
+    ],
+)
+def test_pages_of_files_give_way_and_count_as_left(tmp_path, quota, own, folder, names, stat):
+    """Of 100 bytes 95 are used, 25 of them by pages of files."""
+    texts = dict(zip(names, ("100\n", "95\n"), strict=True)) | {"stat": stat}
+    quota(own, {f"{folder}/memory.{name}": text for name, text in texts.items()})
+    assert placement.memory(tmp_path, tmp_path / "own") == (30, (tmp_path / folder).stat().st_ino)
+
+
+def test_the_memory_of_a_host_is_what_is_available_and_its_swap(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\nHugePages_Total: 0\nSwapFree: 16 kB\n")
+    assert placement.host_memory(tmp_path / "meminfo") == 80 * 1024
+    assert placement.host_memory(tmp_path / "none") == np.inf
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"), [({}, np.inf), ({"AS": 400 << 10}, 100 << 10), ({"AS": 1 << 30, "DATA": 60 << 10}, 10 << 10)]
+)
+def test_a_process_may_reserve_what_its_limits_leave(tmp_path, monkeypatch, limits, left):
+    (tmp_path / "status").write_text("Name:\ta: b\nVmSize:\t 300 kB\nVmRSS:\t 20 kB\nVmData:\t 50 kB\n")
+    by_number = {getattr(resource, f"RLIMIT_{name}"): (size, size) for name, size in limits.items()}
+    monkeypatch.setattr(placement.resource, "getrlimit", lambda number: by_number.get(number, (-1, -1)))
+    assert placement.process_memory(tmp_path / "status") == (20 << 10, left)
 
 
 def test_the_least_quota_above_a_process_counts(quota):

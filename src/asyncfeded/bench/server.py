@@ -25,6 +25,7 @@ from asyncfeded.mpi import placement
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.mpi.world import RefusedError, World, make_statement
 from asyncfeded.run import plan, resume
+from asyncfeded.run.memory import Need, agree_on_memory
 from asyncfeded.run.progress import Progress
 from asyncfeded.store.checkpoint import FOLDER, Writer
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
@@ -76,6 +77,9 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         own_device = plan.agree_on(
             world, lambda: placement.device(known_device(wanted), 0, "--device"), lambda _: make_statement()
         )
+        models = 1 if world.rank else world.size + 1 + checkpoints  # one for each client, the global one, a receive buffer
+        need = 4 * params * models
+        agree_on_memory(world, Need(need, need), f"the server holds {world.size - 1} models of {params} parameters and more")
         torch.set_num_threads(world.threads)
         if world.rank == 0:
             placement.take(own_device)

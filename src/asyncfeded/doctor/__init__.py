@@ -196,11 +196,9 @@ def _facts(world: World, gpu_buffers: str) -> np.ndarray:
     return all_facts
 
 
-def _memory(info: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that this host and the control groups of this rank have left; 0 if the system does not report it."""
-    lines = info.read_text().splitlines() if info.exists() else []
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-    return int(min(free, placement.memory()))
+def _memory() -> int:
+    """Bytes that this rank could still take."""
+    return int(min(placement.host_memory(), placement.memory()[0], placement.process_memory()[1], 2**62))
 
 
 def _first_gpu(places: np.ndarray) -> int:

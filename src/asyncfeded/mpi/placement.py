@@ -5,6 +5,7 @@ This file does not use MPI: world.py exchanges this information between ranks.
 
 import math
 import os
+import resource
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -89,13 +90,32 @@ def quota(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
     return least
 
 
-def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """How many bytes the control groups still let this process have; inf: all."""
-    left = math.inf
+def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[float, int]:
+    """Bytes that control groups still let this process have, and the inode of the group that says so; (inf, 0): all."""
+    left = (math.inf, 0)
     for group in control_groups("memory", system, own):
         with suppress(OSError, ValueError):
-            left = min(left, _bytes_left(group))
+            left = min(left, (_bytes_left(group), group.stat().st_ino))
     return left
+
+
+def host_memory(info: Path = Path("/proc/meminfo")) -> float:
+    """Bytes that all processes of this host together could still take; inf if the system does not report it."""
+    if not info.exists():
+        return math.inf
+    sizes = dict(line.split(":") for line in info.read_text().splitlines())
+    return 1024 * float(sum(int(sizes.get(name, "0").split()[0]) for name in ("MemAvailable", "SwapFree")))
+
+
+def process_memory(status: Path = Path("/proc/self/status")) -> tuple[int, float]:
+    """Bytes that this process holds, and how many more its limits let it reserve (`ulimit -v`, `ulimit -d`)."""
+    sizes = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now = {name: 1024 * int(sizes[name].split()[0]) for name in ("VmRSS", "VmSize", "VmData")}
+    left = math.inf
+    for limit, used in ((resource.RLIMIT_AS, now["VmSize"]), (resource.RLIMIT_DATA, now["VmData"])):
+        soft = resource.getrlimit(limit)[0]
+        left = left if soft == resource.RLIM_INFINITY else min(left, soft - used)
+    return now["VmRSS"], left
 
 
 def share_cores(masks: np.ndarray, quotas: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -172,6 +192,13 @@ def _cores_of(group: Path) -> float:
 
 def _bytes_left(group: Path) -> float:
     """The memory left in one control group, of version 2 or 1. Raises OSError or ValueError if it names no limit."""
-    names = ("max", "current") if (group / "memory.max").exists() else ("limit_in_bytes", "usage_in_bytes")
+    new = (group / "memory.max").exists()
+    names = ("max", "current") if new else ("limit_in_bytes", "usage_in_bytes")
     limit, used = ((group / f"memory.{name}").read_text().strip() for name in names)
-    return math.inf if limit == "max" else int(limit) - int(used)
+    if limit == "max":
+        return math.inf
+    cached = 0  # pages of files, which give way
+    with suppress(OSError):
+        sizes = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = sum(int(sizes.get(f"{'' if new else 'total_'}{which}_file", 0)) for which in ("active", "inactive"))
+    return int(limit) - int(used) + cached

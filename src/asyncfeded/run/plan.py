@@ -44,6 +44,10 @@ def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndar
         statement = tell(made)
     except (ValueError, OSError) as error:
         statement = make_statement(problem=str(error) or repr(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        statement = make_statement(problem=f"not enough memory: {str(error).splitlines()[0] if str(error) else 'refused'}")
     compare_statements(world, statement)
     return made
 

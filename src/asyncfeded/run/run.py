@@ -17,11 +17,12 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi import launcher, origin, shield
 from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server
 from asyncfeded.run import REFUSED, serve, work
+from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_torch
-from asyncfeded.training.heterogeneity import draw
+from asyncfeded.training.heterogeneity import ClientProfiles, draw
 from asyncfeded.wire.client_wire import ServerLostError
 
 
@@ -63,10 +64,12 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
     )
     world, places = take_place(world, plan)
     seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
+    profiles, flat = agree_on(world, lambda: _make_model(plan), lambda made: _statement(made[1]))
+    agree_on_memory(world, *_need(seated, plan, flat))
     cleanup = ExitStack()  # removes the run's folder
     try:
-        parts, _ = agree_on(
-            world, lambda: _prepare(seated, plan, places, resumed, cleanup), lambda made: _statement(made[1])
+        parts = agree_on(
+            world, lambda: _prepare(seated, plan, flat, profiles, places, resumed, cleanup), lambda _: make_statement()
         )
     except RefusedError:
         with suppress(OSError):
@@ -90,10 +93,8 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
             return 1, True
 
 
-def _prepare(
-    world: World, plan: Plan, places: np.ndarray, resumed: Path | None, cleanup: ExitStack
-) -> tuple[ServerParts | ClientParts, FlatModel]:
-    """Make and check everything else that needs no message: the parts of this rank, and its model.
+def _make_model(plan: Plan) -> tuple[ClientProfiles, FlatModel]:
+    """Draw the profiles of the clients, and make the model as it is at the start.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
@@ -101,10 +102,36 @@ def _prepare(
     config = plan.config
     profiles = draw(config, plan.task.sizes(config.clients, config.seed))
     seed_torch(config.seed, Stream.MODEL)
-    flat = FlatModel(plan.task.model(), plan.device)
+    return profiles, FlatModel(plan.task.model(), plan.device)
+
+
+def _need(world: World, plan: Plan, flat: FlatModel) -> tuple[Need, str]:
+    """The memory that this rank has yet to take, and for what, in words."""
+    config, layout = plan.config, flat.layout
     if world.rank == 0:
-        return serve.prepare(plan, flat, profiles, places, resumed, cleanup), flat
-    return work.prepare(world, plan, flat, profiles), flat
+        need = server_need(config, plan.rule, layout, flat.buffer.is_cuda)
+    else:
+        need = worker_need(config, plan.rule.proximal, layout)
+    return need, f"the server holds a model of {layout.num_params} parameters for each of {config.clients} clients"
+
+
+def _prepare(
+    world: World,
+    plan: Plan,
+    flat: FlatModel,
+    profiles: ClientProfiles,
+    places: np.ndarray,
+    resumed: Path | None,
+    cleanup: ExitStack,
+) -> ServerParts | ClientParts:
+    """Make and check everything else that needs no message.
+
+    Raises:
+        ValueError, OSError: something is wrong that the user can correct.
+    """
+    if world.rank == 0:
+        return serve.prepare(plan, flat, profiles, places, resumed, cleanup)
+    return work.prepare(world, plan, flat, profiles)
 
 
 def _statement(flat: FlatModel) -> np.ndarray:

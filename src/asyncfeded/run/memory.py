@@ -1,0 +1,131 @@
+"""Whether the ranks of every host fit into its memory, before the server makes its models.
+
+Counted is what a run will hold for certain; data, activations and what libraries take are not known. So a run that is
+refused cannot fit; one that starts may still be too large.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from asyncfeded.config import Config
+from asyncfeded.model.flat import Entry, Layout
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.mpi import placement
+from asyncfeded.mpi.world import World, make_statement
+from asyncfeded.rules import Rule
+from asyncfeded.run.plan import agree_on
+
+
+class Need(NamedTuple):
+    """Memory that a rank has yet to take, in bytes."""
+
+    touched: int
+    """What it will write to."""
+    reserved: int
+    """What it will ask for; buffers that are seldom used count too."""
+
+
+RANK = np.dtype(
+    [
+        ("touched", np.int64),
+        ("reserved", np.int64),
+        ("held", np.int64),
+        ("own", np.float64),
+        ("host", np.float64),
+        ("group", np.float64),
+        ("group_id", np.int64),
+        ("job", np.float64),
+    ]
+)
+"""A rank of a host, in bytes: its need, what it holds, what its own limits leave, what the host, its control group (with the
+inode) and its Slurm job have."""
+
+
+def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Need:
+    """What the server of a run will take besides the model that it evaluates.
+
+    Args:
+        config: the resolved config.
+        rule: its state is measured on models of one and two parameters; it grows linearly.
+        layout: of the model.
+        pinned: whether the models lie on a GPU, and their copies for the wire in pinned memory.
+    """
+    n, size = config.clients, 4 * layout.size
+    small, large = (_state_bytes(rule, n, params) for params in (1, 2))
+    state = small + (large - small) * (layout.num_params - 1)
+    if pinned:
+        return Need(2 * n * size, 2 * n * size)
+    copies = size + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
+    return Need((n + 2) * size + state + copies, (2 * n + 1) * size + state + copies)
+
+
+def worker_need(config: Config, proximal: float, layout: Layout) -> Need:
+    """What a worker will take besides its model, and the data of its clients: gradient, momentum and the anchor x_s."""
+    vectors = 1 + bool(config.training.momentum) + bool(config.training.proximal or proximal)
+    return Need(4 * layout.num_params * vectors, 4 * layout.num_params * vectors)
+
+
+def agree_on_memory(world: World, need: Need, what: str) -> None:
+    """Check that the ranks of every host fit. Collective.
+
+    Args:
+        world: all ranks.
+        need: of this rank.
+        what: for the user: the models that need it.
+
+    Raises:
+        RefusedError: on every rank, with the same text.
+    """
+    held, own = placement.process_memory()
+    group, group_id = placement.memory()
+    mine = np.array([(*need, held, own, placement.host_memory(), group, group_id, slurm_memory(os.environ))], RANK)
+    ranks = np.zeros(world.local.size, RANK)
+    world.local.Allgather(mine.view(np.uint8), ranks.view(np.uint8))
+    agree_on(world, lambda: check(ranks, world.local.rank, what), lambda _: make_statement())
+
+
+def check(ranks: np.ndarray, mine: int, what: str) -> None:
+    """Compare what the ranks of a host need with what there is.
+
+    Args:
+        ranks: RANK (ranks,), of this host.
+        mine: index of this rank in `ranks`.
+        what: for the user: the models that need it.
+
+    Raises:
+        ValueError: they cannot fit; the message gives both figures.
+    """
+    me = ranks[mine]
+    together = int(ranks["touched"].sum())
+    grouped = int(ranks["touched"][ranks["group_id"] == me["group_id"]].sum())
+    in_all = together + int(ranks["held"].sum())
+    for needed, left, sentence in (
+        (int(me["reserved"]), me["own"], "this rank needs {} more, but its limits (ulimit -v, ulimit -d) leave {}"),
+        (grouped, me["group"], "the ranks of this host need {} more, but their container or job (cgroup) has {} left"),
+        (together, me["host"], "the ranks of this host need {} more, but it has {} left"),
+        (in_all, me["job"], "the ranks of this host need {}, but the Slurm job has {} on it (--mem)"),
+    ):
+        if needed > left:
+            figures = (f"{amount / 1e9:.3g} GB" for amount in (needed, max(left, 0)))
+            raise ValueError(
+                f"not enough memory: {sentence.format(*figures)}; {what}; take fewer clients, a smaller model, or more "
+                f"memory"
+            )
+
+
+def slurm_memory(env: Mapping[str, str]) -> float:
+    """Bytes that the Slurm job has on this host; inf if it does not say."""
+    if (per_node := env.get("SLURM_MEM_PER_NODE", "")).isdigit() and int(per_node):
+        return float(per_node) * 2**20
+    per_cpu, cpus = env.get("SLURM_MEM_PER_CPU", ""), env.get("SLURM_CPUS_ON_NODE", "")
+    return float(per_cpu) * int(cpus) * 2**20 if per_cpu.isdigit() and cpus.isdigit() and int(per_cpu) else float("inf")
+
+
+def _state_bytes(rule: Rule, num_clients: int, params: int) -> int:
+    """Bytes of the state of a rule for a model of so many parameters."""
+    model = GlobalModel(torch.zeros(params), Layout((Entry("w", (params,), 0),), params, params), num_clients)
+    return sum(int(array.nbytes) for array in rule.init(model, np.ones(num_clients, np.int64)).values())
