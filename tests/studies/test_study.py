@@ -169,15 +169,32 @@ def test_runs_that_are_not_done_have_no_row(done):
 def test_the_table_tells_means_medians_and_never(done):
     """Medians of 1 and 3 s, and of 2 s and never; the deviation of 95 and 80 is 15 / sqrt(2)."""
     text = study.to_markdown(*done)
-    assert "| asyncfeded | 2 | 87.50 ± 10.61 | 85.00 ± 7.07 | 10 | 2 | 1.0 | never |  |" in text
-    assert "| hinge | 2 | 20.00 ± 0.00 | 20.00 ± 0.00 | 10 | never |  | never |  |" in text
+    assert "| asyncfeded | 2 of 2 | 87.50 ± 10.61 | 85.00 ± 7.07 | 10 | 2 | 1.0 | never |  |" in text
+    assert "| hinge | 2 of 2 | 20.00 ± 0.00 | 20.00 ± 0.00 | 10 | never |  | never |  |" in text
     assert text.startswith("Small.\n")
+    assert "\nx: the time divided by that of asyncfeded; it is empty where asyncfeded did not reach 0.9.\n" in text
+
+
+def test_a_rule_whose_runs_are_not_done_has_a_line_and_nothing_is_compared_with_another(done):
+    """The first rule is compared with, and there is only hinge, of which seed 2 is not done."""
+    grid, rows = done
+    text = study.to_markdown(grid, [row for row in rows if (row.run.rule, row.run.seed) == ("hinge", 1)])
+    assert "| asyncfeded | 0 of 2 |  |  |  |  |  |  |  |\n| hinge | 1 of 2 | 20.00 ± 0.00 |" in text
+    assert "x: the time divided by that of asyncfeded; it is empty, since no run of asyncfeded is done." in text
+    assert "Not done: asyncfeded with seed 1, 2.\nNot done: hinge with seed 2.\n" in text
+    assert text.count("### digits") == 2
 
 
 def test_the_csv_has_a_line_for_each_run(done, tmp_path):
-    study.write_csv(*done, tmp_path / "table.csv")
+    grid, rows = done
+    runs = list(study.expand(grid))
+    (tmp_path / "runs" / f"{runs[-1].name}.log").write_text("it failed")
+    study.write_csv(grid, runs, rows, tmp_path, tmp_path / "table.csv")
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    assert len(lines) == 4
+    assert len(lines) == len(runs) == 8
+    assert lines[-1]["outcome"] == f"not done, see runs/{runs[-1].name}.log"
+    assert (lines[-1]["max_accuracy"], lines[-1]["seconds_to_target_1"]) == ("", "")
+    assert [line["outcome"] for line in lines].count("done") == 4
     line = next(line for line in lines if (line["rule"], line["seed"]) == ("asyncfeded", "2"))
     assert (line["target_1"], line["seconds_to_target_1"], line["seconds_to_target_2"]) == ("0.5", "3", "")
     assert float(line["max_accuracy"]) == 0.8
@@ -194,6 +211,18 @@ def test_tuning_chooses_the_best_run_over_its_whole_time(path, tmp_path):
     chosen = read_toml(tmp_path / "chosen.toml")
     assert chosen["rules"]["asyncfeded"]["on"]["digits"] == {"rule": {"lambda": 1.0}, "training": {"learning_rate": 0.1}}
     assert chosen["rules"]["hinge"]["on"]["digits"]["rule"] == {"staleness": "polynomial"}
+
+
+def test_tuning_says_what_was_not_tried_to_the_end(path, tmp_path):
+    grid = study.load_study_grid(path)
+    runs = [run for run in study.expand_tuning(grid) if run.rule == "hinge"]
+    for run in runs[1:]:
+        finish(run, tmp_path, [0.5, 0.6])
+    text = study.chosen(grid, study.collect(grid, runs, tmp_path))
+    assert text.startswith(
+        "# asyncfeded on digits: 0 of 6 runs are done, the others were not chosen from.\n"
+        "# hinge on digits: 5 of 6 runs are done, the others were not chosen from.\n[rules"
+    )
 
 
 # --- for real
@@ -221,11 +250,16 @@ def test_a_study_runs_and_then_skips_what_is_done(own_mpi, path, tmp_path):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(own_mpi, path, tmp_path):
+    """Also that of the first rule: no other takes its place in the comparison."""
     changed(path, "error_probabilities = [0.0, 0.5]", "error_probabilities = [0.2]")
     changed(path, "seeds = [1, 2]", "seeds = [1]")
-    changed(path, "limits.seconds = 4", "limits.seconds = 40")
-    changed(path, 'staleness = "hinge"}', 'staleness = "hinge"}\nrun.training.learning_rate = 1e20')
+    changed(path, "rule.lambda = 0.7", "rule.lambda = 1e30")
     done = run_asyncfeded("study", path, "--output", tmp_path / "out", cwd=tmp_path, env=own_mpi.env)
     assert done.status == 2, str(done)
-    assert "1 of 2 runs failed: digits-hinge-p0.2-s1-" in done.stderr
-    assert "| asyncfeded | 1 |" in done.stdout
+    assert "1 of 2 runs failed: digits-asyncfeded-p0.2-s1-" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| asyncfeded | 0 of 1 |" in done.stdout
+    assert "| hinge | 1 of 1 |" in done.stdout
+    assert "it is empty, since no run of asyncfeded is done" in done.stdout
+    pictures = [Path(line).name for line in done.stdout.splitlines() if line.endswith(".png")]
+    assert pictures == ["digits-accuracy.png", "digits-errors.png"]

@@ -31,7 +31,7 @@ def study(
         failed = room.execute(runs, output, ranks, jobs, console.print)
         rows = room.collect(plan, runs, output)
         output.mkdir(parents=True, exist_ok=True)
-        room.write_csv(plan, rows, output / ("tuning.csv" if tune else "table.csv"))
+        room.write_csv(plan, runs, rows, output, output / ("tuning.csv" if tune else "table.csv"))
         if tune:
             print(room.chosen(plan, rows))  # noqa: T201
         else:

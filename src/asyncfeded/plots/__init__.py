@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -69,7 +70,8 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
     """Draw the figures of a study for each task.
 
     Accuracy over time by rule (mean and range over the seeds) at each error probability; maximum accuracy and time to each
-    target over the error probability; K and gamma of each client over time in the first rule's first run.
+    target over the error probability; K and gamma of each client over time in the first rule's first run, if it has one.
+    The legend names every rule of the grid, and says how many of its runs are done where some are not.
 
     Args:
         grid: grid of the study.
@@ -94,15 +96,18 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
                 continue
             levels = [p for p in grid.error_probabilities if any(row.run.error_probability == p for row in of_task)]
             color = {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(grid.rules)}
+            done, all_runs = Counter(row.run.rule for row in of_task), len(grid.error_probabilities) * len(grid.seeds)
+            label = {rule: rule + f" ({done[rule]} of {all_runs} runs)" * (done[rule] < all_runs) for rule in grid.rules}
 
             figure, axes = plt.subplots(1, len(levels), figsize=(3.6 * len(levels) + 1, 3.8), sharey=True, squeeze=False)
             for axis, p in zip(axes[0], levels, strict=True):
                 for rule in grid.rules:
+                    axis.plot([], [], color=color[rule], label=label[rule], linewidth=1.3)  # in the legend, drawn or not
                     curves = [_curve(row) for row in of_task if (row.run.rule, row.run.error_probability) == (rule, p)]
                     if curves:
                         times = curves[0][0]
                         stacked = np.array([np.interp(times, *curve) for curve in curves])
-                        axis.plot(times, stacked.mean(axis=0), color=color[rule], label=rule, linewidth=1.3)
+                        axis.plot(times, stacked.mean(axis=0), color=color[rule], linewidth=1.3)
                         axis.fill_between(times, stacked.min(axis=0), stacked.max(axis=0), color=color[rule], alpha=0.15)
                 axis.set(title=f"p = {p:g}", xlabel="time (s)")
             axes[0][0].set(ylabel="test accuracy")
@@ -118,7 +123,7 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
                     levels,
                     [np.mean([row.max_accuracy for row in some]) if some else np.nan for some in mine],
                     [np.std([row.max_accuracy for row in some]) if some else np.nan for some in mine],
-                    color=color[rule], marker="o", markersize=3, capsize=2, label=rule,
+                    color=color[rule], marker="o", markersize=3, capsize=2, label=label[rule],
                 )  # fmt: skip
                 for i, axis in enumerate(axes[0][1:]):
                     medians = [np.median([row.seconds_to[i] for row in some]) if some else np.nan for some in mine]
@@ -142,11 +147,11 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
             crosses = "; crosses: the authors' figures" if published else ""
             made.append(save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
 
-            first = next(row for row in of_task if row.run.rule == next(iter(grid.rules)))
-            updates, _, num_clients = _read(first.run_dir)
-            figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
-            draw_clients(updates[updates["accepted"]], num_clients, None, local, stale)
-            made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
+            if first := next((row for row in of_task if row.run.rule == next(iter(grid.rules))), None):
+                updates, _, num_clients = _read(first.run_dir)
+                figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
+                draw_clients(updates[updates["accepted"]], num_clients, None, local, stale)
+                made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
     return made
 
 

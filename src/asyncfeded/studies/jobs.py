@@ -75,6 +75,13 @@ def is_done(folder: Path, name: str) -> bool:
     return (folder / name / "result.json").exists()
 
 
+def outcome(folder: Path, name: str) -> str:
+    """What became of a run: `done`, or why it has no figures."""
+    if is_done(folder, name):
+        return "done"
+    return f"not done, see runs/{name}.log" if (folder / f"{name}.log").exists() else "not done"
+
+
 def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Callable[[str], None]) -> list[GridJob]:
     """Do the runs that are not done yet.
 

@@ -7,6 +7,7 @@ records of the runs. `StudyGrid` is the schema of the file.
 import csv
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,83 +181,105 @@ def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyR
     return rows
 
 
-def write_csv(grid: StudyGrid, rows: Sequence[StudyRow], path: Path) -> None:
-    """Write all rows, one line for each run; targets that were not reached are empty."""
+def write_csv(grid: StudyGrid, runs: Sequence[StudyRun], rows: Sequence[StudyRow], out: Path, path: Path) -> None:
+    """Write one line for each run of the grid; a run that is not done has no figures, and targets not reached are empty."""
+    done = {row.run.name: row for row in rows}
     most = max(len(plan.targets) for plan in grid.tasks.values())
-    head = ["task", "rule", "error_probability", "seed", "config_sha256", "max_accuracy", "final_accuracy", "mean_accuracy"]
-    head += ["updates"]
+    head = ["task", "rule", "error_probability", "seed", "config_sha256", "outcome"]
+    head += ["max_accuracy", "final_accuracy", "mean_accuracy", "updates"]
     head += [f"{name}_{quartile}" for name in ("gamma", "tau") for quartile in ("q1", "median", "q3")]
     head += ["wall_s", "workers_busy"]
     head += [f"{what}_{i + 1}" for i in range(most) for what in ("target", "seconds_to_target")]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
-        for row in rows:
-            run = row.run
+        for run in runs:
             line: list[Any] = [run.task, run.rule, run.error_probability, run.seed, run.config.digest().hex()]
-            line += [
-                row.max_accuracy,
-                row.final_accuracy,
-                row.mean_accuracy,
-                row.updates,
-                *row.gamma,
-                *row.tau,
-                row.wall_s,
-                row.workers_busy,
-            ]
-            for target, seconds in zip(grid.tasks[run.task].targets, row.seconds_to, strict=True):
-                line += [target, seconds if np.isfinite(seconds) else ""]
-            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in line])
+            line += [jobs.outcome(out / "runs", run.name)]
+            if row := done.get(run.name):
+                line += [row.max_accuracy, row.final_accuracy, row.mean_accuracy, row.updates]
+                line += [*row.gamma, *row.tau, row.wall_s, row.workers_busy]
+                for target, seconds in zip(grid.tasks[run.task].targets, row.seconds_to, strict=True):
+                    line += [target, seconds if np.isfinite(seconds) else ""]
+            cells = [f"{x:.6g}" if isinstance(x, float) else x for x in line]
+            writer.writerow(cells + [""] * (len(head) - len(cells)))
 
 
 def to_markdown(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
-    """The comparison of the rules: a table for each task and error probability.
+    """The comparison of the rules: a table for each task and error probability, with a line for every rule.
 
     Accuracies are means and standard deviations over the seeds; times are medians. `x` is the time divided by that of the
-    grid's first rule.
+    grid's first rule, and of no other: where that has none, `x` is empty, and the lines below the table say why.
     """
     lines = [grid.caption.strip(), ""] if grid.caption else []
-    for task, plan in grid.tasks.items():
-        for p in grid.error_probabilities:
-            of_task = [row for row in rows if row.run.task == task and row.run.error_probability == p]
-            if not of_task:
-                continue
-            targets = " | ".join(f"s to {target:.4g} | x" for target in plan.targets)
-            lines += [f"### {task}, error probability {p:g}", ""]
-            lines += [f"| rule | runs | max accuracy (%) | final (%) | updates | {targets} |"]
-            lines += ["|---|" + "---:|" * (4 + 2 * len(plan.targets))]
-            first: list[float] = []
-            for rule in grid.rules:
-                mine = [row for row in of_task if row.run.rule == rule]
-                if not mine:
-                    continue
-                seconds = [float(np.median([row.seconds_to[i] for row in mine])) for i in range(len(plan.targets))]
-                first = first or seconds
-                cells = [rule, str(len(mine)), _spread([row.max_accuracy for row in mine])]
-                cells += [_spread([row.final_accuracy for row in mine]), f"{np.mean([row.updates for row in mine]):.0f}"]
-                for mean, reference in zip(seconds, first, strict=True):
-                    known = np.isfinite(mean) and np.isfinite(reference) and reference > 0
-                    cells += [f"{mean:.0f}" if np.isfinite(mean) else "never", f"{mean / reference:.1f}" if known else ""]
-                lines.append("| " + " | ".join(cells) + " |")
-            lines.append("")
+    for (task, plan), p in itertools.product(grid.tasks.items(), grid.error_probabilities):
+        of_task = [row for row in rows if row.run.task == task and row.run.error_probability == p]
+        by_rule = {rule: [row for row in of_task if row.run.rule == rule] for rule in grid.rules}
+        targets = " | ".join(f"s to {target:.4g} | x" for target in plan.targets)
+        lines += [f"### {task}, error probability {p:g}", ""]
+        lines += [f"| rule | runs | max accuracy (%) | final (%) | updates | {targets} |"]
+        lines += ["|---|" + "---:|" * (4 + 2 * len(plan.targets))]
+        first = _median_seconds(plan, by_rule[next(iter(grid.rules))])
+        for rule, mine in by_rule.items():
+            cells = [rule, f"{len(mine)} of {len(grid.seeds)}"]
+            if mine:
+                cells += [_spread([row.max_accuracy for row in mine]), _spread([row.final_accuracy for row in mine])]
+                cells += [f"{np.mean([row.updates for row in mine]):.0f}"]
+                for median, reference in zip(_median_seconds(plan, mine), first, strict=True):
+                    known = np.isfinite(median) and np.isfinite(reference) and reference > 0
+                    cells += [
+                        f"{median:.0f}" if np.isfinite(median) else "never",
+                        f"{median / reference:.1f}" if known else "",
+                    ]
+            else:
+                cells += [""] * (3 + 2 * len(plan.targets))
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", *_remarks(grid, by_rule, dict(zip(plan.targets, first, strict=True))), ""]
     return "\n".join(lines)
 
 
+def _median_seconds(plan: TaskOfGrid, rows: Sequence[StudyRow]) -> list[float]:
+    """Median of the seconds to each target; infinite if most runs did not reach it, NaN if there is no run."""
+    return [float(np.median([row.seconds_to[i] for row in rows])) if rows else np.nan for i in range(len(plan.targets))]
+
+
+def _remarks(grid: StudyGrid, by_rule: dict[str, list[StudyRow]], first: dict[float, float]) -> Iterator[str]:
+    """What the reader of a table must know: what x is, why it is empty, and which runs are missing."""
+    name, *others = grid.rules
+    never = [f"{target:.4g}" for target, seconds in first.items() if np.isinf(seconds)]
+    at_once = [f"{target:.4g}" for target, seconds in first.items() if seconds == 0]
+    if others:
+        empty = "" if by_rule[name] else f"; it is empty, since no run of {name} is done"
+        empty += f"; it is empty where {name} did not reach {', '.join(never)}" if never else ""
+        empty += f"; it is empty where {name} was at {', '.join(at_once)} from the start" if at_once else ""
+        yield f"x: the time divided by that of {name}{empty}."
+    for rule, rows in by_rule.items():
+        if missing := sorted(set(grid.seeds) - {row.run.seed for row in rows}):
+            yield f"Not done: {rule} with seed {', '.join(map(str, missing))}."
+
+
 def chosen(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
-    """The best variant of each rule on each task, as TOML for the grid's file.
+    """The best variant of each rule on each task, as TOML for the grid's file; comments say what was not tried to the end.
 
     The best variant has the highest mean accuracy over the run, so that both speed and final accuracy count.
     """
+    planned = Counter((run.task, run.rule) for run in expand_tuning(grid))
+    done = Counter((row.run.task, row.run.rule) for row in rows)
+    remarks = [
+        f"# {rule} on {task}: {done[task, rule]} of {number} runs are done, the others were not chosen from.\n"
+        for (task, rule), number in planned.items()
+        if done[task, rule] < number
+    ]
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for task in grid.tasks:
         of_task = [row for row in rows if row.run.task == task]
         for rule in grid.rules:
             mine = [row for row in of_task if row.run.rule == rule and row.run.values]
             if mine:
-                row = max(mine, key=lambda row: row.mean_accuracy)
+                row = max(mine, key=lambda row: np.nan_to_num(row.mean_accuracy, nan=-np.inf))
                 best.setdefault(rule, {})[task] = row.run.values
     table = {"rules": {rule: {"on": {t: jobs.nest(values) for t, values in on.items()}} for rule, on in best.items()}}
-    return tomli_w.dumps(table)
+    return "".join(remarks) + tomli_w.dumps(table)
 
 
 def _run(grid: StudyGrid, task: str, rule: str, p: float, seed: int, values: dict[str, Any]) -> StudyRun:
