@@ -296,12 +296,6 @@ def test_a_folder_that_was_moved_goes_on(left):
     assert Life(there, ASYNCFEDED, resumed=True).live()
 
 
-def test_a_run_that_goes_on_is_refused(folder):
-    life = Life(folder, ASYNCFEDED)
-    is_refused(folder, "the run is going on; wait for its end, or stop it")
-    life.record.close()
-
-
 def test_a_run_without_a_checkpoint_is_refused(folder):
     assert not Life(folder, ASYNCFEDED, every_updates=0).live(30)
     is_refused(folder, "has no checkpoint; give the folder of a run that has written one")

@@ -1,5 +1,6 @@
 """What a run writes down, that it is all there, and what it never holds."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -109,14 +110,24 @@ def test_a_record_goes_on_from_given_rows(tmp_path, book):
     assert (attributes["config"], attributes["placement"].tolist()) == ("seed = 8\n", places("three").tolist())
 
 
-def test_a_record_that_is_being_written_is_seen(tmp_path, book):
-    ask = (
-        "import sys, pathlib; from asyncfeded.store import record; "
-        f"sys.exit(record.is_going_on(pathlib.Path({str(tmp_path)!r})))"
-    )
-    assert subprocess.run([sys.executable, "-c", ask]).returncode == 1
-    book.close()
-    assert subprocess.run([sys.executable, "-c", ask]).returncode == 0
+def test_nothing_is_written_into_a_folder_that_is_not_the_jobs_any_more(tmp_path):
+    lost = []
+
+    def check():
+        if lost:
+            raise OSError(errno.ESTALE, "it is gone")
+
+    book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS, check=check)
+    book.updates.append(update(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    lost.append(True)
+    book.flush_if_due()
+    assert book.problem == "rows of the record wait in memory: it is gone"
+    for write in (book.write, book.sync, book.close):
+        with pytest.raises(OSError, match="it is gone"):
+            write()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    book.release()
 
 
 FULL = """

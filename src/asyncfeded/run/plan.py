@@ -1,7 +1,6 @@
 """The plan of a run, from its file, the same on every rank; and the place of this rank: its device and its threads."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -99,8 +98,7 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
 
 
 def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
-    """The config with every default filled in, also those of task and rule, and with the name of the run's folder."""
-    run_dir = config.run_dir or str(Path("runs") / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{task.name}-{rule.name}")
+    """The config with every default filled in, also those of task and rule."""
     sections = {"task": task, "rule": rule}
     filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
-    return config.model_copy(update=filled | {"clients": num_clients, "run_dir": run_dir})
+    return config.model_copy(update=filled | {"clients": num_clients})

@@ -4,6 +4,7 @@ Everything goes to standard error and to log.txt in the run's folder; standard o
 """
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ class Progress:
 
     Args:
         log: the log file.
+        check: raises OSError if the log's folder must not be written any more.
 
     Attributes:
         LIVE_S: seconds between two views on a terminal.
@@ -34,7 +36,8 @@ class Progress:
     LIVE_S = 0.25
     LINE_S = 5.0
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._console = Console(stderr=True, highlight=False)
         self._file = log.open("a", encoding="utf-8")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -74,6 +77,7 @@ class Progress:
     def log(self, text: str) -> None:
         """Write a line to the log only."""
         with suppress(OSError):  # a full disk must not end the run
+            self._check()
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
 
 

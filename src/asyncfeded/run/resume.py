@@ -72,8 +72,6 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
     Raises:
         ValueError: there is no checkpoint, the run has ended behind it, or the config or the model is not that of the run.
     """
-    if record.is_going_on(run_dir):
-        raise ValueError(f"{run_dir}: the run is going on; wait for its end, or stop it")
     tables = record.read_record(run_dir)
     found = checkpoint.newest(run_dir)
     snapshot, where = found.snapshot, found.path
@@ -119,7 +117,9 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
     return ResumePoint(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), dropped, found.damaged)
 
 
-def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: ResumePoint) -> record.Record:
+def reopen(
+    config: Config, places: np.ndarray, clients: np.ndarray, point: ResumePoint, check: Callable[[], None] = lambda: None
+) -> record.Record:
     """Restore the folder of a run to a checkpoint, with the config for the rest of the run. Rank 0.
 
     Args:
@@ -127,12 +127,13 @@ def reopen(config: Config, places: np.ndarray, clients: np.ndarray, point: Resum
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
         point: where the run continues.
+        check: see `Record`.
     """
     path, toml = Path(config.run_dir) / "config.toml", config.to_toml()
     part = path.with_name("config.toml.part")
     part.write_text(toml, encoding="utf-8")
     part.replace(path)
-    return record.Record(path.with_name("record.h5"), toml, places, clients, point.record)
+    return record.Record(path.with_name("record.h5"), toml, places, clients, point.record, check)
 
 
 def sentences(point: ResumePoint, threads: int) -> list[str]:

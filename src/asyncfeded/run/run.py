@@ -1,9 +1,9 @@
 """One run: join the job, agree on the plan, take a place, prepare, train, leave.
 
-The phases, on every rank: join the job; read the config, and agree; take a place (who is the server, which GPU, which
-cores); load the data and build the model, and agree; train (serve.py or work.py); leave. Mistakes of the user are found
-before training, and rank 0 alone reports them. After that no rank leaves alone: an uncaught error ends the whole job
-(launcher.guard).
+The phases, on every rank: join the job; read the config, and agree; own the run's folder; take a place (who is the server,
+which GPU, which cores); load the data and build the model, and agree; train (serve.py or work.py); leave. Mistakes of the
+user are found before training, and rank 0 alone reports them. After that no rank leaves alone: an uncaught error ends the
+whole job (launcher.guard).
 """
 
 import signal
@@ -16,12 +16,13 @@ import numpy as np
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi import launcher, origin, shield
 from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server
-from asyncfeded.run import REFUSED, serve, work
+from asyncfeded.run import REFUSED, folder, serve, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_torch
+from asyncfeded.store.ownership import Ownership
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
 from asyncfeded.wire.client_wire import ServerLostError
 
@@ -62,20 +63,25 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
     plan = agree_on(
         world, lambda: read_plan(world, path, overrides, resumed), lambda plan: make_statement(config=plan.config.digest())
     )
-    world, places = take_place(world, plan)
-    seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
-    profiles, flat = agree_on(world, lambda: _make_model(plan), lambda made: _statement(made[1]))
-    agree_on_memory(world, *_need(seated, plan, flat))
-    cleanup = ExitStack()  # removes the run's folder
+    cleanup = ExitStack()  # gives up the run's folder
     try:
+        plan, owned = agree_on(
+            world, lambda: _own_folder(world, plan, path, overrides, resumed, cleanup), lambda _: make_statement()
+        )
+        world, places = take_place(world, plan)
+        seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
+        profiles, flat = agree_on(world, lambda: _make_model(plan), lambda made: _statement(made[1]))
+        agree_on_memory(world, *_need(seated, plan, flat))
         parts = agree_on(
-            world, lambda: _prepare(seated, plan, flat, profiles, places, resumed, cleanup), lambda _: make_statement()
+            world,
+            lambda: _prepare(seated, plan, flat, profiles, places, owned, resumed, cleanup),
+            lambda _: make_statement(),
         )
     except RefusedError:
         with suppress(OSError):
             cleanup.close()
         raise
-    run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, each rank names it by its own time
+    run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
     resumable = f"the server is dead; go on with: asyncfeded resume {run_dir}"
     with launcher.guard("worker" if seated.rank else "server"):
         if isinstance(parts, ServerParts):
@@ -91,6 +97,22 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
             if seated.rank == 1:
                 print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
             return 1, True
+
+
+def _own_folder(
+    world: World, plan: Plan, path: Path, overrides: list[str], resumed: Path | None, cleanup: ExitStack
+) -> tuple[Plan, Ownership | None]:
+    """Make the rank of the server the owner of the run's folder. Returns the plan with its name; other ranks own nothing.
+
+    Raises:
+        ValueError, OSError: another job owns the folder, or it cannot be written.
+    """
+    if world.rank != plan.config.server:
+        return plan, None
+    config, owned = folder.take(plan.config, resumed, cleanup)
+    if resumed and read_plan(world, path, overrides, resumed).config != config:
+        raise ValueError(f"{resumed}: another job has just gone on with this run; type the same again")
+    return plan._replace(config=config), owned
 
 
 def _make_model(plan: Plan) -> tuple[ClientProfiles, FlatModel]:
@@ -121,6 +143,7 @@ def _prepare(
     flat: FlatModel,
     profiles: ClientProfiles,
     places: np.ndarray,
+    owned: Ownership | None,
     resumed: Path | None,
     cleanup: ExitStack,
 ) -> ServerParts | ClientParts:
@@ -129,8 +152,8 @@ def _prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    if world.rank == 0:
-        return serve.prepare(plan, flat, profiles, places, resumed, cleanup)
+    if owned:
+        return serve.prepare(plan, flat, profiles, places, owned, resumed, cleanup)
     return work.prepare(world, plan, flat, profiles)
 
 

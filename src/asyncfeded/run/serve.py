@@ -22,6 +22,7 @@ from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
+from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
 from asyncfeded.tasks import Remarks
 from asyncfeded.training.client import batch_sizes
@@ -57,6 +58,8 @@ class ServerParts:
     """File name of the checkpoint from which the run continues; empty: the run is new."""
     sentences: tuple[str, ...]
     """Sentences for the user about the data, and about the point from which the run continues."""
+    owned: Ownership
+    """That of the run's folder."""
 
     @property
     def run_dir(self) -> Path:
@@ -65,7 +68,13 @@ class ServerParts:
 
 
 def prepare(
-    plan: Plan, flat: FlatModel, profiles: ClientProfiles, places: np.ndarray, resumed: Path | None, cleanup: ExitStack
+    plan: Plan,
+    flat: FlatModel,
+    profiles: ClientProfiles,
+    places: np.ndarray,
+    owned: Ownership,
+    resumed: Path | None,
+    cleanup: ExitStack,
 ) -> ServerParts:
     """Make and check everything that needs no message.
 
@@ -74,6 +83,7 @@ def prepare(
         flat: the model at its start; the server evaluates snapshots in it.
         profiles: profiles of the clients.
         places: placement.PLACE (ranks,).
+        owned: that of the run's folder.
         resumed: folder of the run to continue; None: a new run.
         cleanup: gets callbacks that remove everything made here, if the run does not start.
 
@@ -91,18 +101,22 @@ def prepare(
     due: Due = profiles.due
     if config.replay:
         due = Replay(record.read_record(Path(config.replay)).updates["client"].tolist())
+    owned.check()
     if not resumed:
-        book = _open_run(config, places, profiles.clients, cleanup)
-        return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, lambda: book, "", remarks)
+        book = _open_run(config, places, profiles.clients, owned, cleanup)
+        return ServerParts(
+            config, places, flat.layout, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned
+        )
     point = resume.find(resumed, config, flat.layout, state.rule)
     resume.restore(state, point.snapshot)
 
     def reopen() -> Record:
-        return resume.reopen(config, places, profiles.clients, point)
+        return resume.reopen(config, places, profiles.clients, point, owned.check)
 
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
-    return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, reopen, point.path.name, sentences)
+    newest = point.path.name
+    return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
@@ -111,11 +125,12 @@ def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
     Returns:
         The exit status, and whether ranks are lost.
     """
-    with parts.open_record() as book, Progress(parts.run_dir / "log.txt") as progress:
+    with parts.open_record() as book, Progress(parts.run_dir / "log.txt", parts.owned.check) as progress:
         run = ServerRun(world, parts, book, progress)
         outcome = run.train()
         updates = book.updates.all_rows()
         status, figures = run.save(outcome, updates)
+    parts.owned.release()
     result.show(figures, updates, parts.config.clients)
     if run.wire.assignment.silent:
         launcher.end_job(status)
@@ -227,6 +242,7 @@ class ServerRun:
     def _keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file of the end into the run's folder, or else somewhere else."""
         try:
+            self._parts.owned.check()
             write(self._parts.run_dir / name)
         except OSError as error:
             self._rescue(name, error, write)
@@ -291,33 +307,26 @@ class ServerRun:
         signal.signal(signal.SIGUSR1, keep)
 
 
-def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, cleanup: ExitStack) -> Record:
-    """Make the run's folder with its config and an empty record. Rank 0.
+def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, owned: Ownership, cleanup: ExitStack) -> Record:
+    """Write the config and an empty record into the folder of a new run. Rank 0.
 
     Args:
         config: the resolved config.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
+        owned: that of the run's folder.
         cleanup: gets callbacks that remove everything made here, if the run does not start.
 
     Raises:
-        ValueError: the folder already holds a run, or it cannot be made or written.
+        ValueError: the folder cannot be written.
     """
     run_dir = Path(config.run_dir)
-    if (run_dir / "record.h5").exists():
-        raise ValueError(
-            f"run_dir = {config.run_dir!r} holds a run already; choose another folder, or move that one away; to go on with "
-            f"it type asyncfeded resume {config.run_dir}"
-        )
     try:
-        for folder in (*reversed(run_dir.parents), run_dir):
-            if not folder.is_dir():
-                folder.mkdir()
-                cleanup.callback(folder.rmdir)
         for name in ("config.toml", "record.h5", "record.h5.updates", "record.h5.evaluations"):
-            cleanup.callback((run_dir / name).unlink, missing_ok=True)
+            if not (run_dir / name).exists():
+                cleanup.callback((run_dir / name).unlink, missing_ok=True)
         (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        book = Record(run_dir / "record.h5", config.to_toml(), places, clients)
+        book = Record(run_dir / "record.h5", config.to_toml(), places, clients, check=owned.check)
         cleanup.callback(book.close)
     except OSError as error:
         why = error.strerror or str(error)

@@ -8,12 +8,12 @@ and on a full disk it ends the process. Read a record with `read_record`, which 
 killed from these files, or with h5py: the tables are compound datasets.
 """
 
-import fcntl
 import os
 import platform
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -147,6 +147,7 @@ class Record:
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
         before: the rows of the run so far, if it is resumed. Later rows on the disk are dropped.
+        check: called before anything is written; raises OSError if the folder must not be written any more.
 
     Raises:
         FileExistsError: the file exists, and the run is new.
@@ -162,30 +163,36 @@ class Record:
     """Least seconds between two writes of record.h5. If 50 times the duration of a write is more, that applies."""
 
     def __init__(
-        self, path: Path, config: str, places: np.ndarray, clients: np.ndarray, before: "Tables | None" = None
+        self,
+        path: Path,
+        config: str,
+        places: np.ndarray,
+        clients: np.ndarray,
+        before: "Tables | None" = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         if before is None and path.exists():
             raise FileExistsError(f"{path}: File exists")
-        self._path, self.provenance, self.problem = path, provenance(), ""
+        self._path, self._check, self.provenance, self.problem = path, check, provenance(), ""
         self.threads = most_threads(places)
         self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
         # As datasets: an attribute holds at most 64 KiB, the places of some hundred ranks.
         self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
         self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
         self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
-        with suppress(OSError):  # a file system may have no locks
-            fcntl.flock(self.updates.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._thread: threading.Thread | None = None
         self._publish()
         self._flush_due = self._publish_due = 0.0
 
     def write(self) -> None:
         """Hand all rows so far over to the system. Raises OSError if the disk is full; the rows are then kept."""
+        self._check()
         self.updates.write()
         self.evaluations.write()
 
     def sync(self) -> None:
-        """Force what was written onto the disk. Any thread may call this."""
+        """Force what was written onto the disk. Any thread may call this. Raises OSError."""
+        self._check()
         os.fsync(self.updates.file.fileno())
         os.fsync(self.evaluations.file.fileno())
 
@@ -243,6 +250,7 @@ class Record:
         self.evaluations.close()
 
     def _publish(self) -> None:
+        self._check()
         tables = {"updates": self.updates.rows(), "evaluations": self.evaluations.rows()}
         write(self._path, tables | self._origin, self._attributes)
 
@@ -289,18 +297,6 @@ def read_record(run_dir: Path) -> Tables:
 def most_threads(places: np.ndarray) -> int:
     """The largest number of threads of a worker in a map of ranks, placement.PLACE (ranks,)."""
     return int(places["threads"][places["role"] == b"worker"].max(initial=0))
-
-
-def is_going_on(run_dir: Path) -> bool:
-    """Whether a process is now writing the record in a run's folder, as far as the file system knows."""
-    try:
-        with _rows_of(run_dir / "record.h5", "updates").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such file, or there are no locks
-        return False
-    return False
 
 
 def _rows_of(path: Path, table: str) -> Path:

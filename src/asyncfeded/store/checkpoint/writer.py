@@ -102,12 +102,12 @@ class Writer:
     def _write(self, snapshot: Snapshot) -> None:
         began, path, num_bytes, problem = time.perf_counter(), self._folder / snapshot.file_name, 0, ""
         try:
+            self._before()
             if not self._folder.is_dir():
                 self._folder.mkdir()
                 sync(self._folder.parent)
             for leftover in self._folder.glob("checkpoint-*.part"):  # left by a crash
                 leftover.unlink()
-            self._before()
             num_bytes = save(path, snapshot)
             self._good = [*(name for name in self._good if name != path.name), path.name][-self._keep :]
             for other in checkpoints(self._folder):

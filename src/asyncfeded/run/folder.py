@@ -1,0 +1,80 @@
+"""The folder of a run: its name, and its one owner, before anything in it is read, written or removed. Rank 0."""
+
+import sys
+import time
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+from asyncfeded.config import Config
+from asyncfeded.store import ownership
+from asyncfeded.store.ownership import Ownership
+
+
+def take(config: Config, resumed: Path | None, cleanup: ExitStack) -> tuple[Config, Ownership]:
+    """Make the folder of a new run, or find that of a run to continue, and own it.
+
+    Args:
+        config: the config; a run without a `run_dir` gets a name that no other run has.
+        resumed: folder of the run to continue; None: a new run.
+        cleanup: gets callbacks that give up what was made and taken here.
+
+    Returns:
+        The config with the name of the folder, and its ownership.
+
+    Raises:
+        ValueError: another job owns the folder, it holds a run already, or it cannot be made or written.
+    """
+    run_dir = Path(config.run_dir)
+    try:
+        if not config.run_dir:
+            run_dir = _new(config, cleanup)
+        elif not resumed:
+            _make(run_dir, cleanup)
+        owned = Ownership(run_dir / ownership.NAME, str(run_dir), _say)
+    except OSError as error:
+        why = error.strerror or str(error)
+        if resumed:
+            raise ValueError(
+                f"{resumed}: cannot be written: {why}; copy it to a disk with room, and resume it there"
+            ) from None
+        raise ValueError(f"run_dir = {str(run_dir)!r} cannot be written: {why}; choose another folder") from None
+    cleanup.callback(owned.release)
+    if not resumed and (run_dir / "record.h5").exists():
+        raise ValueError(
+            f"run_dir = {str(run_dir)!r} holds a run already; choose another folder, or move that one away; to go on with "
+            f"it type asyncfeded resume {run_dir}"
+        )
+    return config.model_copy(update={"run_dir": str(run_dir)}), owned
+
+
+def _new(config: Config, cleanup: ExitStack) -> Path:
+    """Make a folder with a name of its own: of two jobs that start in the same second, on any hosts, one finds it taken."""
+    runs, name = Path("runs"), f"{time.strftime('%Y-%m-%d-%H%M%S')}-{config.task['name']}-{config.rule['name']}"
+    _make(runs, cleanup)
+    for number in count(1):
+        run_dir = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            run_dir.mkdir()
+        except FileExistsError:
+            continue
+        cleanup.callback(run_dir.rmdir)
+        return run_dir
+    raise AssertionError
+
+
+def _make(folder: Path, cleanup: ExitStack) -> None:
+    """Make a folder and its parents, where they do not exist."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.is_dir():
+            try:
+                each.mkdir()
+            except FileExistsError:
+                if not each.is_dir():  # and not made by another job meanwhile
+                    raise
+            else:
+                cleanup.callback(each.rmdir)
+
+
+def _say(sentence: str) -> None:
+    print(f"asyncfeded: {sentence}", file=sys.stderr, flush=True)  # noqa: T201

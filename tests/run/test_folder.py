@@ -1,0 +1,57 @@
+"""The folder of a run: two runs never have the same, and a run that does not start leaves what was there."""
+
+import time
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from asyncfeded.config import Config
+from asyncfeded.run import folder
+from asyncfeded.store.ownership import NAME, OwnedError
+
+
+def config(run_dir=""):
+    return Config.model_validate({"run_dir": str(run_dir), "limits": {"updates": 1}})
+
+
+@pytest.fixture
+def cleanup():
+    with ExitStack() as cleanup:
+        yield cleanup
+
+
+def test_runs_without_a_name_that_start_in_the_same_second_have_different_names(tmp_path, monkeypatch, cleanup):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda how: "now")
+    names = [folder.take(config(), None, cleanup)[0].run_dir for _ in range(3)]
+    assert names == [f"runs/now-digits-asyncfeded{suffix}" for suffix in ("", "-2", "-3")]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [name.removeprefix("runs/") for name in names]
+
+
+def test_a_folder_that_another_run_owns_is_refused_and_left_as_it_is(tmp_path, cleanup):
+    with ExitStack() as loser:
+        folder.take(config(tmp_path / "a" / "run"), None, cleanup)
+        for resumed in (None, tmp_path / "a" / "run"):
+            with pytest.raises(OwnedError, match="a/run is in use by process"):
+                folder.take(config(tmp_path / "a" / "run"), resumed, loser)
+    assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == [NAME]
+
+
+def test_a_run_that_does_not_start_removes_the_folders_that_it_made_and_no_others(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with suppress(OSError), ExitStack() as cleanup:
+        folder.take(config(tmp_path / "mine" / "a" / "b"), None, cleanup)
+        (tmp_path / "mine" / "a" / "others").touch()
+    assert [path.name for path in (tmp_path / "mine" / "a").iterdir()] == ["others"]
+
+
+def test_a_run_that_is_there_is_not_begun_again(tmp_path):
+    (tmp_path / "record.h5").touch()
+    with pytest.raises(ValueError, match="holds a run already"), ExitStack() as cleanup:
+        folder.take(config(tmp_path), None, cleanup)
+    assert [path.name for path in tmp_path.iterdir()] == ["record.h5"]
+
+
+def test_a_folder_to_resume_that_is_not_there_is_refused(tmp_path, cleanup):
+    with pytest.raises(ValueError, match="none: cannot be written: No such file or directory; copy it to a disk"):
+        folder.take(config(tmp_path / "none"), tmp_path / "none", cleanup)
