@@ -179,12 +179,24 @@ def test_tables_have_every_run_and_medians(done, tmp_path):
     text = table.to_markdown(grid, rows)
     assert text.startswith("Small.\n")
     assert "### strong scaling, small (9 parameters), asyncfeded" in text
-    assert "| 4 | 1 | 1 | 8 | 2.00 | 50% | 20.0% | 20.0% | 0.00, 0 | 0.00 (0.00 to 0.00) | 3 (3 to 3) |" in text
+    assert "| 4 | 1 | 1 of 1 | 8 | 2.00 | 50% | 20.0% | 20.0% | 0.00, 0 | 0.00 (0.00 to 0.00) | 3 (3 to 3) |" in text
     assert "never |" in text
-    table.write_csv(grid, rows, tmp_path / "table.csv")
+    table.write_csv(grid, rows, tmp_path)
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    assert len(lines) == 5
+    assert [line["outcome"] for line in lines] == ["done"] * 5 + ["not done"]
+    assert (lines[5]["clients"], lines[5]["updates_per_s"]) == ("4", "")
     assert (lines[2]["clients"], lines[2]["efficiency"], lines[2]["seconds_to_target"]) == ("4", "0.5", "")
+
+
+def test_without_the_fewest_clients_there_is_no_speed_up_and_the_table_says_why(done, tmp_path):
+    grid, _, rows = done
+    without = [row for row in rows if row.run.clients > 1]
+    text = table.to_markdown(grid, without)
+    assert "| 1 |  | 0 of 1 |  |  |  |" in text
+    assert "| 2 | 1 | 1 of 1 | 4 |  |  | 20.0% |" in text
+    assert "nan" not in text
+    assert text.count("There is no speed-up: no run of 1 clients is done, with which it would compare.") == 2
+    assert len(plot_scaling(grid, without, table.compare(grid, without), [], tmp_path)) == 3
 
 
 def test_gathering_names_what_is_missing(done, path, tmp_path, capsys):

@@ -47,7 +47,9 @@ def plot_scaling(
     kinds = [kind for kind in grid.scaling if any(row.run.scaling == kind for row in rows)]
     repeats = f"median and range of {len(grid.seeds)} runs" if len(grid.seeds) > 1 else "one run each"
     pairs = list(zip(rows, comparisons, strict=True))
-    title = f"{_conditions(grid, rows)}\n{repeats}"
+    alone = sum(np.isnan(one.speedup) for one in comparisons)
+    missing = f"; {alone} of {len(rows)} runs have none of {grid.clients[0]} clients to compare with" * bool(alone)
+    title = f"{_conditions(grid, rows)}\n{repeats}{missing}"
     with plt.rc_context(STYLE):
         figure, axes = _panels(plt, kinds, 2)
         for (speedup, efficiency), kind in zip(axes.T, kinds, strict=True):

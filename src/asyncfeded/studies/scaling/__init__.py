@@ -83,7 +83,7 @@ class Study:
             self._say(f"missing: {name} (--only {index})")
         if not rows:
             raise ValueError(f"{self._out}: none of the {len(missing)} runs of the grid is done")
-        table.write_csv(self.grid, rows, self._out / "table.csv")
+        table.write_csv(self.grid, rows, self._out)
         text = table.to_markdown(self.grid, rows)
         predictions = prediction.predict(self.grid, rows, self._say) if predict else []
         if predictions:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asyncfeded.store import record
-from asyncfeded.studies.jobs import is_done
-from asyncfeded.studies.scaling.grid import ScalingGrid, ScalingRun
+from asyncfeded.studies.jobs import is_done, outcome
+from asyncfeded.studies.scaling.grid import ScalingGrid, ScalingRun, expand
 from asyncfeded.studies.study import quartiles
 
 
@@ -117,66 +117,77 @@ def compare(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> list[Speedup]:
     return made
 
 
-def write_csv(grid: ScalingGrid, rows: Sequence[ScalingRow], path: Path) -> None:
-    """Write all rows, one line for each run; a target that was not reached is empty."""
+def write_csv(grid: ScalingGrid, rows: Sequence[ScalingRow], out: Path) -> None:
+    """Write table.csv, one line for each run of the grid; it is empty where a run is not done or a figure unknown."""
+    done = {(row.run.line, row.run.name): (row, one) for row, one in zip(rows, compare(grid, rows), strict=True)}
     lines = []
-    for row, against in zip(rows, compare(grid, rows), strict=True):
-        run, numbers = row.run, row._asdict()
-        where = {"scaling": run.scaling, "model": run.model, "params": row.params, "rule": run.rule}
-        where |= {"ranks_per_node": run.ranks_per_node, "nodes": run.nodes, "clients": run.clients, "seed": run.seed}
-        where |= {"config_sha256": run.config.digest().hex(), "updates": row.updates}
-        rates = {"updates_per_s": row.updates_per_s, "samples_per_s": row.samples_per_s, **against._asdict()}
-        aim = {"target": grid.target or "", "seconds_to_target": row.seconds_to_target}
-        shares = {"server_busy": row.server_busy, "client_wait": row.client_wait}
-        queue = {"queue_mean": row.queue[0], "queue_max": row.queue[1]}
-        stale = {f"{name}_{q}": numbers[name][i] for name in ("gamma", "tau") for i, q in enumerate(("q1", "median", "q3"))}
-        rest = ("bytes_per_s", "peak_rss_bytes", "hosts", "cores", "service_s", "wait_s")
-        line: dict[str, Any] = where | rates | aim | shares | queue | stale | {name: numbers[name] for name in rest}
-        lines.append(line | {"think_s": row.think_s.mean() if len(row.think_s) else np.nan})
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
+    for run in expand(grid):
+        where = {"scaling": run.scaling, "model": run.model, "rule": run.rule, "ranks_per_node": run.ranks_per_node}
+        where |= {"nodes": run.nodes, "clients": run.clients, "seed": run.seed}
+        where |= {"config_sha256": run.config.digest().hex(), "outcome": outcome(out / "runs", run.name)}
+        lines.append(where | (_figures(grid, *done[run.line, run.name]) if (run.line, run.name) in done else {}))
+    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, max(lines, key=len), restval="", lineterminator="\n")
         writer.writeheader()
         for line in lines:
             writer.writerow({key: _cell(value) for key, value in line.items()})
 
 
+def _figures(grid: ScalingGrid, row: ScalingRow, against: Speedup) -> dict[str, Any]:
+    """The figures of a run by column."""
+    numbers = row._asdict()
+    rates = {"updates_per_s": row.updates_per_s, "samples_per_s": row.samples_per_s, **against._asdict()}
+    aim = {"target": grid.target or "", "seconds_to_target": row.seconds_to_target}
+    shares = {"server_busy": row.server_busy, "client_wait": row.client_wait}
+    queue = {"queue_mean": row.queue[0], "queue_max": row.queue[1]}
+    stale = {f"{name}_{q}": numbers[name][i] for name in ("gamma", "tau") for i, q in enumerate(("q1", "median", "q3"))}
+    rest = ("bytes_per_s", "peak_rss_bytes", "hosts", "cores", "service_s", "wait_s")
+    line: dict[str, Any] = {"params": row.params, "updates": row.updates} | rates | aim | shares | queue | stale
+    line |= {name: numbers[name] for name in rest}
+    return line | {"think_s": row.think_s.mean() if len(row.think_s) else np.nan}
+
+
 def to_markdown(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> str:
-    """A table for each line of the figures, medians over the seeds."""
+    """A table for each line of the figures, medians over the seeds, with a row for every number of clients of the grid."""
     lines = [grid.caption.strip(), ""] if grid.caption else []
     comparisons = compare(grid, rows)
-    for line in dict.fromkeys(row.run.line for row in rows):
+    for line in dict.fromkeys(run.line for run in expand(grid)):
         mine = [(row, against) for row, against in zip(rows, comparisons, strict=True) if row.run.line == line]
-        lines += [f"### {title(line, mine[0][0].params)}", ""]
+        lines += [f"### {title(line, mine[0][0].params if mine else 0)}", ""]
         target = f" s to {grid.target:g} |" if grid.target else ""
         head = "clients | nodes | runs | updates/s | speed-up | efficiency | server busy | clients wait | queue: mean, max"
         lines += [f"| {head} | gamma | tau | MB/s | server's MB |{target}", "|" + "---:|" * (13 + bool(grid.target))]
-        for clients in sorted({row.run.clients for row, _ in mine}):
+        for clients in grid.clients:
             some = [pair for pair in mine if pair[0].run.clients == clients]
-            lines.append(_line([row for row, _ in some], [against for _, against in some], bool(grid.target)))
+            cells = [str(clients), str(some[0][0].run.nodes) if some else "", f"{len(some)} of {len(grid.seeds)}"]
+            cells += _cells([row for row, _ in some], [against for _, against in some], bool(grid.target)) if some else []
+            lines.append("| " + " | ".join(cells + [""] * (13 + bool(grid.target) - len(cells))) + " |")
+        if all(np.isnan(against.speedup) for _, against in mine):
+            lines += ["", f"There is no speed-up: no run of {grid.clients[0]} clients is done, with which it would compare."]
         lines.append("")
     return "\n".join(lines)
 
 
 def title(line: tuple[str, str, str, int], params: int) -> str:
-    """The title of a line of the figures."""
+    """The title of a line of the figures; params is 0 where no run is done."""
     scaling, model, rule, ranks_per_node = line
     nodes = f", {ranks_per_node} ranks per node" if ranks_per_node else ""
-    return f"{scaling} scaling, {model} ({params:,} parameters), {rule}{nodes}"
+    return f"{scaling} scaling, {model}{f' ({params:,} parameters)' if params else ''}, {rule}{nodes}"
 
 
-def _line(rows: Sequence[ScalingRow], against: Sequence[Speedup], targeted: bool) -> str:
+def _cells(rows: Sequence[ScalingRow], against: Sequence[Speedup], targeted: bool) -> list[str]:
+    """The figures of a row: medians over runs that differ by their seed."""
+
     def middle(values: Sequence[float]) -> float:
         return float(np.median(values))
 
     gamma, tau = (np.median([getattr(row, name) for row in rows], axis=0) for name in ("gamma", "tau"))
     seconds = middle([row.seconds_to_target for row in rows])
+    speedup, efficiency = middle([one.speedup for one in against]), middle([one.efficiency for one in against])
     cells = [
-        str(rows[0].run.clients),
-        str(rows[0].run.nodes),
-        str(len(rows)),
         f"{middle([row.updates_per_s for row in rows]):.4g}",
-        f"{middle([one.speedup for one in against]):.2f}",
-        f"{middle([one.efficiency for one in against]):.0%}",
+        f"{speedup:.2f}" if np.isfinite(speedup) else "",
+        f"{efficiency:.0%}" if np.isfinite(efficiency) else "",
         f"{middle([row.server_busy for row in rows]):.1%}",
         f"{middle([row.client_wait for row in rows]):.1%}",
         f"{middle([row.queue[0] for row in rows]):.2f}, {middle([row.queue[1] for row in rows]):.0f}",
@@ -185,8 +196,7 @@ def _line(rows: Sequence[ScalingRow], against: Sequence[Speedup], targeted: bool
         f"{middle([row.bytes_per_s for row in rows]) / 1e6:.3g}",
         f"{middle([row.peak_rss_bytes for row in rows]) / 1e6:.0f}",
     ]
-    cells += [f"{seconds:.2f}" if np.isfinite(seconds) else "never"] * targeted
-    return "| " + " | ".join(cells) + " |"
+    return cells + [f"{seconds:.2f}" if np.isfinite(seconds) else "never"] * targeted
 
 
 def _cycles(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
