@@ -174,6 +174,20 @@ def test_every_fault_is_told_at_once(toml):
         load_config(toml(), ["training.epochs=0", "seed=-1", "foo=1"])
 
 
+@pytest.mark.parametrize("key", ["training.epochs", "training.batch_size", "evaluation.batch_size", "threads", "clients"])
+def test_a_number_that_no_message_can_hold_is_refused(toml, key):
+    with pytest.raises(ValueError, match=rf"{key} = {2**31}: input should be less than or equal to {2**31 - 1}"):
+        load_config(toml(), [f"{key}={2**31}"])
+    with pytest.raises(ValueError, match=rf"heterogeneity.epochs.0 = {2**31}"):
+        load_config(toml(), [f"heterogeneity.epochs=[{2**31}]"])
+
+
+def test_a_full_pixel_is_a_number_or_a_word(toml):
+    for word, scale in (("255", 255.0), ("as_is", "as_is"), ("auto", "auto")):
+        given = load_config(toml(), ["task.name=femnist", "task.train=a", "task.test=b", f"task.scale={word}"])
+        assert tasks.load_task(given.task).scale == scale
+
+
 def test_a_file_without_a_limit_is_refused(toml):
     with pytest.raises(ValueError, match="no limit is set"):
         load_config(toml("seed = 1\n"), [])

@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -53,6 +52,10 @@ def known_device(value: str) -> str:
     return value
 
 
+INT32_MAX = 2**31 - 1
+"""The largest number of epochs, rounds or steps that a message holds."""
+Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
+
 Device = Annotated[str, AfterValidator(known_device)]
 
 
@@ -71,9 +74,9 @@ class Limits(Settings):
 class Training(Settings):
     """What a client does between two messages: K epochs of SGD over its own data."""
 
-    epochs: int = Field(2, ge=1)
+    epochs: Count = 2
     """Local epochs of a client's first round (the first K)."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: Count = 32
     """Samples per step of SGD."""
     last_batch: Literal["keep", "drop", "join"] = "keep"
     """What becomes of the last samples of an epoch where they do not fill a batch: keep (a smaller batch), drop (this
@@ -94,11 +97,11 @@ class Heterogeneity(Settings):
 
     slowdown: tuple[float, ...] = (1.0,)
     """Factor by which a client's round takes longer than it needs, at least 1."""
-    slowdown_sigma: float = Field(0.0, ge=0)
+    slowdown_sigma: float = Field(0.0, ge=0, le=100)
     """Spread sigma of further slowdowns, drawn from exp(sigma N(0, 1)); the fastest client is set to 1. 0: off."""
-    batch_size: tuple[PositiveInt, ...] = ()
+    batch_size: tuple[Count, ...] = ()
     """Samples per step. Empty: training.batch_size for all."""
-    epochs: tuple[PositiveInt, ...] = ()
+    epochs: tuple[Count, ...] = ()
     """First K. Empty: training.epochs for all."""
     delay_s: tuple[NonNegativeFloat, ...] = (0.0,)
     """Seconds that the network adds to each round."""
@@ -131,7 +134,7 @@ class Evaluation(Settings):
 
     every_s: float = Field(2.0, gt=0)
     """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: Count = 256
     """Samples per batch: an update that arrives waits for one batch at most."""
     share: float = Field(0.2, gt=0, le=1)
     """Largest part of the server's time that evaluations may take; clients that share its cores lose that time too. A large
@@ -203,10 +206,10 @@ class Config(Settings):
     result is the same to the bit on any number of ranks) or replay (as the run in `replay` recorded it)."""
     replay: str = ""
     """Folder of the run that clock = replay repeats; `asyncfeded replay` sets it."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=INT32_MAX)
     """Threads of each rank. 0: OMP_NUM_THREADS if set, else its share of the host's cores; 1 on the virtual clock, since
     sums of floats depend on the number of threads."""
-    clients: int = Field(0, ge=0)
+    clients: int = Field(0, ge=0, le=INT32_MAX)
     """Number of clients. 0: one on every rank except the server's (wall clock)."""
     wait: Literal["auto", "spin", "yield"] = "auto"
     """How a rank waits for a message: spin (polls; every rank needs its own core), yield (sleeps 10 us to 2 ms between

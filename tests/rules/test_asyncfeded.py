@@ -74,6 +74,14 @@ def test_rounding_of_the_step_of_K(step, nearest, floor):
     assert asyncfeded(gamma_bar=3.0, rounding="floor").next_epochs(5, 3.0 - step) == 5 + floor
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "floor"])
+def test_a_step_of_K_beyond_all_integers_ends_at_a_bound(rounding):
+    """kappa gamma is infinite."""
+    rule = asyncfeded(kappa=1e308, rounding=rounding)
+    assert rule.next_epochs(5, 1e10) == rule.epochs_min
+    assert asyncfeded(kappa=1e308, gamma_bar=1e308, rounding=rounding).next_epochs(5, 0.0) == rule.epochs_max
+
+
 @pytest.mark.parametrize(("kappa", "expected"), [(0.0, 4), (0.5, 5), (2.0, 8)])
 def test_kappa_scales_the_step_of_K(kappa, expected):
     """4 + E[(3 - 1) kappa]."""

@@ -133,6 +133,9 @@ def test_the_models_of_synthetic(keys, shapes):
     ({"samples_max": 1}, "samples_max = 1, expected at least 2"),
     ({"sizes_given": [5, 5], "devices": 3}, "sizes_given has 2 numbers, but devices = 3; leave devices out"),
     ({"alpha": -1.0}, "alpha = -1.0"),
+    ({"beta": 1e300}, "beta = 1e+300"),
+    ({"sizes_given": [10**30]}, f"sizes_given.0 = {10**30}"),
+    ({"samples_max": 2**63}, f"samples_max = {2**63}"),
     ({"model": "cnn"}, "model = 'cnn'"),
     ({"architecture": "mlp"}, "unknown key architecture"),
 ])  # fmt: skip

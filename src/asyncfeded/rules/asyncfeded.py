@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, final
 import numpy as np
 from pydantic import Field, model_validator
 
-from asyncfeded.config import Settings
+from asyncfeded.config import INT32_MAX, Count, Settings
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules import distances
 from asyncfeded.rules.buffers import zeros
@@ -50,9 +50,9 @@ class AsyncFedED(Settings):
     """kappa: local epochs gained or lost per unit of staleness. 0: K never changes."""
     rounding: Literal["nearest", "floor"] = "nearest"
     """E[.]: to the nearest integer (halves up), or down."""
-    epochs_min: int = Field(1, ge=1)
+    epochs_min: Count = 1
     """Lower bound of K."""
-    epochs_max: int = Field(10, ge=1)
+    epochs_max: Count = 10
     """Upper bound of K."""
 
     distance: Literal["euclidean", "l1", "linf", "cosine", "squared_l2", "mahalanobis"] = "euclidean"
@@ -111,6 +111,6 @@ class AsyncFedED(Settings):
 
     def next_epochs(self, epochs: int, gamma: float) -> int:
         """K <- K + E[(gamma_bar - gamma) kappa], within the bounds."""
-        step = (self.gamma_bar - gamma) * self.kappa
+        step = min(max((self.gamma_bar - gamma) * self.kappa, -INT32_MAX), INT32_MAX)  # infinity has no nearest integer
         rounded = nearest(step) if self.rounding == "nearest" else math.floor(step)
         return min(max(epochs + rounded, self.epochs_min), self.epochs_max)

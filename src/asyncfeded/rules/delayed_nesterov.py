@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, final
 import numpy as np
 from pydantic import Field, model_validator
 
-from asyncfeded.config import Settings
+from asyncfeded.config import Count, Settings
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.buffers import add_delta, zeros
 from asyncfeded.rules.decision import Decision, Reply, State, Update
@@ -34,9 +34,9 @@ class DelayedNesterov(Settings):
     """eta: the server's learning rate."""
     beta: float = Field(0.9, ge=0, lt=1)
     """beta: decay of the momentum, per n updates. 0: no momentum."""
-    epochs_min: int = Field(1, ge=1)
+    epochs_min: Count = 1
     """Lower bound of K. The same as epochs_max: K never changes."""
-    epochs_max: int = Field(10, ge=1)
+    epochs_max: Count = 10
     """Upper bound of K."""
     proximal: ClassVar[float] = 0.0
 

@@ -30,7 +30,7 @@ class Digits(Classification):
     name: Literal["digits"] = "digits"
     split: Literal["dirichlet", "even"] = "dirichlet"
     """How training data is split: `even` (shuffled, equal parts) or `dirichlet` (unequal parts with unequal classes)."""
-    alpha: float = Field(1.0, gt=0)
+    alpha: float = Field(1.0, gt=0, le=1e6)
     """Dirichlet concentration: each class is dealt to the clients in proportions drawn from Dirichlet(alpha). Small: each
     client sees few classes; large: all alike (Hsu et al. 2019, arXiv 1909.06335)."""
     samples_min: int = Field(10, ge=1)

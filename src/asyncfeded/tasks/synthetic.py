@@ -11,7 +11,7 @@ That is the law as published, and in it alpha is without effect: u_k moves the s
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import numpy as np
 import torch
@@ -48,15 +48,15 @@ class Synthetic(Classification):
     """
 
     name: Literal["synthetic"] = "synthetic"
-    alpha: float = Field(1.0, ge=0)
+    alpha: float = Field(1.0, ge=0, le=1e6)
     """Standard deviation of the u_k, the mean of a device's true weights; the law's classes do not depend on it."""
-    beta: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0, le=1e6)
     """Standard deviation of the B_k: how much the devices' inputs differ."""
     devices: int = Field(0, ge=0)
     """Number of devices. 0: as many as `sizes_given` has, or 30 where that is empty."""
-    sizes_given: tuple[int, ...] = ()
+    sizes_given: tuple[Annotated[int, Field(le=10**15)], ...] = ()
     """Samples of each device, training and test together, in place of drawn numbers. Empty: drawn."""
-    samples_max: int = Field(0, ge=0)
+    samples_max: int = Field(0, ge=0, le=10**15)
     """Largest number of samples of a device; a larger one is cut to it (one in 100 is above 5,700). 0: no limit."""
     data_seed: int = Field(0, ge=0)
     """Seed of the data."""
