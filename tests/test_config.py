@@ -339,3 +339,19 @@ def test_every_field_of_every_section_has_a_meaning(kind):
         if not field.description and not isinstance(field.default, Settings)
     ]
     assert silent in ([], ["name"])  # what a name is for, the section that it chooses says
+
+
+def test_folders_and_files_are_what_a_shell_would_make_of_them(toml, monkeypatch):
+    """A shell leaves a ~ or a variable alone in a file and behind an equals sign."""
+    monkeypatch.setenv("HOME", "/homes/me")
+    monkeypatch.setenv("SCRATCH", "/fast")
+    config = load_config(toml("run_dir = '~/mine'\n" + MINIMAL), [])
+    assert config.run_dir == "/homes/me/mine"
+    assert load_config(toml(), ["run_dir=$SCRATCH/a b"]).run_dir == "/fast/a b"
+    task = {"name": "femnist", "train": "~/a.h5", "test": "$SCRATCH/b.h5"}
+    assert [str(path) for path in (tasks.load_task(task).train, tasks.load_task(task).test)] == [
+        "/homes/me/a.h5",
+        "/fast/b.h5",
+    ]
+    with pytest.raises(ValueError, match=r"run_dir: '\$NOPE/a': the environment has no variable \$NOPE; set it"):
+        load_config(toml(), ["run_dir=$NOPE/a"])

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from asyncfeded.files.paths import expand
 from asyncfeded.files.plain import read_toml
 from asyncfeded.override import override, read_words
 
@@ -57,6 +58,10 @@ INT32_MAX = 2**31 - 1
 Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 Device = Annotated[str, AfterValidator(known_device)]
+Folder = Annotated[str, AfterValidator(expand)]
+"""A folder, as a user writes it: `~` and `$NAME` are replaced. Empty: none."""
+UserPath = Annotated[Path, AfterValidator(lambda path: Path(expand(str(path))))]
+"""A file or a folder, as a user writes it; relative to the folder where the command is typed."""
 
 
 class Limits(Settings):
@@ -192,7 +197,7 @@ class Config(Settings):
 
     seed: int = Field(0, ge=0)
     """The one seed: initial model, split of the data, and every random number of every client and round."""
-    run_dir: str = ""
+    run_dir: Folder = ""
     """Folder for the results of the run. It is created; it must not hold a run yet. Empty: runs/<time>-<task>-<rule>."""
     device: Device = "auto"
     """Where clients train: auto (a GPU if there is one), cpu, cuda (clients of a host take its GPUs in turn) or cuda:N."""
@@ -204,7 +209,7 @@ class Config(Settings):
     clock: Literal["wall", "virtual", "replay"] = "wall"
     """Order of updates: wall (as they arrive), virtual (as they would arrive at the times that `heterogeneity` declares; the
     result is the same to the bit on any number of ranks) or replay (as the run in `replay` recorded it)."""
-    replay: str = ""
+    replay: Folder = ""
     """Folder of the run that clock = replay repeats; `asyncfeded replay` sets it."""
     threads: int = Field(0, ge=0, le=INT32_MAX)
     """Threads of each rank. 0: OMP_NUM_THREADS if set, else its share of the host's cores; 1 on the virtual clock, since

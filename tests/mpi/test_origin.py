@@ -154,3 +154,11 @@ def test_a_dead_connection_is_forgotten_and_a_live_one_kept(monkeypatch, end):
     monkeypatch.setenv("PMI_FD", end)  # of a launcher that nobody knows
     origin.forget_launcher()
     assert os.environ["PMI_FD"] == end
+
+
+def test_a_command_line_above_that_is_not_utf_8_is_read(above, tmp_path):
+    """The name of a run's folder may be in another encoding."""
+    proc = above("bash", "hydra_pmi_proxy")
+    for title in proc.glob("*/cmdline"):
+        title.write_bytes(b"bad\xff")
+    assert launched_by(MPICH, proc).size == 3

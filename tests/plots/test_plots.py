@@ -1,5 +1,6 @@
 """Figures from records, also from odd ones. What they look like is for the eye; that they come is for here."""
 
+import os
 import sys
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import num_calls, places
+from conftest import num_calls, places, run_asyncfeded
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
@@ -127,3 +128,25 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"pip install 'asyncfeded\[plots\]'"):
         plot_run(tmp_path, tmp_path / "run.png")
+
+
+def test_a_title_is_no_formula(run_dir, tmp_path):
+    """A run's folder may be called so."""
+    folder = run_dir([row(0, 0)]).rename(tmp_path.with_name("$\\frac$"))
+    assert drawn(folder)
+
+
+def test_a_picture_without_a_suffix_is_written_where_it_is_said(run_dir, tmp_path):
+    folder = run_dir([row(0, 0)])
+    assert plot_run(folder, tmp_path / "picture").read_bytes().startswith(PNG)
+
+
+def test_a_picture_goes_where_a_shell_would_put_it_and_is_named_on_any_terminal(run_dir, tmp_path):
+    """bash leaves the ~ of --output=~/ alone; the terminal knows no letter of the name."""
+    home = tmp_path / "ünï"
+    home.mkdir()
+    env = os.environ | {"HOME": str(home), "PYTHONIOENCODING": "ascii"}
+    done = run_asyncfeded("plot", run_dir([row(0, 0)]), "--output=~/run.png", cwd=tmp_path, env=env)
+    assert done.status == 0, str(done)
+    assert done.stdout.endswith("\\xfcn\\xef/run.png\n")
+    assert (home / "run.png").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asyncfeded.studies.jobs import compose, nest, overlay
+from asyncfeded.studies.jobs import check_labels, compose, nest, overlay
 
 
 def test_a_layer_replaces_values_and_merges_sections():
@@ -29,3 +29,27 @@ def test_a_config_of_layers_has_the_defaults_of_its_task_and_rule():
 def test_a_wrong_layer_is_refused_by_name():
     with pytest.raises(ValueError, match=r"weak with 3: unknown key limits\.update; did you mean updates"):
         compose([{"limits": {"update": 5}}], "weak with 3")
+
+
+@pytest.mark.parametrize("label", ["asyncfeded", "fedasync-hinge", "K = 5", "p=0.1, q", "3", "αβ", "日本", "x" * 80])
+def test_a_label_may_be_what_names_a_file(label):
+    assert check_labels({label: 1}) == {label: 1}
+
+
+@pytest.mark.parametrize(
+    "label", ["", " ", "a/b", "..", ".a", "-a", "_a", "a ", "a|b", "$a$", "a\nb", "a\0", "x" * 81, "日" * 27]
+)
+def test_a_label_that_cannot_name_a_file_is_refused(label):
+    with pytest.raises(ValueError, match="cannot name a file; expected a letter or a digit, and then letters"):
+        check_labels({label: 1})
+
+
+@pytest.mark.parametrize("two", [("Ace", "ace"), ("\u00e9", "e\u0301"), ("straße", "STRASSE"), ("1", "\uff11")])
+def test_labels_that_are_one_name_on_some_file_systems_are_refused(two):
+    with pytest.raises(ValueError, match="are one name on some file systems; change one"):
+        check_labels(dict.fromkeys(two))
+
+
+def test_a_grid_without_a_label_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        check_labels({})

@@ -134,7 +134,8 @@ def _above(proc: Path) -> Iterator[tuple[str, str, int]]:
     child = os.getpid()
     with suppress(OSError):  # hidden, as other users' processes are on some hosts
         while parent := int((proc / str(child) / "stat").read_text().rpartition(")")[2].split()[1]):
-            yield (proc / str(parent) / "comm").read_text().strip(), (proc / str(parent) / "cmdline").read_text(), child
+            name, title = ((proc / str(parent) / file).read_text(errors="replace") for file in ("comm", "cmdline"))
+            yield name.strip(), title, child
             child = parent
 
 

@@ -63,7 +63,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         score.legend(handles=[*score.lines, *loss.lines], loc="center right", frameon=False)
         merged = updates[updates["accepted"]]
         draw_clients(merged, num_clients, counts, local, stale)
-        return save(figure, output, f"{run_dir.name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
+        return save(figure, output, f"{run_dir.resolve().name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
 
 
 def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors: Path | None = None) -> list[Path]:
@@ -196,9 +196,9 @@ def pyplot() -> ModuleType:
 
 def save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotlib's figure
     """Write a figure under its title and close it. Returns the path; raises ValueError if it cannot be written."""
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     try:
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=130, format=path.suffix[1:] or "png")  # without one it would be written as path.png
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
     finally:

@@ -4,18 +4,52 @@ A run is done when its result.json exists, and a crash loses only that run. This
 """
 
 import os
+import re
 import shutil
 import subprocess
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from pydantic import AfterValidator
 
 from asyncfeded import rules, tasks
 from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word, setting
+
+T = TypeVar("T")
+LABEL = re.compile(r"[^\W_][\w.+=,@ -]*(?<! )")
+LABEL_MAX = 80
+"""Bytes of a label: a name with two of them is a name of a file."""
+
+
+def check_labels(labelled: dict[str, T]) -> dict[str, T]:
+    """Whether labels can name files, lines of figures and rows of a table.
+
+    Raises:
+        ValueError: one cannot, two differ only in case, or there is none.
+    """
+    seen: dict[str, str] = {}
+    for label in labelled:
+        if not LABEL.fullmatch(unicodedata.normalize("NFC", label)) or len(label.encode()) > LABEL_MAX:
+            raise ValueError(
+                f"the label {label!r} cannot name a file; expected a letter or a digit, and then letters, digits, "
+                f"spaces and . + = , @ _ -, in all at most {LABEL_MAX} bytes"
+            )
+        twin = seen.setdefault(unicodedata.normalize("NFKC", label).casefold(), label)
+        if twin != label:
+            raise ValueError(f"the labels {twin!r} and {label!r} are one name on some file systems; change one")
+    if not labelled:
+        raise ValueError("expected at least one, by label")
+    return labelled
+
+
+Labelled = Annotated[dict[str, T], AfterValidator(check_labels)]
+"""Parts of a grid, by label."""
 
 
 class GridJob(NamedTuple):

@@ -59,9 +59,9 @@ class StudyGrid(Settings):
 
     run: dict[str, Any]
     """Config that all runs share."""
-    tasks: dict[str, TaskOfGrid]
+    tasks: jobs.Labelled[TaskOfGrid]
     """By label."""
-    rules: dict[str, RuleOfGrid]
+    rules: jobs.Labelled[RuleOfGrid]
     """Rules by label. The others are compared with the first."""
     error_probabilities: tuple[float, ...]
     """heterogeneity.error_probability of the runs."""

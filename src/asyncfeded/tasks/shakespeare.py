@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from asyncfeded.config import UserPath
 from asyncfeded.tasks import leaf, tff
 from asyncfeded.tasks.classification import Classification, Data, deal
 
@@ -37,9 +38,9 @@ class Shakespeare(Classification):
     """
 
     name: Literal["shakespeare"] = "shakespeare"
-    train: Path
+    train: UserPath
     """HDF5 file, or LEAF directory, of the training data."""
-    test: Path
+    test: UserPath
     """HDF5 file, or LEAF directory, of the test data; the model is tested on the training roles in it."""
     snippets: str = Field("snippets", min_length=1)
     """Field of the texts in an HDF5 file."""

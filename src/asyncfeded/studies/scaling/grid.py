@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from asyncfeded.config import Config, Settings, load_section
-from asyncfeded.studies.jobs import GridJob, compose
+from asyncfeded.studies.jobs import GridJob, Labelled, compose
 
 
 class Variant(Settings):
@@ -41,9 +41,9 @@ class ScalingGrid(Settings):
     """Pace: in the run with the fewest clients a round takes at least so many seconds; the client sleeps until then. Strong
     scaling divides this time as it divides the data. So clients that share cores are as fast as on cores of their own, as
     long as they sleep most of the time. 0: no pause."""
-    models: dict[str, Variant]
+    models: Labelled[Variant]
     """By label: a model size, for instance run.task.hidden."""
-    rules: dict[str, Variant]
+    rules: Labelled[Variant]
     """By label."""
     ranks_per_node: tuple[int, ...] = (0,)
     """Ranks on each node; the nodes follow from the clients. 0: all on one node."""

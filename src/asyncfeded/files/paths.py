@@ -1,0 +1,31 @@
+"""What a path means that a user wrote in a file or behind an equals sign, where no shell expands it."""
+
+import os
+import re
+
+NAME_MAX = 255
+"""Bytes of a name in a folder, on all file systems of Linux."""
+
+
+def expand(text: str) -> str:
+    """A path with its `~`, `~name`, `$NAME` and `${NAME}` replaced, as a shell would. What exists as written stays.
+
+    Raises:
+        ValueError: a variable or a home is unknown, or the locale or a log cannot hold the name.
+    """
+    try:
+        text.encode(), os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r}: the locale has no such name; set LC_ALL=C.UTF-8, or rename it in UTF-8") from None
+    if re.search(r"[\0-\x1f\x7f]", text) or text != text.strip():
+        raise ValueError(f"{text!r} holds a control character, or a space at an end; leave it out")
+    if any(len(os.fsencode(name)) > NAME_MAX for name in text.split("/")):
+        raise ValueError(f"{text!r} holds a name of more than {NAME_MAX} bytes; shorten it")
+    if os.path.lexists(text):
+        return text
+    expanded = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111, it leaves an unknown user as it is
+    if unknown := re.search(r"\$(\w+|\{[^}]*\})", expanded):
+        raise ValueError(f"{text!r}: the environment has no variable {unknown[0]}; set it, or write the path itself")
+    if expanded.startswith("~"):
+        raise ValueError(f"{text!r}: there is no such user, whose home that would be; write ./{text} for a name with a ~")
+    return expanded
