@@ -60,7 +60,7 @@ class StudyGrid(Settings):
     run: dict[str, Any]
     """Config that all runs share."""
     tasks: jobs.Labelled[TaskOfGrid]
-    """By label."""
+    """By label, which names files: letters, digits, spaces and . + = , @ _ -."""
     rules: jobs.Labelled[RuleOfGrid]
     """Rules by label. The others are compared with the first."""
     error_probabilities: tuple[float, ...]
