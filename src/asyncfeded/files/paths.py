@@ -17,7 +17,7 @@ def expand(text: str) -> str:
         text.encode(), os.fsencode(text)
     except UnicodeEncodeError:
         raise ValueError(f"{text!r}: the locale has no such name; set LC_ALL=C.UTF-8, or rename it in UTF-8") from None
-    if re.search(r"[\0-\x1f\x7f]", text) or text.isspace():
+    if re.search(r"[\0-\x08\n-\x1f\x7f]", text) or text.isspace():
         raise ValueError(f"{text!r} holds a control character, or nothing but spaces; leave it out")
     if any(len(os.fsencode(name)) > NAME_MAX for name in text.split("/")):
         raise ValueError(f"{text!r} holds a name of more than {NAME_MAX} bytes; shorten it")
