@@ -181,3 +181,15 @@ def test_a_replay_ends_in_the_same_model_bit_for_bit(finished, ranks, mpi, repla
     old, new = record.read_record(run_dir).updates, record.read_record(output).updates
     assert old["client"].tolist() == new["client"].tolist()
     assert old["gamma"].tolist() == new["gamma"].tolist()
+
+
+def test_what_is_said_of_the_data_is_said_before_training(own_mpi, runs, tmp_path):
+    """The same file for training and testing, and a character that is not in the vocabulary."""
+    with h5py.File(tmp_path / "plays.h5", "w") as file:
+        file["examples/A/snippets"] = ["to be or n\u00f6t"]
+    task = ("task.name=shakespeare", "task.train=plays.h5", "task.test=plays.h5", "task.window=4", "task.hidden=4")
+    done = own_mpi.train(2, runs / "run.toml", "run_dir=run", *task, "limits.updates=1", cwd=tmp_path)
+    assert done.status == 0, str(done)
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert "plays.h5 is trained on and tested on" in said
+    assert "plays.h5: 8.33% of the characters are none of the 80 symbols known and are read as '}': '\u00f6' (1)" in said
