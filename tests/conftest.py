@@ -91,13 +91,13 @@ def run_asyncfeded(*arguments, cwd, env=None, timeout=120):
 
 
 class Job:
-    """`asyncfeded ARGUMENTS`, started and not waited for."""
+    """`asyncfeded ARGUMENTS`, or another command, started and not waited for."""
 
-    def __init__(self, folder, env, *arguments):
+    def __init__(self, folder, env, *arguments, command=()):
         self.out = (folder / "out.txt").open("w+")
-        program = Path(sys.executable).with_name("asyncfeded")
+        command = [*map(str, command or (Path(sys.executable).with_name("asyncfeded"), *arguments))]
         self.process = subprocess.Popen(
-            [program, *map(str, arguments)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out
+            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out
         )
 
     def ranks(self):

@@ -22,7 +22,7 @@ def in_job(measure: Callable[[World], None]) -> int:
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             # As in run.train: no status of another rank may end rank 0 before rank 0 has printed why.
-            status = 2 if world or rank == 0 else 0
+            status = error.status if world or rank == 0 else 0
         leave_job(status)
     return status
 

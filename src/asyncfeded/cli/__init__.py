@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 
 from asyncfeded.cli import measure, runs, studies, tell
@@ -12,6 +13,7 @@ __all__ = ["main", "measure", "runs", "studies", "tell"]
 
 def main() -> None:
     """The program `asyncfeded`."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the wish for a checkpoint, which would end a rank that is just starting
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name of a folder may hold what the locale cannot print

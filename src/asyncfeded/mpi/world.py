@@ -18,10 +18,13 @@ from asyncfeded.mpi.launcher import MPI
 PROTOCOL = 1
 """Version of the messages; ranks of different versions refuse to train together."""
 
+REFUSED = 2
+"""Exit status of a job that cannot start, for a reason that the user can correct."""
+
 STATEMENT = np.dtype(
     [
         ("protocol", np.uint32),
-        ("failed", np.uint32),
+        ("failed", np.uint32),  # exit status of a job that cannot start; 0: this rank has no problem
         ("num_params", np.int64),
         ("size", np.int64),
         ("layout", np.uint8, 32),
@@ -35,7 +38,16 @@ STATEMENT = np.dtype(
 
 
 class RefusedError(ValueError):
-    """The job cannot start, for a reason that a user can fix. Every rank has been told."""
+    """The job cannot start, for a reason that a user can fix. Every rank has been told.
+
+    Args:
+        text: the reason.
+        status: exit status of the job.
+    """
+
+    def __init__(self, text: str, status: int = REFUSED) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 @dataclass
@@ -168,10 +180,11 @@ def make_statement(
     num_params: int = 0,
     size: int = 0,
     problem: str = "",
+    status: int = REFUSED,
 ) -> np.ndarray:
-    """What a rank tells all others before training: a STATEMENT array of one element."""
+    """What a rank tells all others before training: a STATEMENT array of one element. `status`: see `RefusedError`."""
     statement = np.zeros(1, STATEMENT)
-    statement["protocol"], statement["failed"] = PROTOCOL, bool(problem)
+    statement["protocol"], statement["failed"] = PROTOCOL, status if problem else 0
     statement["num_params"], statement["size"], statement["dtype"] = num_params, size, b"float32"
     statement["config"], statement["layout"] = np.frombuffer(config, np.uint8), np.frombuffer(layout, np.uint8)
     statement["host"] = socket.gethostname().encode()[:64]
@@ -192,7 +205,7 @@ def compare_statements(world: World, statement: np.ndarray) -> None:
     statements = np.zeros(world.size, STATEMENT)
     Backoff(spin=False).wait(world.comm.Iallgather(statement.view(np.uint8), statements.view(np.uint8)))
     if disagreement := compare(statements):
-        raise RefusedError(disagreement)
+        raise RefusedError(disagreement, min(filter(None, statements["failed"].tolist()), default=REFUSED))
 
 
 def broadcast_text(world: World, text: str) -> str:

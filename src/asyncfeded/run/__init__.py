@@ -2,7 +2,5 @@
 
 import os
 
-REFUSED = 2
-"""Exit status of a run that cannot start, for a reason that the user can correct."""
 RESUMABLE = os.EX_TEMPFAIL
-"""Exit status, 75, of a run that SIGINT or SIGTERM ended; `asyncfeded resume` continues it."""
+"""Exit status, 75, of a run that SIGINT or SIGTERM ended; it can go on."""

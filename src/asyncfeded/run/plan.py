@@ -12,6 +12,7 @@ from asyncfeded import rules, tasks
 from asyncfeded.config import Config, load_config
 from asyncfeded.mpi import placement
 from asyncfeded.mpi.world import World, compare_statements, gather_places, make_statement, share_cores
+from asyncfeded.run import RESUMABLE, stopping
 
 T = TypeVar("T")
 
@@ -32,15 +33,17 @@ def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndar
 
     Args:
         world: all ranks.
-        prepare: makes it; may raise ValueError or OSError; must send no message.
+        prepare: makes it; may raise ValueError or OSError; must send no message. A wish to stop interrupts it.
         tell: returns the statement (world.make_statement) about what was made.
 
     Raises:
         RefusedError: on every rank, with the same text.
     """
     try:
-        made = prepare()
+        made = stopping.unless_asked(prepare)
         statement = tell(made)
+    except stopping.StopError as error:
+        statement = make_statement(problem=str(error), status=RESUMABLE)
     except (ValueError, OSError) as error:
         statement = make_statement(problem=str(error) or repr(error))
     except (MemoryError, RuntimeError) as error:

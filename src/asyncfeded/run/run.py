@@ -16,7 +16,7 @@ import numpy as np
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi import launcher, origin, shield
 from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server
-from asyncfeded.run import REFUSED, folder, serve, work
+from asyncfeded.run import folder, serve, stopping, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
@@ -36,16 +36,15 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
         resumed: folder of the run to continue; None: a new run.
 
     Returns:
-        The exit status: 0; RESUMABLE; REFUSED after printing why on standard error; 1 if the model could not be saved, or
-        if no client was left before a limit was reached.
+        The exit status: 0; RESUMABLE; REFUSED (mpi/world.py) after printing why on standard error; 1 if the model could not
+        be saved, or if no client was left before a limit was reached.
     """
     world: World | None = None
     ranks_lost = False
-    # SIGUSR1 asks for a checkpoint. Launchers forward it to all ranks, but only a server that trains may react to it.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with launcher.guard():
         try:
             world = join_job()
+            stopping.listen()
             status, ranks_lost = _train(world, path, overrides, resumed)
         except RefusedError as error:
             launched = origin.launched_by()
@@ -53,7 +52,8 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
             if rank == 0:
                 print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
             # Without the barrier of leave_job, a status of another rank could end rank 0 before it has printed the reason.
-            status = REFUSED if world or rank == 0 else 0
+            status = error.status if world or rank == 0 else 0
+        stopping.ignore(signal.SIGUSR1)  # hydra sends it when any rank has ended
         leave_job(status, ranks_lost)
     return status
 
@@ -88,9 +88,8 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
             shield.note(resumable)
             return serve.serve(seated, parts)
         shield.note("")
-        # A launcher forwards signals to all ranks. The server reacts to them and stops the workers.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        # A launcher forwards signals to all ranks. The server does what they ask, and stops the workers.
+        stopping.ignore(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         try:
             return 0, work.train_for_server(seated, parts)
         except ServerLostError as error:

@@ -1,6 +1,5 @@
 """The server of one run. It makes and checks what it needs before the first message; then it trains and saves. Rank 0."""
 
-import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -20,6 +19,7 @@ from asyncfeded.mpi.world import World
 from asyncfeded.run import RESUMABLE, result, resume
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
+from asyncfeded.run.stopping import asked
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
@@ -186,11 +186,8 @@ class ServerRun:
     def train(self) -> Outcome:
         """Train, from sending the first model until the last client has stopped."""
         self._introduce()
-        self._heed_signals()
         outcome = self._server.run()
         self._keeper.finish()
-        # hydra sends SIGUSR1 when a rank has died, and Python drops its handlers before the process ends.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
         return outcome
 
@@ -227,6 +224,8 @@ class ServerRun:
 
     def tick(self, server: Server) -> None:
         """See `Observer`. The model is saved before anything that can fail at the end."""
+        server.interrupted = asked.stop
+        self._keeper.wanted, asked.checkpoint = self._keeper.wanted or asked.checkpoint, False
         if not server.stopping:
             self._record.flush_if_due()
         self._progress.tick(server)
@@ -291,20 +290,6 @@ class ServerRun:
         due_s = self._clock.due_s if self._clock else {}
         at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._world.size - 1)
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
-
-    def _heed_signals(self) -> None:
-        """Handle signals: SIGINT or SIGTERM ends the training as a limit does, a second one ends the job; SIGUSR1 saves."""
-
-        def stop(number: int, frame: object) -> None:
-            self._server.interrupted = True
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-        def keep(number: int, frame: object) -> None:
-            self._keeper.wanted = True
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        signal.signal(signal.SIGUSR1, keep)
 
 
 def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, owned: Ownership, cleanup: ExitStack) -> Record:
