@@ -1,6 +1,7 @@
 """From TOML and overrides to a checked config, and what a person reads when something is wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -161,11 +162,11 @@ def test_another_task_leaves_the_rule_alone(toml):
         ("heterogeneity.slowdown=[nan]", "heterogeneity.slowdown.0 = nan: input should be a finite number"),
     ],
 )
-def test_a_wrong_key_or_value_is_told_with_the_file(toml, override, message):
+def test_a_wrong_key_or_value_is_told_with_its_override(toml, override, message):
     path = toml()
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole text is compared
         load_config(path, [override])
-    assert str(caught.value).startswith(f"{path}: {message}")
+    assert str(caught.value).startswith(f"override {override!r}: {message}")
     assert "\n" not in str(caught.value)
 
 
@@ -355,3 +356,29 @@ def test_folders_and_files_are_what_a_shell_would_make_of_them(toml, monkeypatch
     ]
     with pytest.raises(ValueError, match=r"run_dir: '\$NOPE/a': the environment has no variable \$NOPE; set it"):
         load_config(toml(), ["run_dir=$NOPE/a"])
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("learning_rate=0.1", "override 'learning_rate=0.1': unknown key learning_rate; did you mean training.learning_rate?"),
+    ("batch_size=8", "did you mean training.batch_size or heterogeneity.batch_size or evaluation.batch_size?"),
+    ("limits.epochs=8", "did you mean training.epochs or heterogeneity.epochs?"),
+    ("training.learning_rat=1", "unknown key training.learning_rat; did you mean learning_rate?"),
+    ("training.epochs=none", "override 'training.epochs=none': training.epochs = 'none': input should be a valid integer"),
+    ("training = 5", "override 'training = 5': training = 5: expected a section"),
+])  # fmt: skip
+def test_a_fault_in_an_override_names_the_override(toml, override, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        load_config(toml(), ["seed=1", override])
+    assert "run.toml" not in str(caught.value)
+
+
+def test_a_fault_in_the_file_names_the_file_whatever_is_overridden(toml):
+    with pytest.raises(ValueError, match=r"run\.toml: training\.momentum = 2") as caught:
+        load_config(toml(MINIMAL + "[training]\nmomentum = 2"), ["training.epochs=0"])
+    assert "override 'training.epochs=0': training.epochs = 0" in str(caught.value)
+
+
+def test_a_grid_is_no_run(toml):
+    words = r"run\.toml is the file of a grid of runs, for asyncfeded study; asyncfeded train takes another"
+    with pytest.raises(ValueError, match=words):
+        load_config(toml("seeds = [1]\n[run.limits]\nupdates = 5\n[tasks.digits]\n"), [])

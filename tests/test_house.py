@@ -25,7 +25,7 @@ FLOORS = (
     ("rules", "store", "tasks", "wire"),
     ("model", "mpi"),
     ("config", "seeds"),
-    ("files", "override"),
+    ("files", "override", "wording"),
 )
 """The parts of the package, from the top floor down: a part imports from the floors below its own, and from nowhere else."""
 ONLY_IN = {

@@ -4,11 +4,10 @@ The class that the `name` of a `task` or `rule` section chooses (tasks/, rules/)
 This module does not use MPI and reads only the config file.
 """
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,11 +24,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from asyncfeded.files.paths import expand
 from asyncfeded.files.plain import read_toml
 from asyncfeded.override import override, read_words
+from asyncfeded.wording import sentence
 
 
 class Settings(BaseModel):
@@ -279,25 +278,45 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     # Names first: a new name clears the keys of the previous task or rule.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
         override(table, text)
+    _check_command(Config, table, path)
     table.setdefault("limits", {})
-    return section(Config, table, str(path))
+    return section(Config, table, str(path), overrides)
 
 
-def load_section(kind: type[S], path: Path, overrides: Iterable[str]) -> S:
+def load_section(kind: type[S], path: Path, overrides: Sequence[str]) -> S:
     """Like `load_config`, for a file with another schema than a run's, such as a grid of runs."""
     table = read_toml(path, "give the path of a TOML file")
     for text in overrides:
         override(table, text)
-    return section(kind, table, str(path))
+    _check_command(kind, table, path)
+    return section(kind, table, str(path), overrides)
 
 
-def section(kind: type[S], table: dict[str, Any], where: str) -> S:
+COMMANDS = {
+    "train": {"limits", "task", "rule", "training", "clock"},
+    "study": {"tasks", "error_probabilities"},
+    "scale": {"models", "rounds"},
+}
+"""The keys that tell which command a file is for."""
+
+
+def _check_command(kind: type[Settings], table: dict[str, Any], path: Path) -> None:
+    """Refuse a file that is plainly for another command, before its keys are refused one by one."""
+    found = [command for command, keys in COMMANDS.items() if keys & table.keys()]
+    meant = next((command for command, keys in COMMANDS.items() if keys <= kind.model_fields.keys()), "")
+    if found and meant and meant not in found:
+        what = "a run" if found[0] == "train" else "a grid of runs"
+        raise ValueError(f"{path} is the file of {what}, for asyncfeded {found[0]}; asyncfeded {meant} takes another")
+
+
+def section(kind: type[S], table: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> S:
     """Check a table against its schema.
 
     Args:
         kind: the schema.
         table: keys and values.
         where: the name of the table in messages: a file, or a section such as `rule`.
+        overrides: `key=value`, which are in the table already; a fault of such a value names its override.
 
     Raises:
         ValueError: an unknown key, or a value out of range; the message lists every fault.
@@ -305,7 +324,7 @@ def section(kind: type[S], table: dict[str, Any], where: str) -> S:
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        raise ValueError("\n".join(_sentence(kind, fault, where) for fault in error.errors())) from None
+        raise ValueError("\n".join(sentence(kind, fault, where, overrides) for fault in error.errors())) from None
 
 
 def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: str) -> Settings:
@@ -336,32 +355,3 @@ def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str
             default = "required" if field.is_required() else json.dumps(field.default)
             rows.append((key, default, " ".join(field.description.split())))
     return rows
-
-
-def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
-    """One fault as a sentence: where, which key, what value, what to do."""
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path)
-    subject = f"{where}: {key}" if key else where
-    if fault["type"] == "extra_forbidden":
-        known = kind
-        for part in path[:-1]:
-            annotation = known.model_fields[part].annotation
-            assert isinstance(annotation, type)
-            known = annotation
-        names = [field.alias or name for name, field in known.model_fields.items()]
-        near = difflib.get_close_matches(path[-1], names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
-        return f"{where}: unknown key {key}; {hint}"
-    if fault["type"] == "missing":
-        return f"{subject}: required, but not given"
-    if fault["type"] in ("dict_type", "model_type"):
-        inner = f"{key}.name" if key in ("task", "rule") else f"{key}.KEY"
-        return f"{subject} = {fault['input']!r}: expected a section, with keys such as {inner}"
-    if fault["type"] in ("string_type", "path_type"):
-        return f"{subject} = {fault['input']!r}: expected text; put it in quotes"
-    if fault["type"] == "tuple_type":
-        return f"{subject} = {fault['input']!r}: expected a list, such as [{fault['input']}]"
-    if fault["type"] == "value_error":
-        return f"{subject}: {fault['ctx']['error']}"
-    return f"{subject} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

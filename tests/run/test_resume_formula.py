@@ -298,7 +298,7 @@ def test_a_folder_that_was_moved_goes_on(left):
 
 def test_a_run_without_a_checkpoint_is_refused(folder):
     assert not Life(folder, ASYNCFEDED, every_updates=0).live(30)
-    is_refused(folder, "has no checkpoint; give the folder of a run that has written one")
+    is_refused(folder, "has no checkpoint to go on from; train with checkpoint.every_s=60")
 
 
 def test_a_folder_without_a_run_is_refused(folder):

@@ -29,6 +29,7 @@ def test_an_interrupt_stops_a_run_as_a_limit_does(mpi, folder):
     done = run(mpi.command((3, python)), folder, mpi.env)
     assert done.status == 75, str(done)
     assert done.result["stopped"] == "interrupted by a signal"
+    assert "go on with: asyncfeded resume run\n" in done.stderr
     assert len(record.read_record(folder / "run").updates) == done.result["updates"] > 0
     assert (folder / "run" / "model.h5").exists()
 

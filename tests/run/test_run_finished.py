@@ -180,6 +180,7 @@ def test_a_replay_ends_in_the_same_model_bit_for_bit(finished, ranks, mpi, repla
     assert done.result["model_sha256"] == original.result["model_sha256"]
     old, new = record.read_record(run_dir).updates, record.read_record(output).updates
     assert old["client"].tolist() == new["client"].tolist()
+    assert new["time_s"] == pytest.approx(old["time_s"])
     assert old["gamma"].tolist() == new["gamma"].tolist()
 
 

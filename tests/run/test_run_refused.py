@@ -145,3 +145,9 @@ def test_a_machine_without_mpi_is_told_what_to_install(own_mpi, folder):
     done = run_asyncfeded("train", "run.toml", cwd=folder, env=own_mpi.env | {"MPI4PY_LIBMPI": "/nonexistent/libmpi.so"})
     refused(done, "no MPI library can be loaded")
     assert "pip install 'asyncfeded[mpich]'" in done.stderr
+
+
+def test_a_key_behind_dashes_is_told_to_stand_without_them(tmp_path):
+    done = run_asyncfeded("train", "run.toml", "--ranks", "3", "--limits.seconds=5", cwd=tmp_path)
+    assert done.status == 2
+    assert done.stderr == "asyncfeded: --limits.seconds: a key is written without dashes: limits.seconds=VALUE\n"

@@ -115,7 +115,7 @@ def test_something_else_in_its_place_is_refused(good):
 def test_a_run_without_a_checkpoint_is_refused(tmp_path, inside):
     if inside:
         (tmp_path / inside).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"has no checkpoint; give the folder of a run that has written one \(run_dir\)"):
+    with pytest.raises(ValueError, match=r"has no checkpoint to go on from; train with checkpoint\.every_s=60"):
         newest(tmp_path)
 
 

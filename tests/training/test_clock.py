@@ -3,9 +3,11 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
+from asyncfeded.store.record import UPDATE
 from asyncfeded.training.clock import OrderedClock, Replay
 from asyncfeded.wire.messages import Arrival, Order
 
@@ -109,9 +111,17 @@ def test_updates_that_wait_for_their_turn_are_released_at_a_stop():
     assert sorted(workers.released) == [(0, 0), (1, 0)]
 
 
-def test_a_replay_takes_clients_in_the_recorded_order():
+def record_of(clients, times):
+    updates = np.zeros(len(clients), UPDATE)
+    updates["client"], updates["time_s"] = clients, times
+    return updates
+
+
+@pytest.mark.parametrize("times", [[0.5, 1.0, 1.5, 2.0, 2.5, 3.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]])
+def test_a_replay_takes_clients_in_the_recorded_order(times):
+    """Also of updates that were recorded at one time, of which an ordered clock would take the lowest client first."""
     recorded = [2, 0, 2, 1, 2, 0]
-    clock = OrderedClock(Workers(2, random.Random(3)), Replay(recorded))
+    clock = OrderedClock(Workers(2, random.Random(3)), Replay(record_of(recorded, times)))
     for client in range(3):
         clock.reply(Order(client, 0, 0, 1), W, int)
     seen = []
@@ -122,11 +132,12 @@ def test_a_replay_takes_clients_in_the_recorded_order():
             clock.release(arrival)
             clock.reply(Order(arrival.client, arrival.round + 1, 0, 1), W, int)
     assert seen == recorded
+    assert clock.now() == pytest.approx(times[-1])
 
 
 def test_an_update_that_never_arrived_is_not_trained_again():
-    replay = Replay([0, 0])
-    assert [replay(Order(0, n, 0, 1), 0.0) for n in range(3)] == [0.0, 1.0, math.inf]
+    replay = Replay(record_of([0, 0], [0.25, 7.5]))
+    assert [replay(Order(0, n, 0, 1), 0.0) for n in range(3)] == [0.25, 7.5, math.inf]
     workers = Workers(1, random.Random(0))
     clock = OrderedClock(workers, replay)
     clock.reply(Order(1, 0, 0, 1), W, int)

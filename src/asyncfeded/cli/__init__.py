@@ -7,6 +7,7 @@ import sys
 
 from asyncfeded.cli import measure, runs, studies, tell
 from asyncfeded.cli.app import app
+from asyncfeded.cli.app import tell as say
 
 __all__ = ["main", "measure", "runs", "studies", "tell"]
 
@@ -17,7 +18,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name of a folder may hold what the locale cannot print
-    app([_expanded(argument) for argument in sys.argv[1:]])
+    arguments = [_expanded(argument) for argument in sys.argv[1:]]
+    _check_dashes(arguments)
+    app(arguments)
+
+
+def _check_dashes(arguments: list[str]) -> None:
+    """End the program if a key of a run or a grid stands behind dashes, as an option would."""
+    names = [argument.partition("=")[0][2:] for argument in arguments if argument.startswith("--")]
+    if not {"train", "resume", "study", "scale"} & set(arguments[:1]) or {"ranks", "help"}.issuperset(names):
+        return
+    from asyncfeded.config import Config
+
+    if keys := [name for name in names if "." in name or name.replace("-", "_") in Config.model_fields]:
+        say(f"--{keys[0]}: a key is written without dashes: {keys[0].replace('-', '_')}=VALUE")
+        sys.exit(2)
 
 
 def _expanded(argument: str) -> str:

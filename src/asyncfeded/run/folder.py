@@ -1,5 +1,6 @@
 """The folder of a run: its name, and its one owner, before anything in it is read, written or removed. Rank 0."""
 
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -43,7 +44,7 @@ def take(config: Config, resumed: Path | None, cleanup: ExitStack) -> tuple[Conf
     if not resumed and (run_dir / "record.h5").exists():
         raise ValueError(
             f"run_dir = {str(run_dir)!r} holds a run already; choose another folder, or move that one away; to go on with "
-            f"it type asyncfeded resume {run_dir}"
+            f"it type asyncfeded resume {shlex.quote(str(run_dir))}"
         )
     return config.model_copy(update={"run_dir": str(run_dir)}), owned
 

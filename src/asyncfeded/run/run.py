@@ -6,6 +6,7 @@ user are found before training, and rank 0 alone reports them. After that no ran
 whole job (launcher.guard).
 """
 
+import shlex
 import signal
 import sys
 from contextlib import ExitStack, suppress
@@ -82,7 +83,7 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
             cleanup.close()
         raise
     run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
-    resumable = f"the server is dead; go on with: asyncfeded resume {run_dir}"
+    resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
     with launcher.guard("worker" if seated.rank else "server"):
         if isinstance(parts, ServerParts):
             shield.note(resumable)

@@ -1,5 +1,6 @@
 """The server of one run. It makes and checks what it needs before the first message; then it trains and saves. Rank 0."""
 
+import shlex
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -100,7 +101,7 @@ def prepare(
     remarks = tuple(plan.task.remarks()) if isinstance(plan.task, Remarks) else ()
     due: Due = profiles.due
     if config.replay:
-        due = Replay(record.read_record(Path(config.replay)).updates["client"].tolist())
+        due = Replay(record.read_record(Path(config.replay)).updates)
     owned.check()
     if not resumed:
         book = _open_run(config, places, profiles.clients, owned, cleanup)
@@ -202,8 +203,8 @@ class ServerRun:
             The exit status and the figures.
         """
         server, run_dir = self._server, self._parts.run_dir
-        if outcome.failed and not server.state.dropped.all():
-            self.say(f"go on with: asyncfeded resume {run_dir}")
+        if outcome.reason == INTERRUPTED or (outcome.failed and not server.state.dropped.all()):
+            self.say(f"go on with: asyncfeded resume {shlex.quote(str(run_dir))}")
         try:
             self._record.close()
         except OSError as error:

@@ -6,8 +6,10 @@ decides nothing but the order.
 """
 
 import heapq
+import math
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
 from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
@@ -108,15 +110,17 @@ class Replay:
     """`Due` that repeats the order of arrival in a record: the n-th update of a client takes its old place.
 
     Args:
-        clients: int (n,), the client of each update in order of arrival.
+        updates: record.UPDATE (n,), in order of arrival.
     """
 
-    def __init__(self, clients: list[int]) -> None:
-        self._turns: dict[int, list[int]] = {}
-        for turn, client in enumerate(clients):
-            self._turns.setdefault(client, []).append(turn)
+    def __init__(self, updates: np.ndarray) -> None:
+        self._times: dict[int, list[float]] = {}
+        last = -math.inf
+        for client, time_s in zip(updates["client"].tolist(), updates["time_s"].tolist(), strict=True):
+            last = time_s if time_s > last else math.nextafter(last, math.inf)  # no two at once: the order is the record's
+            self._times.setdefault(client, []).append(last)
 
     def __call__(self, order: Order, now: float) -> float:
-        """The place of the update in the record, or infinity if it did not arrive."""
-        turns = self._turns.get(order.client, [])
-        return float(turns[order.round]) if order.round < len(turns) else float("inf")
+        """When the update was taken, as recorded, or infinity if it was not."""
+        times = self._times.get(order.client, [])
+        return times[order.round] if order.round < len(times) else math.inf

@@ -155,7 +155,7 @@ def newest(run_dir: Path) -> Found:
         except ValueError as error:
             damaged.append(str(error))
     if not damaged:
-        raise ValueError(f"{run_dir}: has no checkpoint; give the folder of a run that has written one (run_dir)")
+        raise ValueError(f"{run_dir}: has no checkpoint to go on from; train with checkpoint.every_s=60 to have some")
     raise ValueError(f"{run_dir}: none of its checkpoints can be used\n  " + "\n  ".join(damaged))
 
 
