@@ -94,6 +94,10 @@ FAULTS = {
     "huge label": ({"label": np.array([0, 2**64 - 1], np.uint64)}, f"label goes from 0 to {2**64 - 1}, expected integers"),
     "large label": ({"label": [0, 20_000]}, "label goes from 0 to 20000, expected integers from 0"),
     "labels of text": ({"label": np.array([b"a", b"b"])}, "label is |S1 (2,), expected integers"),
+    "channels first": (
+        {"pixels": np.zeros((2, 3, 4, 6))},
+        "pixels has shape (2, 3, 4, 6), channels first; expected them last",
+    ),
     "NaN pixels": ({"pixels": np.full((2, 4, 6), np.nan)}, "pixels holds a value that is not finite"),
     "infinite pixels": ({"pixels": np.full((2, 4, 6), np.inf)}, "pixels holds a value that is not finite"),
 }

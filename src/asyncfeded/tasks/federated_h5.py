@@ -186,6 +186,8 @@ class FederatedH5(Classification):
                 f"{where}: {self.pixels} is {dataset.dtype} {dataset.shape}, expected numbers of shape "
                 f"(n, height, width) or (n, height, width, channels)"
             )
+        if len(dataset.shape) == 4 and dataset.shape[1] <= 4 < dataset.shape[3]:
+            raise ValueError(f"{where}: {self.pixels} has shape {dataset.shape}, channels first; expected them last")
         return dataset
 
     def _largest_label(self, path: Path) -> int:
