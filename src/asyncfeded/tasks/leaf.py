@@ -146,7 +146,7 @@ def _parse(file: Path) -> dict[str, Piece]:
         x, y = fields["x"], fields["y"]
         if len(x) != len(y) or number != len(y):
             raise ValueError(
-                f"{where}: x has {len(x)} entries, y has {len(y)} and num_samples says {number}, expected one number"
+                f"{where}: x has {len(x)} entries, y has {len(y)} and num_samples says {number!r}, expected one number"
             )
         pieces[user] = Piece(file, x, y)
     return pieces
