@@ -179,7 +179,7 @@ def test_a_rule_whose_runs_are_not_done_has_a_line_and_nothing_is_compared_with_
     """The first rule is compared with, and there is only hinge, of which seed 2 is not done."""
     grid, rows = done
     text = study.to_markdown(grid, [row for row in rows if (row.run.rule, row.run.seed) == ("hinge", 1)])
-    assert "| asyncfeded | 0 of 2 |  |  |  |  |  |  |  |\n| hinge | 1 of 2 | 20.00 ± 0.00 |" in text
+    assert "| asyncfeded | 0 of 2 |  |  |  |  |  |  |  |\n| hinge | 1 of 2 | 20.00 | 20.00 | 10 |" in text
     assert "x: the time divided by that of asyncfeded; it is empty, since no run of asyncfeded is done." in text
     assert "Not done: asyncfeded with seed 1, 2.\nNot done: hinge with seed 2.\n" in text
     assert text.count("### digits") == 2

@@ -297,6 +297,6 @@ def quartiles(values: np.ndarray) -> np.ndarray:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation in percent."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{100 * np.mean(values):.2f} ± {100 * deviation:.2f}"
+    """Mean and standard deviation in percent; one value has no deviation."""
+    mean = f"{100 * np.mean(values):.2f}"
+    return f"{mean} ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
