@@ -9,7 +9,7 @@ from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import CLIENT_STATE, Snapshot, save
 
-CONFIG = Config(run_dir="runs/größe", clients=3).to_toml()
+CONFIG = Config(run_dir="runs/größe", clients=3, limits={"updates": 200}).to_toml()
 LAYOUT = Layout(
     (
         Entry("0.weight", (150, 200), 0),
@@ -25,8 +25,9 @@ NUMBERS = {field.name: field.type for field in fields(Snapshot) if field.type in
 
 
 def noise(size, seed):
-    """float32 (size,) of any bits: NaNs with their payload, infinities, subnormals."""
-    return np.random.default_rng(seed).integers(0, 2**32, size, np.uint32).view(np.float32)
+    """float32 (size,) of any bits that are a number: huge ones, subnormals, zeros of both signs."""
+    bits = np.random.default_rng(seed).integers(0, 2**32, size, np.uint32)
+    return (bits & np.uint32(0xFF7FFFFF)).view(np.float32)  # an exponent of all ones is infinite or no number
 
 
 def a_snapshot(rows=120, layout=LAYOUT, **changes):
@@ -34,14 +35,14 @@ def a_snapshot(rows=120, layout=LAYOUT, **changes):
     numbers = {name: kind(rows + i) if kind is int else rows + i / 7 for i, (name, kind) in enumerate(NUMBERS.items())}
     who = [
         (2, 40, 39, 117, True, 3.5, 0, False),
-        (5, 9, 9, 119, False, np.nan, 10, True),
-        (1, 8, 7, -1, True, np.inf, 3, False),
+        (5, 9, 9, 116, False, np.nan, 10, True),
+        (1, 8, 7, 1, True, np.inf, 3, False),
     ]
     clients = np.array(who, CLIENT_STATE)
     snapshot = Snapshot(
         config=CONFIG,
         provenance=record.provenance() | {"commit": ""},
-        **numbers | {"update_rows": rows},
+        **numbers | {"update_rows": rows, "version": rows + 1000},
         layout=layout,
         model=noise(layout.size, rows),
         bases={117: noise(layout.size, rows + 1), 1: noise(layout.size, rows + 2)},
@@ -54,6 +55,13 @@ def a_snapshot(rows=120, layout=LAYOUT, **changes):
         },
     )
     return replace(snapshot, **changes)
+
+
+def idle(count=3):
+    """Clients that have no order, so that they need no base."""
+    clients = np.zeros(count, CLIENT_STATE)
+    clients["epochs"], clients["base_version"] = 1, -1
+    return clients
 
 
 def bits(value):

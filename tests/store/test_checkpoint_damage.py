@@ -101,14 +101,14 @@ def test_files_that_were_swapped_are_seen(tmp_path):
 def test_something_else_in_its_place_is_refused(good):
     for content in (b"", b"x" * 5000, bytes(5000)):
         good.write_bytes(content)
-        is_refused(good, "its head is damaged, or it is no checkpoint")
+        is_refused(good, "its head is damaged, or this program did not write it")
     good.unlink()
     with h5py.File(good, "w") as file:
         file["model"] = 1
-    is_refused(good, "its head is damaged, or it is no checkpoint")
+    is_refused(good, "its head is damaged, or this program did not write it")
     good.unlink()
     good.mkdir()
-    is_refused(good, "cannot be read: Is a directory")
+    is_refused(good, "is a directory, expected a file")
 
 
 @pytest.mark.parametrize("inside", [None, "checkpoints", "checkpoints/notes.h5"])
@@ -154,5 +154,5 @@ def test_info_of_a_damaged_checkpoint_says_so(tmp_path, good):
 
 def test_info_of_no_file_says_so(tmp_path):
     done = run_asyncfeded("info", "absent.h5", cwd=tmp_path)
-    said = "asyncfeded: absent.h5: cannot be read: No such file or directory\n"
+    said = "asyncfeded: absent.h5: no such file\n"
     assert (done.status, done.stdout, done.stderr) == (2, "", said)

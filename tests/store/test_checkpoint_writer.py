@@ -17,7 +17,7 @@ from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.store.checkpoint import Writer, newest, save
 from asyncfeded.store.checkpoint import writer as writer_room
 from conftest import run
-from store.snapshots import a_snapshot, flip, names, noise, put, the_same, written
+from store.snapshots import a_snapshot, flip, idle, names, noise, put, the_same, written
 
 
 def test_the_last_ones_are_kept(tmp_path):
@@ -67,7 +67,7 @@ def test_one_is_written_at_a_time_and_its_outcome_told_once(tmp_path, monkeypatc
 
 def test_the_copy_serves_again(tmp_path):
     layout = Layout((Entry("w", (1 << 20,), 0),), 1 << 20, 1 << 20)
-    snapshot = a_snapshot(layout=layout, model=noise(1 << 20, 0), bases={7: noise(1 << 20, 1)}, rule={})
+    snapshot = a_snapshot(layout=layout, model=noise(1 << 20, 0), bases={7: noise(1 << 20, 1)}, clients=idle(), rule={})
     writer = Writer(tmp_path / "checkpoints", 1)
     written(writer, snapshot)
     assert writer.num_bytes == (8 << 20) + snapshot.clients.nbytes

@@ -16,7 +16,7 @@ from asyncfeded.store.record import EVALUATION, UPDATE, Record, read_record
 from asyncfeded.training.heterogeneity import PROFILE
 from conftest import places
 
-CLIENTS = np.zeros(1, PROFILE)
+CLIENTS = np.zeros(20_000, PROFILE)
 
 
 def update(number):
@@ -137,7 +137,7 @@ from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store.record import UPDATE, Record, read_record
 folder = pathlib.Path(sys.argv[1])
-book, row = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(1, PROFILE)), (1,) * len(UPDATE)
+book, row = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(2, PROFILE)), (1,) * len(UPDATE)
 book.FLUSH_S = 0.0
 ballast = folder / "ballast"
 try:
@@ -232,7 +232,7 @@ def test_a_folder_without_a_record_is_refused(tmp_path):
 
 def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
     (tmp_path / "record.h5").write_text("time_s,client\n")
-    with pytest.raises(ValueError, match=r"record\.h5: not a readable record"):
+    with pytest.raises(ValueError, match=r"record\.h5: its head is damaged, or this program did not write it"):
         read_record(tmp_path)
 
 
@@ -240,14 +240,14 @@ def test_a_truncated_record_is_refused(tmp_path, book):
     book.close()
     path = tmp_path / "record.h5"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"record\.h5: not a readable record"):
+    with pytest.raises(ValueError, match=r"record\.h5: has 1000 bytes, but \d+ were written"):
         read_record(tmp_path)
 
 
 def test_another_hdf5_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "record.h5", "w") as file:
         file["pixels"] = [1.0]
-    with pytest.raises(ValueError, match=r"record\.h5: not a readable record"):
+    with pytest.raises(ValueError, match=r"record\.h5: its head is damaged, or this program did not write it"):
         read_record(tmp_path)
 
 

@@ -199,6 +199,21 @@ class Array:
             _damaged(self.where, error)
         return values
 
+    def texts(self) -> list[str]:
+        """All values of an array of strings, one after the other. Raises FileFaultError as `read`, or if it holds others."""
+        if not self.is_text:
+            raise FileFaultError(f"{self.where}: is {self.dtype} {self.shape}, expected text")
+        try:
+            return [raw.decode() for raw in self.read().reshape(-1).tolist()]
+        except UnicodeDecodeError as error:
+            raise FileFaultError(f"{self.where}: holds bytes that are not UTF-8 ({error})") from None
+
+    def text(self) -> str:
+        """The one string that the array is. Raises FileFaultError as `texts`, or if there are several."""
+        if self.shape:
+            raise FileFaultError(f"{self.where}: is {self.dtype} {self.shape}, expected one text")
+        return self.texts()[0]
+
     def _check(self, depth: int) -> None:
         """Whether all values are there, and can be read."""
         dataset, sealed = self._dataset, self._file.sealed

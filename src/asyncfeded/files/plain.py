@@ -9,6 +9,7 @@ import errno
 import gzip
 import io
 import json
+import math
 import stat
 import sys
 import zlib
@@ -147,11 +148,26 @@ def read_json(path: Path, advice: str = "") -> Any:  # noqa: ANN401, whatever th
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
-        raise FileFaultError(f"{path}: is not JSON that can be read: it is nested too deeply") from None
-    except MemoryError as error:
-        raise FileFaultError(cannot_read(path, error)) from None
+        what = "is not JSON that can be read: it is nested too deeply"
+    except MemoryError:
+        what = "does not fit into memory"
     except ValueError as error:
-        raise FileFaultError(f"{path}: is not JSON: {error}") from None
+        what = f"is not JSON: {error}"
+    raise FileFaultError(f"{path}: {what}{advice and '; ' + advice}")
+
+
+def read_numbers(path: Path, names: Sequence[str], advice: str = "") -> dict[str, int | float]:
+    """Some numbers of the object in a JSON file, by name.
+
+    Raises:
+        FileFaultError: as `read_json`, or there is no object with these numbers.
+    """
+    table = read_json(path, advice)
+    for name in names:
+        number = table.get(name) if isinstance(table, dict) else None
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise FileFaultError(f"{path}: {name} is {number!r:.40}, expected a number{advice and '; ' + advice}")
+    return {name: table[name] for name in names}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

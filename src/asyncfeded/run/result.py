@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import resource
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from asyncfeded.files.plain import read_numbers
 from asyncfeded.mpi.world import World
 from asyncfeded.run.progress import fastest_and_slowest
 from asyncfeded.training.server import Outcome, Server
@@ -79,12 +81,9 @@ def updates_at_end(run_dir: Path) -> int:
         ValueError: the result of the run cannot be read.
     """
     path = run_dir / "result.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["updates"])
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the result of a run ({error}); move it away") from None
+    return int(read_numbers(path, ("updates",), "move it away")["updates"])
 
 
 def _number(value: float) -> float | None:

@@ -4,7 +4,6 @@
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from asyncfeded.config import Checkpoint, Config, section
+from asyncfeded.files.plain import parse_toml
 from asyncfeded.model.flat import Layout
 from asyncfeded.rules.decision import Reply, State
 from asyncfeded.run import result
@@ -23,11 +23,6 @@ from asyncfeded.store.checkpoint import Snapshot, Writer
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.server import Server
 from asyncfeded.training.server_state import ServerState
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # the same module under its old name
 
 MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server", "server_device")
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
@@ -73,30 +68,15 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
         ValueError: there is no checkpoint, the run has ended behind it, or the config or the model is not that of the run.
     """
     tables = record.read_record(run_dir)
-    found = checkpoint.newest(run_dir)
+
+    def check(path: Path, snapshot: Snapshot) -> None:
+        _check_config(run_dir, path, snapshot, config)
+        _check_state(path, snapshot, config.clients, layout, state)
+        _check_record(run_dir, path, snapshot, tables)
+
+    found = checkpoint.newest(run_dir, check)
     snapshot, where = found.snapshot, found.path
-    then = section(Config, tomllib.loads(snapshot.config), str(where))
-    if changed := _changed(then.model_copy(update={"run_dir": config.run_dir}), config):
-        raise ValueError(
-            f"{run_dir}: a run cannot go on with another {changed[0]} ({changed[1]} in the run, {changed[2]} now); what may "
-            f"change is {', '.join(MAY_CHANGE)} and, on the wall clock, threads"
-        )
-    shapes = {name: (array.shape, array.dtype) for name, array in _in_host_memory(state).items()}
-    if snapshot.layout != layout or {name: (array.shape, array.dtype) for name, array in snapshot.rule.items()} != shapes:
-        raise ValueError(f"{where}: holds another model, or another state of the rule, than this version of the program")
     updates, evaluations = tables.updates[: snapshot.update_rows], tables.evaluations[: snapshot.evaluation_rows]
-    if (len(updates), len(evaluations)) != (snapshot.update_rows, snapshot.evaluation_rows):
-        raise ValueError(
-            f"{run_dir}: record.h5 has {len(updates)} updates and {len(evaluations)} evaluations, fewer than the "
-            f"{snapshot.update_rows} and {snapshot.evaluation_rows} before {where.name}; the record of a resumed run would "
-            f"have a gap"
-        )
-    # A barrier takes a step without an update if it waits for one client and that client is lost.
-    if len(updates) and (updates["version"][-1] > snapshot.version or updates["time_s"][-1] > snapshot.time_s):
-        raise ValueError(
-            f"{run_dir}: record.h5 is not of the run of {where.name}: its update {len(updates)} made version "
-            f"{updates['version'][-1]} at {updates['time_s'][-1]:g} s, expected {snapshot.version} by {snapshot.time_s:g} s"
-        )
     if (ended := result.updates_at_end(run_dir)) > snapshot.updates:
         lines = (
             f"{run_dir}: the run has ended with {ended} updates, and {where.name}, its newest good checkpoint, holds "
@@ -115,6 +95,51 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
         ) from None
     dropped = len(tables.updates) - len(updates)
     return ResumePoint(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), dropped, found.damaged)
+
+
+def _check_config(run_dir: Path, path: Path, snapshot: Snapshot, config: Config) -> None:
+    """Whether a checkpoint is of a run with this config. Raises ValueError if not."""
+    then = section(Config, parse_toml(snapshot.config, str(path)), str(path))
+    if changed := _changed(then.model_copy(update={"run_dir": config.run_dir}), config):
+        raise ValueError(
+            f"{run_dir}: a run cannot go on with another {changed[0]} ({changed[1]} in the run, {changed[2]} now); what may "
+            f"change is {', '.join(MAY_CHANGE)} and, on the wall clock, threads"
+        )
+
+
+def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layout, state: State) -> None:
+    """Whether a checkpoint holds a state that this program can have. Raises ValueError if not."""
+    start = _in_host_memory(state)
+    shapes = {name: (array.shape, array.dtype) for name, array in start.items()}
+    if (
+        snapshot.layout != layout
+        or len(snapshot.clients) != num_clients
+        or {name: (array.shape, array.dtype) for name, array in snapshot.rule.items()} != shapes
+    ):
+        raise ValueError(f"{path}: holds another model, or another state of the rule, than this version of the program")
+    for name, array in snapshot.rule.items():
+        if array.dtype.kind == "f" and np.isfinite(start[name]).all() and not np.isfinite(array).all():
+            raise ValueError(f"{path}: rule/{name} holds a value that is not finite")
+    K = snapshot.rule.get("K", snapshot.clients["epochs"])
+    if K.min() < 1 or K.max() > checkpoint.MOST_EPOCHS:
+        raise ValueError(f"{path}: rule/K goes from {K.min()} to {K.max()}, expected 1 to {checkpoint.MOST_EPOCHS}")
+
+
+def _check_record(run_dir: Path, path: Path, snapshot: Snapshot, tables: record.Tables) -> None:
+    """Whether a record holds the rows before a checkpoint. Raises ValueError if not."""
+    updates, evaluations = tables.updates[: snapshot.update_rows], tables.evaluations[: snapshot.evaluation_rows]
+    if (len(updates), len(evaluations)) != (snapshot.update_rows, snapshot.evaluation_rows):
+        raise ValueError(
+            f"{run_dir}: record.h5 has {len(updates)} updates and {len(evaluations)} evaluations, fewer than the "
+            f"{snapshot.update_rows} and {snapshot.evaluation_rows} before {path.name}; the record of a resumed run would "
+            f"have a gap"
+        )
+    # A barrier takes a step without an update if it waits for one client and that client is lost.
+    if len(updates) and (updates["version"][-1] > snapshot.version or updates["time_s"][-1] > snapshot.time_s):
+        raise ValueError(
+            f"{run_dir}: record.h5 is not of the run of {path.name}: its update {len(updates)} made version "
+            f"{updates['version'][-1]} at {updates['time_s'][-1]:g} s, expected {snapshot.version} by {snapshot.time_s:g} s"
+        )
 
 
 def reopen(

@@ -13,17 +13,19 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NamedTuple, TypeAlias, get_type_hints
 
-import h5py
 import numpy as np
 
-from asyncfeded.store.checkpoint.file import text, write
+from asyncfeded.files.hdf5 import Group, open_hdf5
+from asyncfeded.files.plain import FileFaultError, read_bytes
+from asyncfeded.mpi.placement import PLACE
+from asyncfeded.store.checkpoint.file import checksum, text, write
 
 SCHEMA = 2
 """Version of the layout of record.h5. Version 1 had `hosts` instead of `placement`, and no `queue`."""
@@ -90,6 +92,7 @@ def _dtype(row: type[UpdateRow] | type[EvaluationRow]) -> np.dtype[np.void]:
 
 
 UPDATE, EVALUATION = _dtype(UpdateRow), _dtype(EvaluationRow)
+TABLES = {"updates": UPDATE, "evaluations": EVALUATION}
 
 
 class Table:
@@ -274,24 +277,60 @@ class Tables(NamedTuple):
 
 
 def read_record(run_dir: Path) -> Tables:
-    """Read the record in a run's folder, also while the run goes on or after it was killed.
+    """Read the record in a run's folder, also while the run goes on or after it was killed, and verify its checksum.
 
     Raises:
-        ValueError: there is no record, or it cannot be read.
+        ValueError: there is no record, it is damaged, or it is of another schema.
     """
     path = run_dir / "record.h5"
-    try:
-        tables = {}
-        for name, dtype in (("updates", UPDATE), ("evaluations", EVALUATION)):
-            with suppress(FileNotFoundError):  # the run has ended: record.h5, read below, has all rows
-                tables[name] = np.fromfile(_rows_of(path, name), dtype)
-        with h5py.File(path, "r", locking=False) as file:
-            origin = {name: file[name][:] for name in ("placement", "clients")} | {"config": file["config"].asstr()[()]}
-            stored = {name: file[name][:] for name in ("updates", "evaluations")}
-            return Tables(**stored | tables, attributes=dict(file.attrs) | origin)
-    except (OSError, KeyError, TypeError) as error:
-        what = "no such file" if not path.exists() else f"not a readable record ({error})"
-        raise ValueError(f"{path}: {what}; give the folder of a run (run_dir)") from None
+    rows = dict(_rows_so_far(path))  # before record.h5: if the run ends meanwhile, that has all rows
+    checksum(path, "give the folder of a run (run_dir)")
+    with open_hdf5(path, sealed=True) as file:
+        attributes: dict[str, object] = dict(file.attributes())
+        if (schema := attributes.get("schema")) != SCHEMA:
+            raise ValueError(f"{path}: expected a record of schema {SCHEMA}, this has schema {schema}")
+        if not isinstance(attributes.get("threads"), int):
+            raise ValueError(f"{path}: has no number of threads; it is damaged")
+        stored = {name: _table(file, name, dtype) for name, dtype in TABLES.items()}
+        attributes["placement"] = _table(file, "placement", PLACE)
+        attributes["clients"] = clients = _table(file, "clients", None)
+        attributes["config"] = file.array("config").text()
+    tables = Tables(**stored | rows, attributes=attributes)
+    _check_rows(path, tables.updates, len(clients))
+    return tables
+
+
+def _rows_so_far(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The whole rows in each of the two files of rows; there is none once the run has ended."""
+    for name, dtype in TABLES.items():
+        file = _rows_of(path, name)
+        try:
+            raw = read_bytes(file)
+        except FileFaultError:
+            if os.path.lexists(file):
+                raise
+            continue
+        yield name, np.frombuffer(raw, dtype, len(raw) // dtype.itemsize).copy()
+
+
+def _table(file: Group, name: str, dtype: np.dtype[np.void] | None) -> np.ndarray:
+    """A table of the record; `dtype`: None for any with names."""
+    array = file.array(name)
+    if len(array.shape) != 1 or array.dtype.names is None or dtype not in (None, array.dtype):
+        raise ValueError(f"{array.where}: is {array.dtype} {array.shape}, expected a row of {dtype or 'columns'} for each")
+    return array.read()
+
+
+def _check_rows(path: Path, updates: np.ndarray, num_clients: int) -> None:
+    """Whether the rows can be those of a run: damage to the files of rows is seen only here."""
+    wrong = (updates["client"] < 0) | (updates["client"] >= num_clients) | (updates["round"] < 0)
+    wrong |= (updates["epochs"] < 0) | (updates["accepted"].view(np.uint8) > 1)
+    if len(at := np.flatnonzero(wrong)):
+        row = updates[at[0]]
+        raise ValueError(
+            f"{path}: row {at[0]} of `updates` is of client {row['client']}, round {row['round']} and K = {row['epochs']}, "
+            f"but the run has clients 0 to {num_clients - 1}; the record is damaged"
+        )
 
 
 def most_threads(places: np.ndarray) -> int:

@@ -21,6 +21,9 @@ from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word, setting
 
+AGAIN = "remove the folder of that run, and it is done again"
+"""What to do about a run that is done, but whose files are damaged."""
+
 T = TypeVar("T")
 LABEL = re.compile(r"[^\W_][\w.+=,@ -]*(?<! )")
 LABEL_MAX = 80

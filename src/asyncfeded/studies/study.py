@@ -6,7 +6,6 @@ records of the runs. `StudyGrid` is the schema of the file.
 
 import csv
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import tomli_w
 from pydantic import Field
 
 from asyncfeded.config import Config, Settings, load_section
+from asyncfeded.files.plain import read_numbers
 from asyncfeded.store import record
 from asyncfeded.studies import jobs
 
@@ -158,8 +158,10 @@ def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyR
         run_dir = out / "runs" / run.name
         if not jobs.is_done(out / "runs", run.name):
             continue
-        result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+        result = read_numbers(run_dir / "result.json", ("wall_s", "workers_busy"), jobs.AGAIN)
         updates, evaluations, _ = record.read_record(run_dir)
+        if not len(evaluations):
+            raise ValueError(f"{run_dir}: its record holds no evaluation; {jobs.AGAIN}")
         merged = updates[updates["accepted"]]
         times, accuracy = evaluations["time_s"], evaluations["accuracy"]
         reached = [times[accuracy >= target] for target in grid.tasks[run.task].targets]

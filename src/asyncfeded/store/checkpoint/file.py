@@ -14,6 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from asyncfeded.files.plain import FileFaultError, cannot_read, check_file
+
 HEAD = 512  # bytes, the smallest user block
 SMALL = 1 << 16  # bytes: HDF5 itself writes what is smaller
 BLOCK = 8 << 20  # bytes written, and added to the checksum, at a time
@@ -69,12 +71,17 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def checksum(path: Path) -> str:
+def checksum(path: Path, advice: str = "") -> str:
     """The SHA-256 of a file, in hexadecimal, if it equals the one in its head.
 
+    Args:
+        path: of the file.
+        advice: what to do if there is no such file.
+
     Raises:
-        ValueError: it does not, the length of the file has changed, or the file cannot be read.
+        FileFaultError: it does not, the length of the file has changed, or the file cannot be read.
     """
+    check_file(path, advice)
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
     try:
         with path.open("rb", buffering=0) as file:
@@ -83,15 +90,15 @@ def checksum(path: Path) -> str:
                 digest.update(block[:count])
             size = file.tell()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise FileFaultError(cannot_read(path, error)) from None
     if head == _head(size, digest.hexdigest()):
         return digest.hexdigest()
     said = re.match(rb"asyncfeded, HDF5 behind 512 bytes\nbytes (\d+)\nsha256 [0-9a-f]{64}\n", head)
     if not said:
-        raise ValueError(f"{path}: its head is damaged, or it is no checkpoint")
+        raise FileFaultError(f"{path}: its head is damaged, or this program did not write it")
     if int(said[1]) != size:
-        raise ValueError(f"{path}: has {size} bytes, but {int(said[1])} were written")
-    raise ValueError(f"{path}: is damaged: its checksum is not the one it was written with")
+        raise FileFaultError(f"{path}: has {size} bytes, but {int(said[1])} were written")
+    raise FileFaultError(f"{path}: is damaged: its checksum is not the one it was written with")
 
 
 def _head(size: int, digest: str) -> bytes:

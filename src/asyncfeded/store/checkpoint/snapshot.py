@@ -1,31 +1,19 @@
-"""Writes what a run needs for a resume to a file, and reads it back; also writes a model alone."""
+"""What a run needs for a resume, and how it becomes a file (reading.py reads it); also writes a model alone."""
 
-import re
-import sys
 from dataclasses import dataclass, fields
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from asyncfeded.model.flat import Entry, Layout, named_views
-from asyncfeded.store.checkpoint.file import checksum, text, write
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # the same module under its older name
+from asyncfeded.model.flat import Layout, named_views
+from asyncfeded.store.checkpoint.file import text, write
 
 SCHEMA = 2
 """Version of the layout of a checkpoint. Version 1 had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
-NAME = re.compile(r"checkpoint-\d{10}\.h5")
-
 CLIENT_STATE = np.dtype(
     [
         ("epochs", np.int64),  # K that it was sent last
@@ -88,15 +76,6 @@ class Snapshot:
         return f"checkpoint-{self.update_rows:010d}.h5"
 
 
-class Found(NamedTuple):
-    """The checkpoint to resume from."""
-
-    path: Path
-    snapshot: Snapshot
-    damaged: tuple[str, ...]
-    """The newer checkpoints that cannot be used: the file, and what is wrong with it."""
-
-
 def save(path: Path, snapshot: Snapshot) -> int:
     """Write a checkpoint. Returns its size in bytes.
 
@@ -110,8 +89,8 @@ def save(path: Path, snapshot: Snapshot) -> int:
         arrays[f"model/{name}"] = view.numpy()
     arrays |= {f"bases/{version}": base for version, base in snapshot.bases.items()}
     arrays |= {f"rule/{name}": array for name, array in snapshot.rule.items()}
-    numbers = {name: getattr(snapshot, name) for name in _numbers()}
-    return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | numbers | snapshot.provenance)
+    values = {name: getattr(snapshot, name) for name in numbers()}
+    return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | values | snapshot.provenance)
 
 
 def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None:
@@ -129,89 +108,7 @@ def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None
     write(path, {name: view.numpy() for name, view in named_views(buffer, layout).items()}, {"version": version})
 
 
-def read_checkpoint(path: Path) -> Snapshot:
-    """Read a checkpoint, and verify its checksum.
-
-    Raises:
-        ValueError: it cannot be read, is damaged, or is not a checkpoint that this program knows.
-    """
-    checksum(path)
-    return _load(path)
-
-
-def newest(run_dir: Path) -> Found:
-    """The newest good checkpoint of a run.
-
-    Raises:
-        ValueError: there is none. The message names the checkpoints that cannot be used.
-    """
-    damaged: list[str] = []
-    for path in reversed(checkpoints(run_dir / FOLDER)):
-        try:
-            snapshot = read_checkpoint(path)
-            if path.name != snapshot.file_name:
-                raise ValueError(f"{path}: holds what was written as {snapshot.file_name}")
-            return Found(path, snapshot, tuple(damaged))
-        except ValueError as error:
-            damaged.append(str(error))
-    if not damaged:
-        raise ValueError(f"{run_dir}: has no checkpoint to go on from; train with checkpoint.every_s=60 to have some")
-    raise ValueError(f"{run_dir}: none of its checkpoints can be used\n  " + "\n  ".join(damaged))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, good or not, oldest first."""
-    return sorted(path for path in folder.glob("checkpoint-*.h5") if NAME.fullmatch(path.name))
-
-
-def describe_checkpoint(path: Path) -> dict[str, str]:
-    """Describe a checkpoint for people, and verify its checksum. Raises ValueError as `read_checkpoint` does."""
-    digest, at = checksum(path), _load(path)
-    config, layout = tomllib.loads(at.config), at.layout
-    score = f"{at.score_accuracy:.4f} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet"
-    return {
-        "checkpoint": str(path),
-        "run": config["run_dir"],
-        "task": config["task"]["name"],
-        "rule": config["rule"]["name"],
-        "time": f"{at.time_s:.1f} s ({config['clock']} clock)",
-        "updates": f"{at.updates} merged, {at.refused} refused",
-        "version": str(at.version),
-        "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
-        "accuracy": score,
-        "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
-        "size": f"{path.stat().st_size / 1e6:.1f} MB",
-        "checksum": f"right (sha256 {digest})",
-        "written by": " ".join(filter(None, ("asyncfeded", *map(at.provenance.get, ("asyncfeded", "commit"))))),
-    }
-
-
-def _load(path: Path) -> Snapshot:
-    with h5py.File(path, "r", locking=False) as file:
-        if (schema := file.attrs.get("schema", "none, as a model alone")) != SCHEMA:
-            raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}")
-        entries, size = [], 0
-        for raw in file["names"][...]:
-            entries.append(Entry(raw.decode(), file["model"][raw].shape, size))
-            size += prod(entries[-1].shape)
-        model = np.empty(size, np.float32)
-        layout = Layout(tuple(entries), int(file.attrs["num_params"]), size)
-        for name, view in named_views(torch.from_numpy(model), layout).items():
-            view.numpy()[...] = file["model"][name][...]
-        numbers: dict[str, Any] = {name: kind(file.attrs[name]) for name, kind in _numbers().items()}
-        return Snapshot(
-            config=file["config"][()].decode(),
-            provenance={name: value for name, value in file.attrs.items() if isinstance(value, str)},
-            layout=layout,
-            model=model,
-            bases={int(version): base[...] for version, base in file.get("bases", {}).items()},
-            clients=file["clients"][...],
-            rule={name: array[...] for name, array in file.get("rule", {}).items()},
-            **numbers,
-        )
-
-
-def _numbers() -> dict[str, type[int] | type[float]]:
+def numbers() -> dict[str, type[int] | type[float]]:
     """The fields of a snapshot that are numbers, and the type of each."""
     kinds = {field.name: field.type for field in fields(Snapshot)}
     return {name: kind for name, kind in kinds.items() if kind is int or kind is float}

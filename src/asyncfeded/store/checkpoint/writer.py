@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from asyncfeded.store.checkpoint.file import sync
-from asyncfeded.store.checkpoint.snapshot import Snapshot, checkpoints, save
+from asyncfeded.store.checkpoint.reading import checkpoints
+from asyncfeded.store.checkpoint.snapshot import Snapshot, save
 
 
 class Written(NamedTuple):

@@ -1,17 +1,20 @@
 """The table of a scaling study, made only from the records and results of its runs."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from asyncfeded.files.plain import read_numbers
 from asyncfeded.store import record
-from asyncfeded.studies.jobs import is_done, outcome
+from asyncfeded.studies.jobs import AGAIN, is_done, outcome
 from asyncfeded.studies.scaling.grid import ScalingGrid, ScalingRun, expand
 from asyncfeded.studies.study import quartiles
+
+RESULTS = ("params", "updates", "server_busy", "peak_rss_bytes", "hosts", "cores", "wall_s")
+"""The figures of a result that the table needs."""
 
 
 class ScalingRow(NamedTuple):
@@ -77,8 +80,10 @@ def measure(run: ScalingRun, run_dir: Path, target: float) -> ScalingRow:
         run_dir: its folder.
         target: test accuracy whose time is measured; 0: none.
     """
-    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    result = read_numbers(run_dir / "result.json", RESULTS, AGAIN)
     updates, evaluations, _ = record.read_record(run_dir)
+    if not len(updates):
+        raise ValueError(f"{run_dir}: its record holds no update; {AGAIN}")
     warm = int(np.unique(updates["client"], return_index=True)[1].max())
     steady = updates[warm + 1 :]
     seconds = updates["time_s"][-1] - updates["time_s"][warm] if len(steady) else np.nan

@@ -1,0 +1,197 @@
+"""Reads checkpoints back, whoever made them: a file gives a state whose every number is in its range, or one sentence."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from asyncfeded.config import Config, section
+from asyncfeded.files.hdf5 import Group, open_hdf5
+from asyncfeded.files.plain import FileFaultError, parse_toml
+from asyncfeded.model.flat import Entry, Layout, named_views
+from asyncfeded.store.checkpoint.file import checksum
+from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, SCHEMA, Snapshot, numbers
+
+N = TypeVar("N", int, float)
+
+MOST_EPOCHS = np.iinfo(np.int32).max
+"""Largest K that an order can hold (wire/messages.py)."""
+NAME = re.compile(r"checkpoint-\d{10}\.h5")
+
+
+class Found(NamedTuple):
+    """The checkpoint to resume from."""
+
+    path: Path
+    snapshot: Snapshot
+    damaged: tuple[str, ...]
+    """The newer checkpoints that cannot be used: the file, and what is wrong with it."""
+
+
+def read_checkpoint(path: Path) -> Snapshot:
+    """Read a checkpoint, and verify its checksum.
+
+    Raises:
+        ValueError: it cannot be read, is damaged, or is not a checkpoint that this program knows.
+    """
+    checksum(path)
+    return _load(path)
+
+
+def newest(run_dir: Path, check: Callable[[Path, Snapshot], None] = lambda path, snapshot: None) -> Found:
+    """The newest good checkpoint of a run.
+
+    Args:
+        run_dir: folder of the run.
+        check: raises ValueError for a checkpoint that cannot be used, though it is whole.
+
+    Raises:
+        ValueError: there is none. The message names the checkpoints that cannot be used.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(run_dir / FOLDER)):
+        try:
+            snapshot = read_checkpoint(path)
+            if path.name != snapshot.file_name:
+                raise ValueError(f"{path}: holds what was written as {snapshot.file_name}")
+            check(path, snapshot)
+            return Found(path, snapshot, tuple(damaged))
+        except ValueError as error:
+            damaged.append(str(error))
+    if not damaged:
+        raise ValueError(f"{run_dir}: has no checkpoint to go on from; train with checkpoint.every_s=60 to have some")
+    raise ValueError("\n  ".join([f"{run_dir}: none of its checkpoints can be used", *dict.fromkeys(damaged)]))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, good or not, oldest first."""
+    return sorted(path for path in folder.glob("checkpoint-*.h5") if NAME.fullmatch(path.name))
+
+
+def describe_checkpoint(path: Path) -> dict[str, str]:
+    """Describe a checkpoint for people, and verify its checksum. Raises ValueError as `read_checkpoint` does."""
+    digest, at = checksum(path), _load(path)
+    config, layout = section(Config, parse_toml(at.config, f"{path}: config"), f"{path}: config"), at.layout
+    score = f"{at.score_accuracy:.4f} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet"
+    return {
+        "checkpoint": str(path),
+        "run": config.run_dir,
+        "task": config.task["name"],
+        "rule": config.rule["name"],
+        "time": f"{at.time_s:.1f} s ({config.clock} clock)",
+        "updates": f"{at.updates} merged, {at.refused} refused",
+        "version": str(at.version),
+        "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
+        "accuracy": score,
+        "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
+        "size": f"{path.stat().st_size / 1e6:.1f} MB",
+        "checksum": f"right (sha256 {digest})",
+        "written by": " ".join(filter(None, ("asyncfeded", *map(at.provenance.get, ("asyncfeded", "commit"))))),
+    }
+
+
+def _load(path: Path) -> Snapshot:
+    """Read a checkpoint whose checksum is right. Whoever made the file, nothing but numbers in their range comes out."""
+    with open_hdf5(path, sealed=True) as file:
+        attributes = file.attributes()
+        if (schema := attributes.get("schema", "none, as a model alone")) != SCHEMA:
+            raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}")
+        values: dict[str, Any] = {name: _number(path, attributes, name, kind) for name, kind in numbers().items()}
+        layout, model = _model(path, file, _number(path, attributes, "num_params", int))
+        snapshot = Snapshot(
+            config=file.array("config").text(),
+            provenance={name: value for name, value in attributes.items() if isinstance(value, str)},
+            layout=layout,
+            model=model,
+            bases=dict(_bases(file, layout.size)),
+            clients=_clients(file),
+            rule={name: file.group("rule").array(name).read() for name in _members(file, "rule")},
+            **values,
+        )
+    parse_toml(snapshot.config, f"{path}: config")
+    if fault := _fault(snapshot):
+        raise FileFaultError(f"{path}: {fault}; this program wrote no such checkpoint")
+    return snapshot
+
+
+def _model(path: Path, file: Group, num_params: int) -> tuple[Layout, np.ndarray]:
+    """The layout, and the model as one buffer, float32 (size,)."""
+    names, tensors, entries, size = file.array("names").texts(), file.group("model"), [], 0
+    for name in names:
+        entries.append(Entry(name, tensors.array(name).shape, size))
+        size += prod(entries[-1].shape)
+    if not 0 <= num_params <= size or len(set(names)) < len(names) or size > path.stat().st_size:
+        raise FileFaultError(f"{path}: names {len(names)} tensors of {size} elements, {num_params} of them parameters")
+    layout, model = Layout(tuple(entries), num_params, size), np.empty(size, np.float32)
+    for name, view in named_views(torch.from_numpy(model), layout).items():
+        view.numpy()[...] = _floats(tensors, name)
+    return layout, model
+
+
+def _bases(file: Group, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    for name in _members(file, "bases"):
+        base = _floats(file.group("bases"), name)
+        if not re.fullmatch(r"0|[1-9]\d{0,18}", name) or base.shape != (size,):
+            raise FileFaultError(f"{file.where('bases')}: holds {name} of {base.shape}, expected a version, and ({size},)")
+        yield int(name), base
+
+
+def _clients(file: Group) -> np.ndarray:
+    array = file.array("clients")
+    if array.dtype != CLIENT_STATE or len(array.shape) != 1:
+        raise FileFaultError(
+            f"{array.where}: is {array.dtype} {array.shape}, expected a row of {CLIENT_STATE} for each client"
+        )
+    return array.read()
+
+
+def _floats(group: Group, name: str) -> np.ndarray:
+    """An array of float32, finite."""
+    array = group.array(name)
+    if array.dtype != np.float32:
+        raise FileFaultError(f"{array.where}: is {array.dtype}, expected float32")
+    values = array.read()
+    if not np.isfinite(values).all():
+        raise FileFaultError(f"{array.where}: holds a value that is not finite")
+    return values
+
+
+def _members(file: Group, name: str) -> list[str]:
+    return file.group(name).names() if file.kind(name) == "group" else []
+
+
+def _number(path: Path, attributes: Mapping[str, object], name: str, kind: type[N]) -> N:
+    value = attributes.get(name)
+    if not isinstance(value, kind):
+        raise FileFaultError(f"{path}: the attribute {name!r} is {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _fault(at: Snapshot) -> str:
+    """Which number is out of its range, as a sentence; empty if none is."""
+    for name in numbers().keys() - {"score_version", "score_accuracy", "score_loss"}:
+        if not 0 <= getattr(at, name) < math.inf:
+            return f"{name} = {getattr(at, name)}"
+    if not -1 <= at.score_version <= at.version:
+        return f"score_version = {at.score_version} at version {at.version}"
+    clients = at.clients
+    columns = {name: clients[name] for name in CLIENT_STATE.names or ()}
+    known = np.array([at.version, *at.bases])
+    wrong = {
+        f"K (expected 1 to {MOST_EPOCHS})": (columns["epochs"] < 1) | (columns["epochs"] > MOST_EPOCHS),
+        "a count below 0": (columns["rounds"] < 0) | (columns["updates"] < 0) | (columns["refused"] < 0),
+        "a base that is newer than the model": (columns["base_version"] < -1) | (columns["base_version"] > at.version),
+        "an order without its base": columns["out"] & ~np.isin(columns["base_version"], known),
+        "a time below 0": columns["due_s"] < 0,
+        "a yes or no that is neither": (columns["out"].view(np.uint8) > 1) | (columns["dropped"].view(np.uint8) > 1),
+    }
+    for what, where in wrong.items():
+        if len(at_clients := np.flatnonzero(where)):
+            client = int(at_clients[0])
+            return f"client {client} has {what}: {dict(zip(columns, clients[client].tolist(), strict=True))}"
+    return "" if len(clients) else "it has no clients"
