@@ -71,7 +71,7 @@ def test_a_result_that_cannot_be_read_is_named(tmp_path):
     assert result.updates_at_end(tmp_path) == 0
     for text in ("", "{}", "[]", '{"updates": null}', "\xff"):
         (tmp_path / "result.json").write_text(text, encoding="latin-1")
-        with pytest.raises(ValueError, match=r"result\.json: .*; move it away"):
+        with pytest.raises(ValueError, match=r"result\.json: "):
             result.updates_at_end(tmp_path)
 
 
