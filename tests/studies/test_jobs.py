@@ -1,8 +1,12 @@
-"""Configs in layers. That runs are done, skipped and lost one by one is tested with the studies that they make."""
+"""Configs in layers, and whose runs are whose. That runs are skipped and lost is tested with the studies that they make."""
+
+from pathlib import Path
 
 import pytest
 
-from asyncfeded.studies.jobs import check_labels, compose, nest, overlay
+from asyncfeded.config import Config
+from asyncfeded.store.ownership import NAME, Ownership
+from asyncfeded.studies.jobs import GridJob, check_labels, compose, execute, is_done, nest, overlay, own
 
 
 def test_a_layer_replaces_values_and_merges_sections():
@@ -53,3 +57,34 @@ def test_labels_that_are_one_name_on_some_file_systems_are_refused(two):
 def test_a_grid_without_a_label_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         check_labels({})
+
+
+def test_a_run_is_done_when_it_has_a_result_and_is_not_being_tried(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert not is_done(tmp_path, "run")
+    (tmp_path / "run" / "result.json").touch()
+    assert is_done(tmp_path, "run")
+    (tmp_path / "run.toml").touch()  # it is going on, or was interrupted, or has failed
+    assert not is_done(tmp_path, "run")
+
+
+@pytest.mark.parametrize("owned", ["run.owner", f"run/{NAME}"], ids=["by another study", "by the run itself"])
+def test_a_run_that_is_going_on_is_left_as_it_is(tmp_path, owned):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.h5").write_text("precious")
+    said: list[str] = []
+    job = GridJob("run", Config.model_validate({"limits": {"updates": 1}}), 2)
+    with Ownership(tmp_path / owned, "run", said.append):
+        assert execute([job], tmp_path, 1, said.append) == [job]
+    assert len(said) == 2
+    assert "run is in use by process" in said[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [("record.h5", "precious")]
+
+
+def test_a_study_has_one_owner_and_a_folder_that_can_be_written(tmp_path):
+    with own(tmp_path / "a" / "out", print), pytest.raises(ValueError, match="out is in use by process"):
+        own(tmp_path / "a" / "out", print)
+    Path(tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file/out cannot be written: Not a directory; choose another folder"):
+        own(tmp_path / "file" / "out", print)

@@ -12,7 +12,7 @@ from asyncfeded.files.plain import read_toml
 from asyncfeded.store.record import EVALUATION, UPDATE, Record
 from asyncfeded.studies import study
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import places, run_asyncfeded
+from conftest import Job, places, run_asyncfeded
 
 GRID = """
 error_probabilities = [0.0, 0.5]
@@ -263,3 +263,19 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(own_mpi, path, tmp_path)
     assert "it is empty, since no run of asyncfeded is done" in done.stdout
     pictures = [Path(line).name for line in done.stdout.splitlines() if line.endswith(".png")]
     assert pictures == ["digits-accuracy.png", "digits-errors.png"]
+
+
+def test_a_study_that_goes_on_is_not_begun_a_second_time(own_mpi, path, tmp_path):
+    changed(path, "error_probabilities = [0.0, 0.5]", "error_probabilities = [0.2]")
+    changed(path, "seeds = [1, 2]", "seeds = [1]")
+    command = ("study", path, "--output", tmp_path / "out")
+    with Job(tmp_path, own_mpi.env, *command) as first:
+        first.until(lambda: list((tmp_path / "out" / "runs").glob("*.toml")))
+        second = run_asyncfeded(*command, cwd=tmp_path, env=own_mpi.env)
+        assert second.status == 2, str(second)
+        assert f"{tmp_path / 'out'} is in use by process {first.process.pid} of" in second.stderr
+        assert second.stderr.count("asyncfeded: ") == 1, str(second)
+        status, said = first.end()
+    assert status == 0, said
+    assert len(list((tmp_path / "out" / "runs").glob("*/result.json"))) == 2
+    assert "\n| hinge | " in said

@@ -1,5 +1,6 @@
 """Commands of many runs, and the picture of one: study, scale, plot."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -22,24 +23,25 @@ def study(
     """Compare rules: run a grid of tasks x rules x error probabilities x seeds, skip finished runs, write one table."""
     load_launcher()
     from asyncfeded import plots
+    from asyncfeded.studies import jobs as jobs_room
     from asyncfeded.studies import study as room
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         plan = room.load_study_grid(grid, overrides or [])
         runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
-        failed = room.execute(runs, output, ranks, jobs, console.print)
-        rows = room.collect(plan, runs, output)
-        output.mkdir(parents=True, exist_ok=True)
-        room.write_csv(plan, runs, rows, output, output / ("tuning.csv" if tune else "table.csv"))
-        if tune:
-            print(room.chosen(plan, rows))  # noqa: T201
-        else:
-            table = room.to_markdown(plan, rows)
-            (output / "table.md").write_text(table, encoding="utf-8")
-            print(table)  # noqa: T201
-            for picture in plots.plot_study(plan, rows, output, authors):
-                print(picture)  # noqa: T201
+        with jobs_room.own(output, console.print):
+            failed = room.execute(runs, output, ranks, jobs, console.print)
+            rows = room.collect(plan, runs, output)
+            room.write_csv(plan, runs, rows, output, output / ("tuning.csv" if tune else "table.csv"))
+            if tune:
+                print(room.chosen(plan, rows))  # noqa: T201
+            else:
+                table = room.to_markdown(plan, rows)
+                (output / "table.md").write_text(table, encoding="utf-8")
+                print(table)  # noqa: T201
+                for picture in plots.plot_study(plan, rows, output, authors):
+                    print(picture)  # noqa: T201
     except ValueError as error:
         fail(str(error))
     if failed:
@@ -60,19 +62,21 @@ def scale(
     """Strong and weak scaling over clients, nodes, models and rules: skips finished runs, makes tables and figures."""
     load_launcher()
     from asyncfeded.plots.scaling import plot_scaling
-    from asyncfeded.studies import scaling
+    from asyncfeded.studies import jobs, scaling
 
     out = output or Path("studies") / grid.stem
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         study = scaling.Study(grid, overrides or [], out, console.print)
-        if slurm is not None:
-            study.submit(slurm)
-            return
-        failed = [] if gather else study.execute(only)
-        if only is None:
-            for picture in plot_scaling(study.grid, *study.report(predict), out):
-                print(picture)  # noqa: T201
+        # Tasks of an array work side by side in the folder; each owns its run.
+        with nullcontext() if only is not None else jobs.own(out, console.print):
+            if slurm is not None:
+                study.submit(slurm)
+                return
+            failed = [] if gather else study.execute(only)
+            if only is None:
+                for picture in plot_scaling(study.grid, *study.report(predict), out):
+                    print(picture)  # noqa: T201
     except ValueError as error:
         fail(str(error))
     if failed:

@@ -5,6 +5,7 @@ It looks at files and the environment. MPI is loaded, but not initialised before
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -113,6 +114,15 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> Start:
     if left := leftovers():
         notes += (left,)
     return Start([mpiexec, *options, "-n", str(ranks), *program], env, notes)
+
+
+def ending_signal() -> int:
+    """The signal that makes mpiexec, and its ranks with it, end at once.
+
+    hydra forwards other signals to the ranks, which then take their time; when it is killed, its proxies kill the ranks.
+    Open MPI's mpiexec kills the ranks half a second after SIGTERM; when it is killed itself, it may leave them behind.
+    """
+    return signal.SIGTERM if MPI.get_vendor()[0] == "Open MPI" else signal.SIGKILL
 
 
 def initialise() -> None:

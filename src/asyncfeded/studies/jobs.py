@@ -1,12 +1,12 @@
 """The runs of a grid: their configs are made in layers, and each run is a separate job, skipped when it is done.
 
-A run is done when its result.json exists, and a crash loses only that run. This module does not know what the runs are for.
+A run is done when its result.json exists and its `<name>.toml`, which is there while it is tried, does not. A crash loses
+only that run. Of several processes one does a run: that of `<name>.owner`. This module does not know what the runs are for.
 """
 
 import os
 import re
 import shutil
-import subprocess
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +20,8 @@ from asyncfeded import rules, tasks
 from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word, setting
+from asyncfeded.store.ownership import NAME, OwnedError, Ownership
+from asyncfeded.studies.children import Children, end_by_signals
 
 AGAIN = "remove the folder of that run, and it is done again"
 """What to do about a run that is done, but whose files are damaged."""
@@ -108,8 +110,21 @@ def nest(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_done(folder: Path, name: str) -> bool:
-    """Whether the run of this name has ended well."""
-    return (folder / name / "result.json").exists()
+    """Whether the run of this name has ended well; one that was interrupted, or that lost its clients, has a result too."""
+    return (folder / name / "result.json").exists() and not (folder / f"{name}.toml").exists()
+
+
+def own(out: Path, say: Callable[[str], None]) -> Ownership:
+    """Make the folder of a study, and own it: of several commands one does the runs and writes the tables.
+
+    Raises:
+        ValueError: another process owns it, or it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return Ownership(out / NAME, str(out), say)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error.strerror}; choose another folder (--output)") from None
 
 
 def outcome(folder: Path, name: str) -> str:
@@ -140,8 +155,9 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
     failed, began = [], time.monotonic()
     # Runs at the same time share cores, but each run knows only its own ranks.
     crowded = side_by_side > 1 and side_by_side * sizes[-1] > len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(side_by_side) as pool:
-        running = {pool.submit(_execute, job, folder, "yield" if crowded else "auto"): job for job in pending}
+    children, wait = Children(), "yield" if crowded else "auto"
+    with end_by_signals(say), ThreadPoolExecutor(side_by_side) as pool:
+        running = {pool.submit(_execute, job, folder, wait, children, say): job for job in pending}
         try:
             for done, future in enumerate(as_completed(running), start=1):
                 job, trouble = running[future], future.result()
@@ -149,26 +165,49 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
                     failed.append(job)
                 left = (time.monotonic() - began) / done * (len(pending) - done) / 60
                 say(f"[{done}/{len(pending)}] {job.name} {trouble or 'done'}; {left:.0f} min left")
-        except KeyboardInterrupt:
+        except BaseException:
+            children.end()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
 
 
-def _execute(job: GridJob, folder: Path, wait: str) -> str:
-    """Do one run. Returns what went wrong; empty if nothing did."""
+def _execute(job: GridJob, folder: Path, wait: str, children: Children, say: Callable[[str], None]) -> str:
+    """Do one run, if no other process does it. Returns what went wrong; empty if nothing did."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Ownership(folder / f"{job.name}.owner", job.name, say):
+            if is_done(folder, job.name):
+                return ""
+            _clear(folder / job.name, say)
+            return _do(job, folder, wait, children)
+    except OwnedError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be written in {folder}: {error.strerror}"
+
+
+def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
+    """Remove what a run that was killed has left. Raises OwnedError if it goes on."""
+    if run_dir.exists():
+        with Ownership(run_dir / NAME, str(run_dir), say):
+            for path in run_dir.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != NAME:
+                    path.unlink()
+
+
+def _do(job: GridJob, folder: Path, wait: str, children: Children) -> str:
+    """Do one run, from its start. Returns what went wrong; empty if nothing did."""
     run_dir = folder / job.name
-    shutil.rmtree(run_dir, ignore_errors=True)  # left by a run that was killed
-    folder.mkdir(parents=True, exist_ok=True)
     file, log = folder / f"{job.name}.toml", folder / f"{job.name}.log"
     file.write_text(job.config.to_toml(), encoding="utf-8")
     overrides = [setting("run_dir", str(run_dir))] + ([f"wait={wait}"] if job.config.wait == "auto" else [])
     command, env, _ = launcher.command(job.ranks, ["train", str(file), *overrides])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
-    with log.open("w") as out:
-        status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode
-    if status or not is_done(folder, job.name):
-        (run_dir / "result.json").unlink(missing_ok=True)  # left by a run that was interrupted, or that lost its clients
+    status = children.run(command, env, log)
+    if status or not (run_dir / "result.json").exists():
         return f"failed with status {status}, see {log}"
     file.unlink()
     log.unlink()
