@@ -9,6 +9,7 @@ import pytest
 
 from asyncfeded.mpi import launcher
 from asyncfeded.mpi.allocation import Allocation
+from asyncfeded.mpi.placement import Room
 
 SAYS = {
     "mpich": "HYDRA build details:\n    Version: 5.0.2",
@@ -24,6 +25,7 @@ def nowhere(monkeypatch, tmp_path):
     """No launcher has started us, PATH is empty, and the MPI library is MPICH at a path of its own."""
     monkeypatch.setattr(launcher, "find_allocation", lambda: Allocation(dict(os.environ)))
     monkeypatch.setattr(launcher, "leftovers", lambda: "")
+    monkeypatch.setattr(launcher, "shared_memory", lambda: Room(1e9, 1e9))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     library(monkeypatch, "MPICH", tmp_path / "env" / "lib" / "libmpi.so.12")
     launcher.find_mpiexec.cache_clear()
@@ -203,6 +205,35 @@ def test_elsewhere_the_environment_is_passed_on_as_it_is(tmp_path, monkeypatch):
     script(tmp_path / "path" / "mpiexec", "mpich")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert launcher.command(2, [])[1] == os.environ | {"PYTHONSAFEPATH": "1"}
+
+
+# --- room for memory that ranks share
+
+
+@pytest.mark.parametrize(
+    ("vendor", "version", "ranks", "room", "words"),
+    [
+        ("MPICH", (5, 0, 2), 12, 64e6, "64.8 MB there for 12 ranks on this host; give the container more (--shm-size=1g)"),
+        ("MPICH", (5, 0, 2), 11, 64e6, ""),
+        ("Open MPI", (5, 0, 11), 2, 4e6, "16.8 MB there for 2 ranks on this host; give the container more (--shm-size=1g)"),
+        ("Open MPI", (5, 0, 11), 40, 64e6, ""),
+        ("Open MPI", (4, 1, 4), 2, 1e6, ""),
+        ("Intel MPI", (2021, 18), 40, 1e6, ""),
+    ],
+)
+def test_room_that_an_mpi_needs_is_asked_for_before_it_starts(monkeypatch, vendor, version, ranks, room, words):
+    monkeypatch.setattr(launcher, "MPI", SimpleNamespace(get_vendor=lambda: (vendor, version)))
+    for name in ("MPIR_CVAR_NOLOCAL", "OMPI_MCA_btl_sm_backing_directory"):
+        monkeypatch.delenv(name, raising=False)
+    if not words:
+        launcher.check_shared_memory(ranks, room)
+        return
+    with pytest.raises(ValueError, match=r"^/dev/shm has room for") as caught:
+        launcher.check_shared_memory(ranks, room)
+    assert words in str(caught.value)
+    for name in ("MPIR_CVAR_NOLOCAL", "OMPI_MCA_btl_sm_backing_directory"):
+        monkeypatch.setenv(name, "x")
+    launcher.check_shared_memory(ranks, room)
 
 
 # --- the library

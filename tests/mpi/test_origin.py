@@ -140,6 +140,13 @@ def test_a_real_launcher_leaves_nothing_over(monkeypatch):
     assert leftovers(MPICH) == ""
 
 
+@pytest.mark.parametrize(
+    ("env", "ranks"), [({}, 1), ({"MPI_LOCALNRANKS": "5"}, 5), (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3"}, 3)]
+)
+def test_the_launcher_says_how_many_ranks_this_host_has(env, ranks):
+    assert origin.neighbours(env) == ranks
+
+
 def test_settings_of_the_user_are_no_ranks():
     kept = {"PATH": "/bin", "PRTE_MCA_rmaps_default_mapping_policy": "x", "PMIX_MCA_gds": "hash", "HYDRA_LAUNCHER": "ssh"}
     gone = MPICH | OPEN_MPI | {"PMI_FD": "9", "PMIX_RANK": "1", "HYDI_CONTROL_FD": "7", "MPI_LOCALRANKID": "0"}

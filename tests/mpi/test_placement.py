@@ -149,6 +149,12 @@ def test_pages_of_files_give_way_and_count_as_left(tmp_path, quota, own, folder,
     assert placement.memory(tmp_path, tmp_path / "own") == (30, (tmp_path / folder).stat().st_ino)
 
 
+def test_room_for_shared_memory_is_that_of_its_file_system(tmp_path):
+    found = placement.shared_memory(tmp_path)
+    assert 0 < found.free <= found.total < np.inf
+    assert placement.shared_memory(tmp_path / "none") == (np.inf, np.inf)
+
+
 def test_the_memory_of_a_host_is_what_is_available_and_its_swap(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\nHugePages_Total: 0\nSwapFree: 16 kB\n")
     assert placement.host_memory(tmp_path / "meminfo") == 80 * 1024

@@ -26,6 +26,12 @@ from mpi4py import MPI as MPI  # noqa: E402, the only import of MPI: all other f
 
 from asyncfeded.mpi.allocation import find_allocation  # noqa: E402
 from asyncfeded.mpi.origin import launched_by, leftovers, without_rank  # noqa: E402
+from asyncfeded.mpi.placement import shared_memory  # noqa: E402
+
+MPICH_SHARED = 5.4e6
+"""Bytes in /dev/shm that a rank of MPICH takes (5.0.2, with 2 to 13 ranks)."""
+OPEN_MPI_SHARED = 16.8e6
+"""Bytes that must be free in /dev/shm before Open MPI 5 makes a segment; then it takes 0.1 MB for each rank."""
 
 
 class Start(NamedTuple):
@@ -83,10 +89,11 @@ def command(ranks: int, arguments: list[str], lasting: bool = False) -> Start:
         lasting: whether the job goes on when a client dies.
 
     Raises:
-        ValueError: no mpiexec was found, or the hosts of the allocation cannot be reached.
+        ValueError: no mpiexec was found, the hosts of the allocation cannot be reached, or MPI has no room on this one.
     """
     mpiexec, options, program = find_mpiexec(), [], [sys.executable, "-m", "asyncfeded", *arguments]
     found = find_allocation()
+    check_shared_memory(-(-ranks // found.num_hosts), shared_memory().free)
     # A file in the working folder must not stand in for a module (Python 3.11+).
     env = without_rank(found.env) | {"PYTHONSAFEPATH": "1"}
     if MPI.get_vendor()[0] == "Open MPI":
@@ -135,6 +142,30 @@ def initialise() -> None:
     if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # only Slurm's pmi2 sets PMI_JOBID
         os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting, the one with the lowest priority
     MPI.Init_thread(MPI.THREAD_FUNNELED)
+
+
+def check_shared_memory(ranks: int, room: float) -> None:
+    """Check that MPI has room in /dev/shm. Without it, MPICH crashes in MPI_Init, and a run under Open MPI may hang.
+
+    Args:
+        ranks: number of ranks on this host.
+        room: bytes in /dev/shm.
+
+    Raises:
+        ValueError: there is not enough.
+    """
+    family, version = MPI.get_vendor()
+    if family == "MPICH":
+        needed, way = ranks * MPICH_SHARED, "MPIR_CVAR_NOLOCAL=1"
+    elif family == "Open MPI" and version >= (5,):
+        needed, way = OPEN_MPI_SHARED, "OMPI_MCA_btl_sm_backing_directory=/tmp"
+    else:
+        return
+    if room < needed and way.partition("=")[0] not in os.environ:
+        raise ValueError(
+            f"/dev/shm has room for {room / 1e6:.3g} MB, but {vendor()} needs {needed / 1e6:.3g} MB there for {ranks} ranks "
+            f"on this host; give the container more (--shm-size=1g), take fewer ranks, or set {way} (slower)"
+        )
 
 
 def understands(env: Mapping[str, str]) -> bool:

@@ -93,6 +93,12 @@ def connected(env: Mapping[str, str] = os.environ) -> bool | None:
     return None
 
 
+def neighbours(env: Mapping[str, str]) -> int:
+    """How many ranks the launcher says that it has started on this host; 1 if it does not say."""
+    names = ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+    return max(int(value) if (value := env.get(name, "")).isdigit() else 1 for name in names)
+
+
 def claimed_by(size: int, env: Mapping[str, str] = os.environ) -> Origin | None:
     """The launcher whose variables say that it started so many ranks: for a job that is known to have them."""
     origins = [_origin(launcher, env) for launcher in LAUNCHERS if _claims(launcher, env)]

@@ -6,9 +6,11 @@ This file does not use MPI: world.py exchanges this information between ranks.
 import math
 import os
 import resource
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +107,21 @@ def host_memory(info: Path = Path("/proc/meminfo")) -> float:
         return math.inf
     sizes = dict(line.split(":") for line in info.read_text().splitlines())
     return 1024 * float(sum(int(sizes.get(name, "0").split()[0]) for name in ("MemAvailable", "SwapFree")))
+
+
+class Room(NamedTuple):
+    """Bytes of a file system."""
+
+    total: float
+    free: float
+
+
+def shared_memory(place: Path = Path("/dev/shm")) -> Room:
+    """The room that processes have for memory that they share; inf where there is no such place."""
+    if not place.is_dir():
+        return Room(math.inf, math.inf)
+    found = shutil.disk_usage(place)
+    return Room(found.total, found.free)
 
 
 def process_memory(status: Path = Path("/proc/self/status")) -> tuple[int, float]:

@@ -124,6 +124,11 @@ def join_job(least: int = 2) -> World:
         raise RefusedError(_foreign(launched, "does not speak PMIx"))  # before MPI_Init, which would abort
     left = origin.leftovers()
     origin.forget_launcher()
+    try:
+        # All of it, free or not: other ranks may have begun to take their share.
+        launcher.check_shared_memory(origin.neighbours(os.environ), placement.shared_memory().total)
+    except ValueError as error:
+        raise RefusedError(str(error)) from None
     if not MPI.Is_initialized():
         launcher.initialise()
     comm = MPI.COMM_WORLD.Dup()
