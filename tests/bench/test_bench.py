@@ -154,6 +154,20 @@ def test_the_server_is_measured_while_checkpoints_are_written(own_mpi, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (["server", "--params", 10], "--clients is missing: give a number of at least 1"),
+        (["server", "--params", 10, "--clients", 0], "--clients 0: expected at least 1"),
+        (["wait"], "--ranks is missing: give a number of at least 2"),
+        (["wait", "--ranks", 1], "--ranks 1: expected at least 2"),
+    ],
+)
+def test_an_option_that_is_missing_or_too_small_is_named(own_mpi, tmp_path, command, why):
+    done = run_asyncfeded("bench", *command, cwd=tmp_path, env=own_mpi.env)
+    assert (done.status, done.stderr) == (2, f"asyncfeded: {why}\n"), str(done)
+
+
 @pytest.mark.parametrize(("option", "value"), [("--params", 0), ("--seconds", "inf"), ("--wait", "nap")])
 def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, value):
     arguments = {"--params": 10, "--clients": 2} | {option: value}
@@ -168,8 +182,8 @@ def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option
 @pytest.mark.parametrize(
     ("device", "why"),
     [
-        ("gpu", "expected the device auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ("cuda:99", "--device = 'cuda:99': this host has"),
+        ("gpu", "--device gpu: expected the device auto, cpu, cuda or cuda:N"),
+        ("cuda:99", "--device cuda:99: this host has"),
     ],
 )
 def test_a_device_that_is_not_there_is_told_once(own_mpi, tmp_path, device, why):

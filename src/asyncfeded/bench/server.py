@@ -74,9 +74,7 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         if params < 1:
             raise RefusedError(f"--params {params}: expected the elements of a model, at least 1")
         wanted = device if world.rank == 0 else "cpu"
-        own_device = plan.agree_on(
-            world, lambda: placement.device(known_device(wanted), 0, "--device"), lambda _: make_statement()
-        )
+        own_device = plan.agree_on(world, lambda: _device(wanted), lambda _: make_statement())
         models = 1 if world.rank else world.size + 1 + checkpoints  # one for each client, the global one, a receive buffer
         need = 4 * params * models
         agree_on_memory(world, Need(need, need), f"the server holds {world.size - 1} models of {params} parameters and more")
@@ -88,6 +86,14 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
             _answer(world, params, wait, checkpoints)
 
     return in_job(with_ranks)
+
+
+def _device(wanted: str) -> torch.device:
+    """The device that an option names. Raises ValueError if there is none."""
+    try:
+        return placement.device(known_device(wanted), 0, "--device")
+    except ValueError as error:
+        raise ValueError(f"--device {wanted}: {str(error).removeprefix(f'--device = {wanted!r}: ')}") from None
 
 
 def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bool, device: torch.device) -> None:

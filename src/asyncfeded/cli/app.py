@@ -22,6 +22,8 @@ app.add_typer(bench, name="bench")
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
+Ranks = Annotated[int | None, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")]
+
 
 def start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
     """Replace this process by mpiexec; never returns. `lasting`: see `launcher.command`."""
@@ -41,6 +43,15 @@ def start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
         tell(note)
     sys.stdout.flush()
     os.execvpe(command[0], command, env)
+
+
+def at_least(least: int, option: str, value: int | None) -> int:
+    """The value of an option that counts something; ends the program if it is missing or too small."""
+    if value is None:
+        fail(f"{option} is missing: give a number of at least {least}")
+    if value < least:
+        fail(f"{option} {value}: expected at least {least}")
+    return value
 
 
 def read_record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is imported only here

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from asyncfeded.cli.app import bench, fail, load_launcher, start
+from asyncfeded.cli.app import Ranks, at_least, bench, fail, load_launcher, start
 from asyncfeded.mpi import origin
 
 
@@ -25,17 +25,17 @@ def bench_kernel(
 @bench.command("server")
 def bench_server(
     params: Annotated[int, typer.Option(help="Elements of the model.")],
-    clients: Annotated[int, typer.Option(help="Start mpiexec with so many clients and 1 server.")] = 0,
+    clients: Annotated[int | None, typer.Option(help="Start mpiexec with so many clients and 1 server.")] = None,
     seconds: Annotated[float, typer.Option(help="Seconds that the server works in each of the 6 rounds.")] = 2.0,
     wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Measure also while checkpoints are written.")] = False,
     device: Annotated[str, typer.Option(help="Device of the server's models: cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Measure how long a client waits for its reply, against a raw MPI echo, and what an update costs the server."""
-    if clients or not origin.launched_by():
+    if clients is not None or not origin.launched_by():
         arguments = ["--params", str(params), "--seconds", str(seconds), "--wait", wait, "--device", device]
         arguments += ["--checkpoints"] if checkpoints else []
-        start(clients + 1, ["bench", "server", *arguments])
+        start(1 + at_least(1, "--clients", clients), ["bench", "server", *arguments])
     with load_launcher().guard():
         from asyncfeded.bench import server as room
 
@@ -45,13 +45,13 @@ def bench_server(
 
 @bench.command("wait")
 def bench_wait(
-    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")] = 0,
+    ranks: Ranks = None,
     wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
-    seconds: Annotated[float, typer.Option(help="Seconds of each of the 18 measurements.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement; there are 18.")] = 1.0,
 ) -> None:
     """Measure how much of a core idle ranks use, how they slow other training, and how soon the server notices an update."""
-    if ranks or not origin.launched_by():
-        start(ranks, ["bench", "wait", "--wait", wait, "--seconds", str(seconds)])
+    if ranks is not None or not origin.launched_by():
+        start(at_least(2, "--ranks", ranks), ["bench", "wait", "--wait", wait, "--seconds", str(seconds)])
     with load_launcher().guard():
         from asyncfeded.bench import wait as room
 

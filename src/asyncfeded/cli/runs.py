@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from asyncfeded.cli.app import RunDir, app, fail, load_launcher, read_record, start
+from asyncfeded.cli.app import Ranks, RunDir, app, fail, load_launcher, read_record, start
 from asyncfeded.mpi import origin
 from asyncfeded.override import setting
 
@@ -14,13 +14,13 @@ from asyncfeded.override import setting
 def train(
     file: Annotated[Path, typer.Argument(help="TOML file of the run.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as needed.")] = None,
-    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")] = 0,
+    ranks: Ranks = None,
 ) -> None:
     """Train. Under mpiexec or srun, rank 0 is the server and every other rank is a client; --ranks starts mpiexec itself.
 
     Exit status 75: SIGINT or SIGTERM ended the run; `asyncfeded resume` continues it.
     """
-    if ranks:
+    if ranks is not None:
         start(ranks, ["train", str(file), *(overrides or [])], lasting=True)
     with load_launcher().guard():
         from asyncfeded.run import run
@@ -33,12 +33,13 @@ def train(
 def resume(
     run_dir: RunDir,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as limits.updates=500.")] = None,
-    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = 0,
+    ranks: Annotated[int | None, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = None,
 ) -> None:
     """Continue a run in its folder, from its newest good checkpoint. Start it under mpiexec or srun as `train`."""
     launched = origin.launched_by()
-    if ranks or not launched or launched.size == 1:
-        start(ranks or len(read_record(run_dir)[2]["placement"]), ["resume", str(run_dir), *(overrides or [])], lasting=True)
+    if ranks is not None or not launched or launched.size == 1:
+        as_before = len(read_record(run_dir)[2]["placement"]) if ranks is None else ranks
+        start(as_before, ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with load_launcher().guard():
         from asyncfeded.run import run
 
@@ -49,7 +50,7 @@ def resume(
 @app.command()
 def replay(
     run_dir: RunDir,
-    ranks: Annotated[int, typer.Option(help="MPI ranks, 1 server and the rest workers; default: as in the run.")] = 0,
+    ranks: Annotated[int | None, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the replay; default: replay in the run's folder.")] = None,
 ) -> None:
     """Repeat a run with its updates in the order in which they arrived. It ends with the same model, bit for bit."""
@@ -67,4 +68,4 @@ def replay(
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
     overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
-    start(ranks or len(about["placement"]), arguments, lasting=True)
+    start(len(about["placement"]) if ranks is None else ranks, arguments, lasting=True)

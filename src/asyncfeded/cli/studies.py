@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from asyncfeded.cli.app import RunDir, app, fail, load_launcher
+from asyncfeded.cli.app import RunDir, app, at_least, fail, load_launcher
 
 
 @app.command()
@@ -21,6 +21,8 @@ def study(
     authors: Annotated[Path | None, typer.Option(help="CSV of published figures, drawn beside ours.")] = None,
 ) -> None:
     """Compare rules: run a grid of tasks x rules x error probabilities x seeds, skip finished runs, write one table."""
+    at_least(2, "--ranks", ranks)
+    at_least(1, "--jobs", jobs)
     load_launcher()
     from asyncfeded import plots
     from asyncfeded.studies import jobs as jobs_room

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from asyncfeded.cli.app import app, fail, load_launcher, print_rows, read_record, start
+from asyncfeded.cli.app import Ranks, app, fail, load_launcher, print_rows, read_record, start
 
 
 @app.command()
@@ -59,10 +59,10 @@ def info(
 @app.command()
 def doctor(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a planned run.")] = Path("runs"),
-    ranks: Annotated[int, typer.Option(help="Start mpiexec with so many ranks.")] = 0,
+    ranks: Ranks = None,
 ) -> None:
     """Find what can stop a run: MPI, launcher, network, clocks, GPUs, file system. Start it as you would start the run."""
-    if ranks:
+    if ranks is not None:
         start(ranks, ["doctor", str(run_dir)])
     with load_launcher().guard():
         from asyncfeded import doctor as room
