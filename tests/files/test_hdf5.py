@@ -68,8 +68,14 @@ def test_an_error_of_the_system_is_told(good, one_sentence, monkeypatch, error):
         pass
 
 
+def soft_link(writer, path):
+    examples = writer.parent
+    examples.file.move(writer.name, "/kept")
+    examples["bad"] = h5py.SoftLink("/kept")
+
+
 WHOLE = {
-    "soft link": link(h5py.SoftLink("/examples/a")),
+    "soft link": h5(soft_link),
     "external link": link(h5py.ExternalLink("good.h5", "/examples/a")),
     "gzip": replace("pixels", lambda w, f, p: w.create_dataset(f, data=images(), compression="gzip", shuffle=True)),
     "virtual": virtual(("good.h5", "/examples/a/pixels", 0, 3)),

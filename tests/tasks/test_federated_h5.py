@@ -128,6 +128,14 @@ def test_a_writer_that_is_no_group_is_refused(h5, tmp_path):
     refused(task, "train.h5: writer bad: no field 'label', it has none")
 
 
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_writer_of_two_names_is_refused(h5, tmp_path, soft):
+    task = h5()
+    with h5py.File(tmp_path / "train.h5", "a") as file:
+        file["examples/w9"] = h5py.SoftLink("/examples/w3") if soft else file["examples/w3"]
+    refused(task, "train.h5: writers w3 and w9 are one and the same by way of a link; remove one of them")
+
+
 def test_too_few_writers_are_refused(h5):
     with pytest.raises(
         ValueError, match=r"train\.h5 has 5 writers \(task\.writers = 0\), too few for 6 clients; lower clients"

@@ -101,6 +101,17 @@ class Group:
             )
         return sorted(names)
 
+    def names_of_one(self) -> tuple[str, str] | None:
+        """Two names of one and the same member, which links can give it; a link that leads nowhere is not looked at."""
+        seen: dict[tuple[int, int], str] = {}
+        for name in self.names():
+            with suppress(Exception):
+                about = h5py.h5o.get_info(self._group.id, name.encode())
+                first = seen.setdefault((about.fileno, about.addr), name)
+                if first != name:
+                    return first, name
+        return None
+
     def kind(self, name: str) -> str:
         """`group`, `array`, or empty for a member that is absent. Raises FileFaultError if a link leads nowhere."""
         found = self._get(name)

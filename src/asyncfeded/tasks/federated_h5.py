@@ -108,7 +108,7 @@ class FederatedH5(Classification):
         if path.is_dir():
             return leaf.counts(path)
         with tff.open_examples(path, "writer") as examples:
-            return {name: _labels(examples, path, name, self.label).shape[0] for name in examples.names()}
+            return {name: _labels(examples, path, name, self.label).shape[0] for name in tff.names(examples, path, "writer")}
 
     @cached_property
     def _train_counts(self) -> dict[str, int]:

@@ -251,7 +251,7 @@ def _names(path: Path) -> list[str]:
     if path.is_dir():
         return list(leaf.counts(path))
     with tff.open_examples(path, "role") as examples:
-        return examples.names()
+        return tff.names(examples, path, "role")
 
 
 def _texts(path: Path, roles: Sequence[str], field: str) -> Iterator[tuple[str, str, str]]:

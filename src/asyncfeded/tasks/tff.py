@@ -32,6 +32,24 @@ def open_examples(path: Path, who: str) -> Iterator[Group]:
         yield examples
 
 
+def names(examples: Group, path: Path, who: str) -> list[str]:
+    """The names of all writers or roles, in order.
+
+    Args:
+        examples: as `open_examples` gave it.
+        path: of the file.
+        who: as for `open_examples`.
+
+    Raises:
+        ValueError: two of them are one by way of a link: its samples would be taken twice.
+    """
+    if twins := examples.names_of_one():
+        raise ValueError(
+            f"{path}: {who}s {twins[0]} and {twins[1]} are one and the same by way of a link; remove one of them"
+        )
+    return examples.names()
+
+
 def find(examples: Group, where: str, name: str, field: str, key: str) -> Array:
     """The array `examples/<name>/<field>`; nothing of it is read.
 
