@@ -49,7 +49,6 @@ class Finished(NamedTuple):
     status: int
     stdout: str
     stderr: str
-    ended: float
 
     def __str__(self):
         return f"{' '.join(self.command)}\nstatus {self.status}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
@@ -77,10 +76,9 @@ def run(command, cwd, env=None, timeout=120):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        ended = time.time()
         out.seek(0)
         err.seek(0)
-        done = Finished(process.args, process.returncode, out.read(), err.read(), ended)
+        done = Finished(process.args, process.returncode, out.read(), err.read())
     assert not hung, hung + str(done)
     return done
 

@@ -164,9 +164,10 @@ def test_pmix_under_an_mpi_that_does_not_speak_it_is_refused_before_mpi_init(slu
 
 
 def test_the_doctor_names_srun(slurm, own_mpi, folder):
-    done = slurm.ended(slurm.submit(folder, "-n2", f"--wrap=srun --mpi={pmi(own_mpi)} {ASYNCFEDED} doctor", env=own_mpi.env))
+    line = f"srun --mpi={pmi(own_mpi)} --output=said-%t {ASYNCFEDED} doctor"
+    done = slurm.ended(slurm.submit(folder, "-n2", f"--wrap={line}", env=own_mpi.env))
     assert (done.state, done.status) == ("COMPLETED", 0), str(done)
-    assert json.loads(done.said.splitlines()[-1])["launcher"] == "srun"
+    assert json.loads((folder / "said-0").read_text().splitlines()[-1])["launcher"] == "srun"
 
 
 def test_srun_that_does_not_speak_with_the_mpi_is_recognised(slurm, own_mpi, folder):

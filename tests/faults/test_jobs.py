@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 from asyncfeded.run import RESUMABLE
@@ -76,8 +75,6 @@ def test_ranks_that_are_stopped_and_continued(mpi, jobs, start):
     os.kill(server, signal.SIGSTOP)
     job.until(lambda: stopped(server))
     before = [updates_of(run_dir, client) for client in range(2)]
-    time.sleep(1)
-    assert [updates_of(run_dir, client) for client in range(2)] == before
     os.kill(server, signal.SIGCONT)
     job.until(lambda: all(updates_of(run_dir, client) > before[client] + 5 for client in range(2)))
     ends_well(job, run_dir)

@@ -48,15 +48,12 @@ def test_a_rank_whose_environment_is_broken_ends_the_job(mpi, folder):
 
 
 BROKEN = """
-import time
-from pathlib import Path
 import asyncfeded.training.client, asyncfeded.model.global_model
 from asyncfeded.cli import main
 
 def broken(function, when):
     def call(self, *args):
         if when(self, *args):
-            Path("raised").write_text(str(time.time()))
             raise KeyError("a bug")
         return function(self, *args)
     return call
@@ -73,32 +70,30 @@ main()
 
 @pytest.fixture(scope="module", params=["client", "server"])
 def broken(request, mpi, tmp_path_factory):
-    """A run in which a rank raises: who it is, what it said, how the job ended, and seconds from the raise to the end."""
+    """A run in which a rank raises, long before it would end: who it is, what each rank said, and how the job ended."""
     folder = write_toml(tmp_path_factory.mktemp("broken"))
     (folder / "broken.py").write_text(ALSO_TO_A_FILE + BROKEN.replace("WHO", repr(request.param)))
     python = [sys.executable, "broken.py", "train", "run.toml", "run_dir=run", "limits.updates=1000000"]
     done = run(mpi.command((3, python)), folder, mpi.env)
     place = {"client": "rank 2 (worker)", "server": "rank 0 (server)"}[request.param]
-    said = (folder / f"stderr-{place.split()[1]}").read_text()
-    return place, said, done, done.ended - float((folder / "raised").read_text())
+    said = {path.name.removeprefix("stderr-"): path.read_text() for path in folder.glob("stderr-*")}
+    return place, said, done
 
 
-def test_a_rank_that_raises_ends_the_job_within_10_s(broken):
-    _, _, done, seconds = broken
+def test_a_rank_that_raises_ends_the_job(broken):
+    _, _, done = broken
     assert done.status != 0, str(done)
-    assert seconds < 10, str(done)
 
 
 def test_rank_and_host_stand_before_the_traceback(broken):
-    place, said, done, _ = broken
-    head = f"asyncfeded: {place} on {HOST}: uncaught error, ending the job"
+    place, ranks, _ = broken
+    head, said = f"asyncfeded: {place} on {HOST}: uncaught error, ending the job", ranks[place.split()[1]]
     assert said.index(f"{head}\nTraceback") < said.index("KeyError: 'a bug'")
-    assert done.stderr.index(head) < done.stderr.index("KeyError: 'a bug'")
 
 
 def test_the_traceback_is_told_once(broken):
-    done = broken[2]
-    assert done.stderr.count("KeyError: 'a bug'") == 1, str(done)
+    _, ranks, done = broken
+    assert sum(said.count("KeyError: 'a bug'") for said in ranks.values()) == 1, str(done)
 
 
 def test_training_that_diverges_ends_with_a_clear_error(own_mpi, folder):

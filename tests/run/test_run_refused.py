@@ -29,13 +29,16 @@ from pathlib import Path
 late, others = sys.argv.pop(1) == "True", int(sys.argv.pop(1))
 rank = os.environ.get("PMI_RANK") or os.environ["OMPI_COMM_WORLD_RANK"]
 if rank != "0":
-    atexit.register(Path("ended-" + rank).touch)
+    atexit.register(Path("ended-" + rank).write_text, str(os.getpid()))
 from asyncfeded.cli import main
 if rank == "0" and late:
     deadline = time.monotonic() + 20
-    while len(list(Path().glob("ended-*"))) < others and time.monotonic() < deadline:
+    # Until their launcher has taken notice of all others.
+    while time.monotonic() < deadline:
+        ended = [path.read_text() for path in Path().glob("ended-*")]
+        if len(ended) == others and not any(Path("/proc", process).exists() for process in ended):
+            break
         time.sleep(0.01)
-    time.sleep(1)
 main()
 """
 
