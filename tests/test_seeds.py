@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.seeds import Stream, numpy_rng, seed_torch
+from asyncfeded.seeds import Stream, numpy_rng, seed_globals
 
 
 def draw_numpy(*stream):
@@ -12,7 +12,7 @@ def draw_numpy(*stream):
 
 
 def draw_torch(*stream):
-    seed_torch(*stream)
+    seed_globals(*stream)
     return torch.randint(1 << 62, ()).item()
 
 
@@ -54,7 +54,7 @@ def test_nine_hundred_rounds_have_as_many_seeds():
     seeds = set()
     for client in range(30):
         for number in range(30):
-            seed_torch(0, Stream.TRAINING, client, number)
+            seed_globals(0, Stream.TRAINING, client, number)
             seeds.add(torch.initial_seed())
     assert len(seeds) == 900
 
@@ -67,6 +67,7 @@ def test_the_values_of_the_streams_are_never_renumbered():
         "TRAINING": 2,
         "SPEED": 3,
         "ERRORS": 4,
+        "DATA": 5,
     }
     expected = np.random.default_rng(np.random.SeedSequence(7, spawn_key=(2, 3, 5))).integers(1 << 62)
     assert draw_numpy(7, Stream.TRAINING, 3, 5) == expected

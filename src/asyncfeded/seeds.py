@@ -4,6 +4,7 @@ A stream is identified by its purpose, client and round, never by the order in w
 the same data, the same initial model and the same local training on any number of machines.
 """
 
+import random
 from enum import IntEnum
 
 import numpy as np
@@ -18,6 +19,7 @@ class Stream(IntEnum):
     TRAINING = 2
     SPEED = 3
     ERRORS = 4
+    DATA = 5
 
 
 def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
@@ -25,7 +27,9 @@ def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, *indices)))
 
 
-def seed_torch(seed: int, stream: Stream, *indices: int) -> None:
-    """Seed torch's global generators (initial weights, shuffling, dropout) for a stream."""
+def seed_globals(seed: int, stream: Stream, *indices: int) -> None:
+    """Seed the global generators for a stream: torch's (initial weights, shuffling, dropout), numpy's and Python's."""
     state = np.random.SeedSequence(seed, spawn_key=(stream, *indices)).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
+    random.seed(int(state[0]))
+    np.random.seed(state.view(np.uint32))

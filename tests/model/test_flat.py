@@ -162,21 +162,21 @@ def test_a_buffer_and_a_parameter_of_the_same_name_differ():
 def test_a_buffer_replaced_instead_of_written_is_found():
     flat = FlatModel(small())
     flat.module[1].running_mean = torch.zeros(3)
-    with pytest.raises(RuntimeError, match=r"replaced the memory of 1\.running_mean.*running_mean\.copy_"):
+    with pytest.raises(ValueError, match=r"replaced the memory of 1\.running_mean.*running_mean\.copy_"):
         flat.check_views()
 
 
 def test_a_parameter_replaced_instead_of_written_is_found():
     flat = FlatModel(small())
     flat.module[0].weight.data = torch.zeros(3, 2)
-    with pytest.raises(RuntimeError, match=r"replaced the memory of 0\.weight"):
+    with pytest.raises(ValueError, match=r"replaced the memory of 0\.weight"):
         flat.check_views()
 
 
 def test_a_parameter_replaced_by_another_object_is_found():
     flat = FlatModel(small())
     flat.module[0].weight = nn.Parameter(torch.zeros(3, 2))
-    with pytest.raises(RuntimeError, match=r"replaced the memory of 0\.weight"):
+    with pytest.raises(ValueError, match=r"replaced the memory of 0\.weight"):
         flat.check_views()
 
 
@@ -184,7 +184,7 @@ def test_a_shared_buffer_replaced_in_its_second_place_is_found():
     shared = torch.zeros(2)
     flat = FlatModel(nn.ModuleList([Keeper(shared), Keeper(shared)]))
     flat.module[1].kept = torch.zeros(2)
-    with pytest.raises(RuntimeError, match=r"replaced the memory of"):
+    with pytest.raises(ValueError, match=r"replaced the memory of"):
         flat.check_views()
 
 

@@ -86,10 +86,10 @@ def test_a_problem_is_told_before_any_difference():
 
 
 def test_a_problem_longer_than_its_place_is_cut_between_letters_or_marked():
-    """2,048 bytes: an odd one before letters of two."""
+    """4,096 bytes: an odd one before letters of two."""
     told = compare(said(make_statement(problem="x" + "ä" * 3000)))
     assert told.startswith("xää")
-    assert len(told) == 1 + 1023 + 1
+    assert len(told) == 1 + 2047 + 1
 
 
 # --- make_statement

@@ -118,6 +118,6 @@ def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_model_is_no_checkpoint(tmp_path):
-    save_model(tmp_path / "model.h5", torch.zeros(1), ONE, 0)
+    save_model(tmp_path / "model.h5", {"w": torch.zeros(1)}, 0)
     with pytest.raises(ValueError, match=r"model\.h5: expected a checkpoint of schema 2, this has schema none"):
         read_checkpoint(tmp_path / "model.h5")

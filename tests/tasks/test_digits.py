@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asyncfeded import tasks
+from asyncfeded.tasks.digits import _load
 from tasks.data import digits, samples, split
 
 splits = pytest.mark.parametrize("kind", ["even", "dirichlet"])
@@ -96,5 +97,6 @@ def test_the_model_of_digits_gives_a_score_for_each_class():
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    _load.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'asyncfeded\[digits\]'"):
         tasks.load_task({"name": "digits"}).test_data()

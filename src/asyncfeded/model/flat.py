@@ -1,18 +1,23 @@
-"""A model as one contiguous buffer with named views.
+"""A model as one contiguous buffer with named views: what a message carries, and what it does not.
 
-The module's parameters, and after them its floating-point buffers (such as batch-norm statistics), *are* views into one
-float32 tensor: so sending a model copies nothing. Integer buffers stay in the module and are never sent. This file knows
-nothing of MPI or training.
+The module's trainable parameters, and after them the other tensors of its state that training changes (such as batch-norm
+statistics), *are* views into one float32 tensor: so sending a model copies nothing. Everything else in the module, which is
+integer buffers, buffers that are not persistent and Python attributes, begins every round as it was made (origin.py). Masks,
+tables, and frozen parameters must not change. This file knows nothing of MPI or training.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from asyncfeded.model.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -42,67 +47,164 @@ class Layout:
         return hashlib.sha256(f"{self.num_params}\n{text}".encode()).digest()
 
 
+EXPECTED = (
+    "expected torch.float32: asyncfeded keeps a model as one float32 buffer; build the module with .float(), and compute "
+    "in another type inside it (torch.autocast)"
+)
+
+
+class ModuleState:
+    """The tensors of a module by name, each once, under its first name: what may travel, and what never does.
+
+    Args:
+        module: any module.
+
+    Raises:
+        ValueError: a tensor has no values yet, or is not dense, a parameter is not float32, or none can be trained.
+
+    Attributes:
+        trained: parameters that require a gradient. They always travel.
+        candidates: frozen parameters and persistent buffers of floating point. They travel if training changes them.
+        local: all others. They begin every round as they were made.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.trained: dict[str, Tensor] = {}
+        self.candidates: dict[str, Tensor] = {}
+        self.local: dict[str, Tensor] = {}
+        for name, parameter in module.named_parameters():
+            (self.trained if parameter.requires_grad else self.candidates)[name] = parameter
+        kept = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+        for name, buffer in module.named_buffers():
+            travels = id(buffer) in kept and buffer.is_floating_point()
+            (self.candidates if travels else self.local)[name] = buffer
+        for name, tensor in self.all.items():
+            if is_lazy(tensor) or tensor.is_meta:
+                raise ValueError(f"{name} has no values yet; give its layer all sizes, or run a batch through it in model()")
+            if tensor.layout != torch.strided:
+                raise ValueError(f"{name} is {tensor.layout}, expected a dense tensor")
+        if other := next((name for name, tensor in self.trained.items() if tensor.dtype != torch.float32), ""):
+            raise ValueError(f"{other} is {self.trained[other].dtype}, {EXPECTED}")
+        kind = type(module).__name__
+        if not self.num_params:
+            why = "has no parameter that requires a gradient" if self.candidates else "has no parameters"
+            raise ValueError(f"{kind} {why}: there is nothing to train")
+
+    @property
+    def num_params(self) -> int:
+        """Number of elements of the parameters that are trained."""
+        return sum(parameter.numel() for parameter in self.trained.values())
+
+    @property
+    def all(self) -> dict[str, Tensor]:
+        """All of them, in the order of the attributes."""
+        return self.trained | self.candidates | self.local
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of names, shapes, types and roles."""
+        roles = enumerate((self.trained, self.candidates, self.local))
+        lines = [f"{role} {name} {tuple(t.shape)} {t.dtype}" for role, tensors in roles for name, t in tensors.items()]
+        return hashlib.sha256("\n".join(lines).encode()).digest()
+
+
 class FlatModel:
-    """A module whose parameters and floating-point buffers are views into `buffer`.
+    """A module whose parameters, and whose other tensors that travel, are views into `buffer`.
 
     Args:
         module: any module with float32 parameters; moved to `device` and changed in place.
         device: where the buffer lives.
+        statistics: names of the tensors that travel behind the parameters (of ModuleState.candidates); None: every
+            persistent buffer of floating point.
 
     Raises:
-        ValueError: a parameter or floating-point buffer is not float32, or there is no parameter.
+        ValueError: a tensor that travels is not float32 or shares memory with another, or there is nothing to train.
 
     Attributes:
         buffer: float32 (layout.size,), contiguous, owned by this object. Writing it changes the module.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device | str = "cpu", statistics: Collection[str] | None = None
+    ) -> None:
+        state = ModuleState(module)
         # Move first: moving a recurrent module later would give its parameters their own memory again.
         self.module = module.to(device)
-        params = dict(module.named_parameters())
-        owners = _float_buffers(module)
-        stats = {name: getattr(*places[0]) for name, places in owners.items()}
-        if not params:
-            raise ValueError(f"{type(module).__name__} has no parameters: there is nothing to train")
-        for name, tensor in (params | stats).items():
+        state = ModuleState(module)
+        if statistics is None:
+            statistics = [name for name, tensor in state.candidates.items() if not isinstance(tensor, nn.Parameter)]
+        travelling = state.trained | {name: state.candidates[name] for name in state.candidates if name in statistics}
+        for name, tensor in travelling.items():
             if tensor.dtype != torch.float32:
-                raise ValueError(
-                    f"{name} is {tensor.dtype}, expected torch.float32: asyncfeded keeps a model as one float32 buffer; "
-                    f"build the module with .float()"
-                )
+                raise ValueError(f"{name} is {tensor.dtype}, {EXPECTED}")
+        _check_memory(travelling)
         entries, offset = [], 0
-        for name, tensor in (params | stats).items():
+        for name, tensor in travelling.items():
             entries.append(Entry(name, tuple(tensor.shape), offset))
             offset += tensor.numel()
-        self.layout = Layout(tuple(entries), sum(p.numel() for p in params.values()), offset)
+        self.layout = Layout(tuple(entries), state.num_params, offset)
         self.buffer = torch.empty(offset, dtype=torch.float32, device=device)
         self._views: list[tuple[Entry, Callable[[], Tensor]]] = []  # how to reach each tensor through the module
+        places = _buffer_places(module)
         with torch.no_grad():
             for entry in entries:
-                view = _view(self.buffer, entry)
-                if entry.name in params:
-                    view.copy_(params[entry.name])
-                    params[entry.name].data = view
+                view, tensor = _view(self.buffer, entry), travelling[entry.name]
+                view.copy_(tensor)
+                if isinstance(tensor, nn.Parameter):
+                    tensor.data = view
                     self._views.append((entry, partial(module.get_parameter, entry.name)))
                 else:
-                    view.copy_(stats[entry.name])
-                    for owner, key in owners[entry.name]:
+                    for owner, key in places[id(tensor)]:
                         setattr(owner, key, view)
                         self._views.append((entry, partial(getattr, owner, key)))
+        constant = {name: tensor for name, tensor in state.candidates.items() if name not in travelling}
+        self.origin = Origin(module, state.local.values(), constant)
 
-    def check_views(self) -> None:
-        """Check that the module's tensors still lie in the buffer.
+    def check_finite(self) -> None:
+        """Check that the model can be merged.
 
         Raises:
-            RuntimeError: the module has replaced the memory of a parameter or a buffer, instead of writing into it.
+            ValueError: a value is not finite.
+        """
+        for name, view in named_views(self.buffer, self.layout).items():
+            if not torch.isfinite(view).all():
+                raise ValueError(f"{name} begins with a value that is not finite: no update could be merged with it")
+
+    def state_dict(self, x: Tensor) -> dict[str, Tensor]:
+        """What `load_state_dict(strict=True)` of the module takes, with the model x; everything else as it was made.
+
+        Args:
+            x: float32 (layout.size,). It is copied into `buffer`, which the tensors returned are views of.
+
+        Raises:
+            ValueError: the module's state holds something other than tensors.
+        """
+        self.origin.restore()
+        self.buffer.copy_(x)
+        state: dict[str, Tensor] = self.module.state_dict()
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} of the module's state is {type(value).__name__}, expected a tensor")
+        return state
+
+    def check_views(self) -> None:
+        """Check that the module's tensors still lie in the buffer, and that those outside that must not change did not.
+
+        Raises:
+            ValueError: the module has replaced the memory of a parameter or a buffer, instead of writing into it, or has
+                written into a tensor that is constant.
         """
         start = self.buffer.data_ptr()
         for entry, tensor in self._views:
             if tensor().data_ptr() != start + 4 * entry.offset:
-                raise RuntimeError(
+                raise ValueError(
                     f"the model replaced the memory of {entry.name} during training, so its new value would not be sent; "
                     f"update it in place (for example {entry.name.rsplit('.', 1)[-1]}.copy_(...))"
                 )
+        if name := self.origin.changed_constant():
+            raise ValueError(
+                f"the model has written into {name}, which no step of the trial before training changed, so that it is not "
+                f"sent; change it in every step, or register it with persistent=False: it then begins every round as made"
+            )
 
 
 def named_views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -114,13 +216,21 @@ def _view(buffer: Tensor, entry: Entry) -> Tensor:
     return buffer[entry.offset : entry.offset + prod(entry.shape)].view(entry.shape)
 
 
-def _float_buffers(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """The places of each distinct floating-point buffer, as (owner, attribute), under its first full name."""
-    names: dict[int, str] = {}
-    places: dict[str, list[tuple[nn.Module, str]]] = {}
-    for prefix, owner in module.named_modules():
+def _buffer_places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """The places of each buffer, as (owner, attribute), by the id of the tensor."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
         for key, value in owner._buffers.items():
-            if value is not None and value.is_floating_point():
-                name = names.setdefault(id(value), f"{prefix}.{key}" if prefix else key)
-                places.setdefault(name, []).append((owner, key))
+            places.setdefault(id(value), []).append((owner, key))
     return places
+
+
+def _check_memory(tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that lie in the same memory: in a buffer of their own they would be two."""
+    placed = sorted((t.data_ptr(), t.data_ptr() + 4 * t.numel(), name) for name, t in tensors.items() if t.numel())
+    for (_, end, one), (start, _, other) in pairwise(placed):
+        if start < end:
+            raise ValueError(
+                f"{one} and {other} share memory, but are two parameters: the model would no longer keep them equal; "
+                f"assign the one torch.nn.Parameter to both"
+            )

@@ -183,19 +183,23 @@ def end_job(status: int) -> None:
 
 
 @contextmanager
-def guard(role: str = "") -> Iterator[None]:
+def guard(role: str = "", told: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """An uncaught error inside this context ends the whole job. Rank, role and host are printed before the traceback.
 
     This also works before MPI is initialised: the other ranks of the job would otherwise wait in MPI_Init for ever.
+
+    Args:
+        role: of this rank.
+        told: errors whose text says it all: no traceback is printed.
     """
     try:
         yield
     except BaseException as error:
-        _end_job(error, role)
+        _end_job(error, role, traceback.format_exc() if not isinstance(error, told) else str(error))
         raise
 
 
-def _end_job(error: BaseException, role: str) -> None:
+def _end_job(error: BaseException, role: str, what: str) -> None:
     launched = launched_by()
     if MPI.Is_initialized():
         rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -203,7 +207,7 @@ def _end_job(error: BaseException, role: str) -> None:
         size, rank = (launched.size, launched.rank) if launched else (1, 0)
     if not isinstance(error, KeyboardInterrupt):
         text = f"asyncfeded: rank {rank}{role and f' ({role})'} on {socket.gethostname()}: uncaught error, ending the job"
-        print(f"{text}\n{traceback.format_exc()}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{text}\n{what}", file=sys.stderr, flush=True)  # noqa: T201
     elif rank == 0:
         print("asyncfeded: interrupted", file=sys.stderr, flush=True)  # noqa: T201
     if size > 1 and not MPI.Is_finalized():

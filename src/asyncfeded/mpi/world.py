@@ -4,6 +4,7 @@ Everything here happens before training or after it; the messages of training ar
 """
 
 import os
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,8 @@ from asyncfeded.mpi.launcher import MPI
 
 PROTOCOL = 1
 """Version of the messages; ranks of different versions refuse to train together."""
+PROBLEMS_TOLD = 3
+"""How many different problems of ranks are told, when a job does not start."""
 
 REFUSED = 2
 """Exit status of a job that cannot start, for a reason that the user can correct."""
@@ -31,7 +34,7 @@ STATEMENT = np.dtype(
         ("config", np.uint8, 32),
         ("dtype", "S16"),
         ("host", "S64"),
-        ("problem", "S2048"),
+        ("problem", "S4096"),
     ]
 )
 """What a rank tells all others before training, of fixed size. `problem` is UTF-8: why the job should not start."""
@@ -193,7 +196,7 @@ def make_statement(
     statement["num_params"], statement["size"], statement["dtype"] = num_params, size, b"float32"
     statement["config"], statement["layout"] = np.frombuffer(config, np.uint8), np.frombuffer(layout, np.uint8)
     statement["host"] = socket.gethostname().encode()[:64]
-    statement["problem"] = problem.encode()[:2048]
+    statement["problem"] = problem.encode()[:4096]
     return statement
 
 
@@ -213,6 +216,13 @@ def compare_statements(world: World, statement: np.ndarray) -> None:
         raise RefusedError(disagreement, min(filter(None, statements["failed"].tolist()), default=REFUSED))
 
 
+def share(world: World, root: int, array: np.ndarray) -> None:
+    """Overwrite a C-contiguous array by that of one rank, of the same type and shape. Collective."""
+    words = array.reshape(-1).view(np.uint8)
+    for start in range(0, words.size, 1 << 30):  # a count of MPI 3 has 31 bits
+        world.comm.Bcast(words[start : start + (1 << 30)], root)
+
+
 def broadcast_text(world: World, text: str) -> str:
     """Returns the text of rank 0, cut to 1024 bytes, on every rank. Collective."""
     statement = np.array([text.encode()], "S1024")
@@ -226,14 +236,23 @@ def compare(statements: np.ndarray) -> str:
     def who(rank: int) -> str:
         return f"rank {rank} on {statements['host'][rank].decode()}"
 
-    problems: dict[str, list[int]] = {}
-    for failed in np.flatnonzero(statements["failed"]).tolist():
-        problems.setdefault(statements["problem"][failed].decode(errors="replace"), []).append(failed)
+    problems: dict[
+        str, list[int]
+    ] = {}  # ranks by problem; alike are those whose tracebacks, or words, differ in numbers only
+    texts = {
+        rank: statements["problem"][rank].decode(errors="replace") for rank in np.flatnonzero(statements["failed"]).tolist()
+    }
+    for rank, text in texts.items():
+        problems.setdefault(re.sub(r"\d+", "", text.partition("\n")[2] or text), []).append(rank)
     if problems:
-        return "\n".join(
+        told = [(texts[ranks[0]], ranks) for ranks in problems.values()]
+        sentences = [
             text if len(ranks) in (1, len(statements)) and ranks[0] == 0 else f"{who(ranks[0])}: {text}"
-            for text, ranks in problems.items()
-        )
+            for text, ranks in told[:PROBLEMS_TOLD]
+        ]
+        if more := len(texts) - sum(texts[rank] == text for text, ranks in told[:PROBLEMS_TOLD] for rank in ranks):
+            sentences.append(f"({more} more of {len(statements)} ranks have such a problem)")
+        return "\n".join(sentences)
     for name, what, remedy in (
         ("protocol", "speak different protocols", "install the same asyncfeded on every host"),
         ("config", "have different configs", "start every rank with the same file and the same overrides"),

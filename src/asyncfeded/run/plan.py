@@ -13,6 +13,7 @@ from asyncfeded.config import Config, load_config
 from asyncfeded.mpi import placement
 from asyncfeded.mpi.world import World, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
+from asyncfeded.tasks.contract import CheckedTask
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ class Plan(NamedTuple):
 
     config: Config
     """The config with every default filled in."""
-    task: tasks.Task
+    task: CheckedTask
     rule: rules.Rule
     device: torch.device
     """The device of this rank."""
@@ -80,7 +81,7 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
         raise ValueError(f"server = {config.server}, but the ranks are 0 to {workers}; set server to one of them")
     wanted, key = (config.server_device, "server_device") if world.rank == config.server else (config.device, "device")
     device = placement.device(wanted, world.turn(config.server), key)
-    return Plan(_resolved(config, task, rule, num_clients), task, rule, device)
+    return Plan(_resolved(config, task, rule, num_clients), CheckedTask(task), rule, device)
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
@@ -103,5 +104,6 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
 def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
     """The config with every default filled in, also those of task and rule."""
     sections = {"task": task, "rule": rule}
-    filled = {name: section.model_dump(mode="json", by_alias=True) for name, section in sections.items()}  # type: ignore[attr-defined]
+    # TOML has no word for None: such a key is left out, and None again when the config is read.
+    filled = {name: part.model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in sections.items()}  # type: ignore[attr-defined]
     return config.model_copy(update=filled | {"clients": num_clients})

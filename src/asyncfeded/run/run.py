@@ -9,22 +9,29 @@ whole job (launcher.guard).
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
-from asyncfeded.model.flat import FlatModel
+from asyncfeded.model.flat import FlatModel, Layout, ModuleState
 from asyncfeded.mpi import launcher, origin, shield
-from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server
+from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server, share
 from asyncfeded.run import folder, serve, stopping, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
 from asyncfeded.run.work import ClientParts
-from asyncfeded.seeds import Stream, seed_torch
+from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store.ownership import Ownership
+from asyncfeded.tasks.contract import TaskError
+from asyncfeded.training.client import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
+from asyncfeded.training.trial import find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
 
 
@@ -71,11 +78,15 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         )
         world, places = take_place(world, plan)
         seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
-        profiles, flat = agree_on(world, lambda: _make_model(plan), lambda made: _statement(made[1]))
-        agree_on_memory(world, *_need(seated, plan, flat))
+        profiles, module, state = agree_on(world, lambda: _make_module(plan), lambda made: _statement(made[2]))
+        agree_on_memory(world, *_need(seated, plan, state))
+        loaded = agree_on(world, lambda: _load(seated, plan, profiles), lambda _: make_statement())
+        statistics = _share_module(seated, state, loaded.changed)
         parts = agree_on(
             world,
-            lambda: _prepare(seated, plan, flat, profiles, places, owned, resumed, cleanup),
+            lambda: _prepare(
+                seated, plan, _flatten(plan, module, statistics), profiles, places, owned, loaded, resumed, cleanup
+            ),
             lambda _: make_statement(),
         )
     except RefusedError:
@@ -84,7 +95,7 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         raise
     run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
     resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
-    with launcher.guard("worker" if seated.rank else "server"):
+    with launcher.guard("worker" if seated.rank else "server", told=(TaskError,)):
         if isinstance(parts, ServerParts):
             shield.note(resumable)
             return serve.serve(seated, parts)
@@ -115,26 +126,78 @@ def _own_folder(
     return plan._replace(config=config), owned
 
 
-def _make_model(plan: Plan) -> tuple[ClientProfiles, FlatModel]:
-    """Draw the profiles of the clients, and make the model as it is at the start.
+def _make_module(plan: Plan) -> tuple[ClientProfiles, nn.Module, ModuleState]:
+    """Draw the profiles of the clients, and make the module as it is at the start.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
     config = plan.config
+    seed_globals(config.seed, Stream.DATA)
     profiles = draw(config, plan.task.sizes(config.clients, config.seed))
-    seed_torch(config.seed, Stream.MODEL)
-    return profiles, FlatModel(plan.task.model(), plan.device)
+    return profiles, *new_module(plan.task, config.seed)
 
 
-def _need(world: World, plan: Plan, flat: FlatModel) -> tuple[Need, str]:
-    """The memory that this rank has yet to take, and for what, in words."""
-    config, layout = plan.config, flat.layout
+def _need(world: World, plan: Plan, state: ModuleState) -> tuple[Need, str]:
+    """The memory that this rank has yet to take for the parameters, and for what, in words."""
+    config, num_params = plan.config, state.num_params
+    layout = Layout((), num_params, num_params)
     if world.rank == 0:
-        need = server_need(config, plan.rule, layout, flat.buffer.is_cuda)
+        need = server_need(config, plan.rule, layout, plan.device.type == "cuda")
     else:
         need = worker_need(config, plan.rule.proximal, layout)
-    return need, f"the server holds a model of {layout.num_params} parameters for each of {config.clients} clients"
+    return need, f"the server holds a model of {num_params} parameters for each of {config.clients} clients"
+
+
+class Loaded(NamedTuple):
+    """What a worker has loaded before it knows what a message holds."""
+
+    client_data: Callable[[int], ClientData]
+    """Returns the data of a client."""
+    changed: list[str]
+    """On rank 1: what training changes besides the parameters; empty elsewhere."""
+
+
+def _load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
+    """Load the data of this worker's clients. Rank 1 finds what training changes, by training client 0.
+
+    Raises:
+        ValueError, OSError: something is wrong that the user can correct.
+    """
+    client_data = work.load(world, plan, profiles)
+    changed = find_statistics(plan.task, plan.config.seed, plan.device, client_data(0)) if world.rank == 1 else []
+    return Loaded(client_data, changed)
+
+
+def _share_module(world: World, state: ModuleState, changed: list[str]) -> list[str]:
+    """Agree on what travels, which rank 1 has found; all else in the module becomes that of the server. Collective.
+
+    Returns:
+        The names of the tensors that travel besides the parameters.
+    """
+    travels = np.array([name in changed for name in state.candidates], np.bool_)
+    share(world, 1, travels)
+    statistics = [name for name, one in zip(state.candidates, travels.tolist(), strict=True) if one]
+    for name, tensor in (state.candidates | state.local).items():
+        if name not in statistics:
+            host = tensor.detach().cpu().contiguous()
+            share(world, 0, host.reshape(-1).view(torch.uint8).numpy())
+            tensor.data.copy_(host)
+    return statistics
+
+
+def _flatten(plan: Plan, module: nn.Module, statistics: list[str]) -> FlatModel:
+    """The model at its start.
+
+    Raises:
+        TaskError: it cannot be sent or merged.
+    """
+    try:
+        flat = FlatModel(module, plan.device, statistics)
+        flat.check_finite()
+    except ValueError as error:
+        raise TaskError(f"task {plan.task.name}, model: {error}") from None
+    return flat
 
 
 def _prepare(
@@ -144,6 +207,7 @@ def _prepare(
     profiles: ClientProfiles,
     places: np.ndarray,
     owned: Ownership | None,
+    loaded: Loaded,
     resumed: Path | None,
     cleanup: ExitStack,
 ) -> ServerParts | ClientParts:
@@ -154,10 +218,10 @@ def _prepare(
     """
     if owned:
         return serve.prepare(plan, flat, profiles, places, owned, resumed, cleanup)
-    return work.prepare(world, plan, flat, profiles)
+    return work.prepare(world, plan, flat, profiles, loaded.client_data)
 
 
-def _statement(flat: FlatModel) -> np.ndarray:
-    """The statement about a model that must be equal on all ranks."""
-    layout = flat.layout
-    return make_statement(layout=layout.digest(), num_params=layout.num_params, size=layout.size)
+def _statement(state: ModuleState) -> np.ndarray:
+    """The statement about a module that must be equal on all ranks."""
+    size = sum(tensor.numel() for tensor in state.all.values())
+    return make_statement(layout=state.digest(), num_params=state.num_params, size=size)

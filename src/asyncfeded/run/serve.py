@@ -21,11 +21,11 @@ from asyncfeded.run import RESUMABLE, result, resume
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.stopping import asked
+from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
-from asyncfeded.tasks import Remarks
 from asyncfeded.training.client import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator
@@ -44,7 +44,8 @@ class ServerParts:
     config: Config
     places: np.ndarray
     """placement.PLACE (ranks,), by rank in MPI_COMM_WORLD."""
-    layout: Layout
+    flat: FlatModel
+    """The model that snapshots are evaluated in."""
     rule: rules.Rule
     samples: np.ndarray
     """int64 (clients,), samples that a client sees in an epoch."""
@@ -61,6 +62,11 @@ class ServerParts:
     """Sentences for the user about the data, and about the point from which the run continues."""
     owned: Ownership
     """That of the run's folder."""
+
+    @property
+    def layout(self) -> Layout:
+        """What lies where in the model's buffer."""
+        return self.flat.layout
 
     @property
     def run_dir(self) -> Path:
@@ -97,17 +103,17 @@ def prepare(
     model = GlobalModel(flat.buffer, flat.layout, config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, rule.init(model, epochs), epochs)
-    evaluator = Evaluator(plan.task, flat, config.evaluation.batch_size)
-    remarks = tuple(plan.task.remarks()) if isinstance(plan.task, Remarks) else ()
+    seed_globals(config.seed, Stream.DATA)
+    evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size), tuple(plan.task.remarks())
+    flat.state_dict(model.x)  # what cannot be saved is found now
+    evaluator.try_out()
     due: Due = profiles.due
     if config.replay:
         due = Replay(record.read_record(Path(config.replay)).updates)
     owned.check()
     if not resumed:
         book = _open_run(config, places, profiles.clients, owned, cleanup)
-        return ServerParts(
-            config, places, flat.layout, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned
-        )
+        return ServerParts(config, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned)
     point = resume.find(resumed, config, flat.layout, state.rule)
     resume.restore(state, point.snapshot)
 
@@ -117,7 +123,7 @@ def prepare(
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     newest = point.path.name
-    return ServerParts(config, places, flat.layout, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
+    return ServerParts(config, places, flat, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
@@ -233,7 +239,7 @@ class ServerRun:
         self._keeper.tick(server)
         model = server.state.model
         if server.stopping and model.is_finite():
-            self._keep("model.h5", lambda path: save_model(path, model.x.cpu(), model.layout, model.version))
+            self._keep("model.h5", lambda path: save_model(path, self._parts.flat.state_dict(model.x), model.version))
 
     def say(self, sentence: str) -> None:
         """See `Observer`."""

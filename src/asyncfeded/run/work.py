@@ -10,9 +10,11 @@ from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi.world import World
 from asyncfeded.run.plan import Plan
+from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Data
 from asyncfeded.training.client import ClientData, Trainer, work
 from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.training.trial import Trial
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
 
@@ -29,24 +31,46 @@ class ClientParts:
     """Returns the data of a client; loads it if the client has moved to this worker."""
 
 
-def prepare(world: World, plan: Plan, flat: FlatModel, profiles: ClientProfiles) -> ClientParts:
+def homes(world: World, num_clients: int) -> range:
+    """The clients that live on this rank at the start, none on that of the server; client 0 lives on rank 1."""
+    return range(world.rank - 1, num_clients, world.size - 1) if world.rank else range(0)
+
+
+def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], ClientData]:
     """Load the data of the clients that live on this worker.
+
+    Returns:
+        What returns the data of a client; it loads that of a client that moves here.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, task, rule, device = plan
-    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
+    config, task, _, device = plan
 
     @cache
     def client_data(client: int) -> ClientData:
+        seed_globals(config.seed, Stream.DATA, client)
         inputs, targets = task.client_data(client, config.clients, config.seed)
         slowdown = float(profiles.clients["slowdown"][client]) if config.clock == "wall" else 1.0
         batch_size = int(profiles.clients["batch_size"][client])
         return ClientData(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
 
-    for client in range(world.rank - 1, config.clients, world.size - 1):
+    for client in homes(world, config.clients):
         client_data(client)  # now, so that faulty data is reported; data of other clients is loaded when they move here
+    return client_data
+
+
+def prepare(
+    world: World, plan: Plan, flat: FlatModel, profiles: ClientProfiles, client_data: Callable[[int], ClientData]
+) -> ClientParts:
+    """Make what trains the clients of this worker, and try it.
+
+    Raises:
+        ValueError, OSError: something is wrong that the user can correct.
+    """
+    config, task, rule, _ = plan
+    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
+    Trial(task, flat, trainer, config).run(homes(world, config.clients), client_data)
     return ClientParts(config, flat, profiles, trainer, client_data)
 
 

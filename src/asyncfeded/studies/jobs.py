@@ -82,7 +82,7 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
         table = overlay(table, layer)
     config = section(Config, table, where)
     filled = {"task": tasks.load_task(config.task), "rule": rules.load_rule(config.rule)}
-    dumped = {key: part.model_dump(mode="json", by_alias=True) for key, part in filled.items()}  # type: ignore[attr-defined]
+    dumped = {key: part.model_dump(mode="json", by_alias=True, exclude_none=True) for key, part in filled.items()}  # type: ignore[attr-defined]
     return config.model_copy(update=dumped)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asyncfeded.config import Settings, choose
 from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.contract import fault
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
 from asyncfeded.tasks.shakespeare import Shakespeare
@@ -45,8 +46,8 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of a batch, to be differentiated."""
 
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, int, int]:
-        """Sum of the losses, number of correct predictions and number of predictions of a batch."""
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
+        """Sum of the losses, number of correct predictions and number of predictions (at least 1) of a batch."""
 
 
 @runtime_checkable
@@ -74,7 +75,12 @@ def load_task(table: dict[str, Any]) -> Task:
     """The task that a config's section `task` describes.
 
     Raises:
-        ValueError: an unknown task, an unknown key or a value out of range.
+        ValueError: an unknown task, an unknown key or a value out of range; or whatever the task's class raises.
     """
-    task: Task = choose(TASKS, table, "task")  # type: ignore[assignment]
+    try:
+        task: Task = choose(TASKS, table, "task")  # type: ignore[assignment]
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise fault(str(table["name"]), "made from its keys", error) from None
     return task

@@ -1,7 +1,6 @@
 """`digits`: the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings; small, real, and nothing to download."""
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, lru_cache
 from typing import Literal, final
 
 import numpy as np
@@ -11,16 +10,6 @@ from torch import nn
 
 from asyncfeded.seeds import Stream, numpy_rng
 from asyncfeded.tasks.classification import Classification, Data
-
-
-@dataclass(frozen=True, eq=False)  # tensors do not compare, and two tasks are equal if their keys are
-class Images:
-    """All images, those for testing too."""
-
-    pixels: torch.Tensor
-    """float32 (1797, 1, 8, 8) in [0, 1]."""
-    labels: np.ndarray
-    """int64 (1797,)."""
 
 
 @final
@@ -56,29 +45,31 @@ class Digits(Classification):
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`."""
+        pixels, labels = _load()
         part = _parts(self, num_clients, seed)[client]
-        return Data(self.images.pixels[part], torch.from_numpy(self.images.labels[part]))
+        return Data(pixels[part], torch.from_numpy(labels[part]))
 
     def test_data(self) -> Data:
         """See `Task`."""
-        return Data(self.images.pixels[4::5], torch.from_numpy(self.images.labels[4::5]))
+        pixels, labels = _load()
+        return Data(pixels[4::5], torch.from_numpy(labels[4::5]))
 
-    @cached_property
-    def images(self) -> Images:
-        """The images. Raises ValueError without scikit-learn."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError:
-            raise ValueError("task digits needs scikit-learn: pip install 'asyncfeded[digits]'") from None
-        bunch = load_digits()
-        pixels = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
-        return Images(pixels, bunch.target.astype(np.int64))
+
+@cache
+def _load() -> tuple[torch.Tensor, np.ndarray]:
+    """All images: float32 (1797, 1, 8, 8) in [0, 1], and their labels, int64 (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError("task digits needs scikit-learn: pip install 'asyncfeded[digits]'") from None
+    bunch = load_digits()
+    return torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1), bunch.target.astype(np.int64)
 
 
 @lru_cache(maxsize=1)  # a rank asks for one client after the other
 def _parts(task: Digits, num_clients: int, seed: int) -> list[np.ndarray]:
     """Indices of each client's training images."""
-    labels = task.images.labels
+    labels = _load()[1]
     train = np.flatnonzero(np.arange(len(labels)) % 5 != 4)
     rng = numpy_rng(seed, Stream.SPLIT)
     if num_clients * task.samples_min > len(train):

@@ -11,9 +11,10 @@ from torch.optim.sgd import sgd
 
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
-from asyncfeded.seeds import Stream, seed_torch
+from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.contract import TaskError, fault
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
 
@@ -58,7 +59,7 @@ class Trainer:
 
     def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
         self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
-        self._last_batch = training.last_batch
+        self._last_batch, self._name = training.last_batch, getattr(task, "name", type(task).__name__)
         self._params = [p for p in flat.module.parameters() if p.requires_grad]
         # The function behind torch.optim.SGD. The class would import torch._dynamo: 1.2 s of processor time on every worker.
         self._descend = partial(
@@ -89,7 +90,8 @@ class Trainer:
         Returns:
             Whether the round was finished.
         """
-        seed_torch(self._seed, Stream.TRAINING, order.client, order.round)
+        self._flat.origin.restore()
+        seed_globals(self._seed, Stream.TRAINING, order.client, order.round)
         self._momentum = [None] * len(self._params)  # momentum starts at zero in every round
         with torch.no_grad():
             for anchor, p in zip(self._anchor, self._params, strict=False):
@@ -103,7 +105,13 @@ class Trainer:
             shuffled = torch.randperm(len(targets)).to(inputs.device)
             for batch in torch.split(shuffled[: sum(sizes)], sizes):
                 began = time.perf_counter()
-                loss_sum += self._step(inputs[batch], targets[batch]).double() * len(batch)
+                try:
+                    loss = self._loss(inputs[batch], targets[batch])
+                except (Exception, SystemExit) as error:
+                    doing = f"round {order.round} of client {order.client}, a batch of {len(batch)}"
+                    raise fault(self._name, doing, error) from None
+                self._step()
+                loss_sum += loss.double() * len(batch)
                 self.samples += len(batch)
                 self.steps += 1
                 if client_data.slowdown > 1:
@@ -113,14 +121,22 @@ class Trainer:
                 if stopped():
                     return False
         self.loss = float(loss_sum) / self.samples
-        self._flat.check_views()
+        try:
+            self._flat.check_views()
+        except ValueError as error:
+            raise TaskError(f"task {self._name}, round {order.round} of client {order.client}: {error}") from None
         return True
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch, with its gradients; the task's code."""
         for p in self._params:
             p.grad = None
         loss = self._task.loss(self._flat.module(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _step(self) -> None:
+        """A step of SGD with the gradients of the batch."""
         for anchor, p in zip(self._anchor, self._params, strict=False):
             if p.grad is not None:
                 p.grad.add_(p.detach(), alpha=self._mu).add_(anchor, alpha=-self._mu)
@@ -131,7 +147,6 @@ class Trainer:
             self._descend(list(params), list(gradients), momentum)
         for i, buffer in zip(trained, momentum, strict=True):
             self._momentum[i] = buffer
-        return loss.detach()
 
 
 def work(

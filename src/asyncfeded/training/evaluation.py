@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.tasks import Task
+from asyncfeded.tasks.contract import fault
 
 
 class Score(NamedTuple):
@@ -39,7 +40,7 @@ class Evaluator:
         )
         self._next = len(self._batches)
         self._version = -1
-        self._loss, self._correct, self._count = 0.0, 0, 0
+        self._loss, self._correct, self._count = 0.0, 0.0, 0
         flat.module.eval()
 
     @property
@@ -54,20 +55,39 @@ class Evaluator:
 
     def start(self, x: Tensor, version: int) -> None:
         """Take a snapshot of x, float32 (size,)."""
+        self._flat.origin.restore()
         self._flat.buffer.copy_(x)
         self._version, self._next = version, 0
-        self._loss, self._correct, self._count = 0.0, 0, 0
+        self._loss, self._correct, self._count = 0.0, 0.0, 0
 
     @torch.inference_mode()
     def step(self) -> Score | None:
         """Test the snapshot on its next batch; the score after the last one."""
         inputs, targets = self._batches[self._next]
-        loss, correct, count = self._task.evaluate(self._flat.module(inputs), targets)
+        try:
+            outputs = self._flat.module(inputs)
+        except (Exception, SystemExit) as error:
+            name = getattr(self._task, "name", type(self._task).__name__)
+            raise fault(name, f"the model in evaluation, on a batch of {len(targets)}", error) from None
+        loss, correct, count = self._task.evaluate(outputs, targets)
         self._loss, self._correct, self._count = self._loss + loss, self._correct + correct, self._count + count
         self._next += 1
         if self.running:
             return None
         return Score(self._version, self._correct / self._count, self._loss / self._count)
+
+    def try_out(self) -> None:
+        """Test the model as it stands on its first batch and on the last, which may be smaller.
+
+        Raises:
+            TaskError: the task or its model raises something, or gives back something that is no score.
+        """
+        x = self._flat.buffer.clone()
+        self.start(x, -1)
+        for number in sorted({0, len(self._batches) - 1}):
+            self._next = number
+            self.step()
+        self._next = len(self._batches)
 
     def score(self, x: Tensor, version: int) -> Score:
         """Evaluate x in one piece."""

@@ -26,7 +26,8 @@ def write(path: Path, arrays: dict[str, np.ndarray], attributes: Mapping[str, in
 
     Args:
         path: the file; replaced if it exists. `<path>.part` is the name until then.
-        arrays: C-contiguous, of any dtype except object, by name. A slash in a name makes a group.
+        arrays: C-contiguous, of any dtype except object, by name. A slash in a name makes a group. An array that stands
+            under several names is written once.
         attributes: attributes of the file.
 
     Returns:
@@ -121,9 +122,12 @@ def _hdf5(arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | 
         with h5py.File(memory, "w", userblock_size=HEAD) as file:
             for name, value in attributes.items():
                 file.attrs[name] = value
+            names: dict[int, str] = {}
             for name, array in arrays.items():
                 assert not array.dtype.hasobject, name
-                if array.nbytes < SMALL or not array.shape:  # h5py reserves no place for an array without shape
+                if (first := names.setdefault(id(array), name)) != name:
+                    file[name] = file[first]  # a second name of the same dataset
+                elif array.nbytes < SMALL or not array.shape:  # h5py reserves no place for an array without shape
                     file[name] = array
                 else:
                     dataset = file.create_dataset(name, array.shape, array.dtype, dcpl=contiguous)

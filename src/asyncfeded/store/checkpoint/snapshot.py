@@ -1,5 +1,6 @@
 """What a run needs for a resume, and how it becomes a file (reading.py reads it); also writes a model alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,6 +15,13 @@ SCHEMA = 2
 """Version of the layout of a checkpoint. Version 1 had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
+
+NUMPY_HAS = {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+}  # fmt: skip
+"""Types of tensors that numpy has too."""
+
 CLIENT_STATE = np.dtype(
     [
         ("epochs", np.int64),  # K that it was sent last
@@ -93,19 +101,29 @@ def save(path: Path, snapshot: Snapshot) -> int:
     return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | values | snapshot.provenance)
 
 
-def save_model(path: Path, buffer: Tensor, layout: Layout, version: int) -> None:
-    """Write a model alone: one dataset per parameter or statistic, under its name in the module.
+def save_model(path: Path, state: Mapping[str, Tensor], version: int) -> None:
+    """Write a model alone: one dataset per tensor of its state, under its name in the module.
+
+    Shapes and types stay; types that numpy lacks (bfloat16) become float32, which holds their values. A tensor that has
+    several names is written once.
 
     Args:
         path: the file; replaced if it exists.
-        buffer: float32 (layout.size,) in host memory.
-        layout: names and shapes.
+        state: as `torch.nn.Module.state_dict` gives it.
         version: of the global model, stored as the attribute `version`.
 
     Raises:
         OSError: the file cannot be written; `path` is unchanged.
     """
-    write(path, {name: view.numpy() for name, view in named_views(buffer, layout).items()}, {"version": version})
+    written: dict[tuple[int, torch.Size, torch.dtype], np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        if not tensor.numel() or key not in written:
+            host = tensor.detach().cpu().contiguous()
+            written[key] = (host if host.dtype in NUMPY_HAS else host.float()).numpy()
+        arrays[name] = written[key]
+    write(path, arrays, {"version": version})
 
 
 def numbers() -> dict[str, type[int] | type[float]]:

@@ -18,7 +18,7 @@ from asyncfeded import rules
 from asyncfeded.config import Config, Evaluation, Faults, Limits
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
-from asyncfeded.seeds import Stream, numpy_rng, seed_torch
+from asyncfeded.seeds import Stream, numpy_rng, seed_globals
 from asyncfeded.store.record import UPDATE, EvaluationRow, UpdateRow
 from asyncfeded.studies.scaling.queueing import Times
 from asyncfeded.studies.study import quartiles
@@ -52,7 +52,7 @@ class QueueWire:
         clients = len(epochs)
         self._times, self._epochs, self._think_s, self._exponential = times, epochs, times.think(clients), exponential
         self._rng = numpy_rng(seed, Stream.SPEED)
-        seed_torch(seed, Stream.TRAINING)
+        seed_globals(seed, Stream.TRAINING)
         self._points = torch.randn(PARAMS + clients)  # of client i: from element i on
         self._weights = torch.empty(PARAMS)  # of the update being taken
         self._now = self._free_s = 0.0  # of the update taken last, and when its service ends

@@ -1,0 +1,180 @@
+"""Asks a task, checks what it gives back, and says what is wrong with it: task, method, client, the task's own traceback.
+
+Whatever a task raises or gives back wrong becomes a `TaskError`. Nothing is trained here (training/trial.py does that).
+"""
+
+import linecache
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from asyncfeded.tasks.classification import Data
+
+METHODS = ("model", "sizes", "client_data", "test_data", "loss", "evaluate")
+"""What every task has."""
+TENSOR_LIKE = ("to", "__len__", "__getitem__")
+"""What the samples of a client must have, if they are no tensor."""
+LONGEST = 2500
+"""Characters of a traceback that are told, its end."""
+
+
+class TaskError(ValueError):
+    """What is wrong with a task, in sentences for its author; behind them the author's own traceback, where there is one."""
+
+
+def fault(name: str, doing: str, error: BaseException, advice: str = "") -> TaskError:
+    """What a task's code has raised, as a `TaskError`.
+
+    A ValueError that the task raises itself is a sentence already and gets no traceback (tasks so say what is wrong with
+    their data); anything else gets the traceback, without the frames of the program that called the task.
+
+    Args:
+        name: name of the task.
+        doing: the method, and for which client.
+        error: what it has raised.
+        advice: what to change, if that is known.
+    """
+    if isinstance(error, TaskError):
+        return error
+    trace = error.__traceback__
+    while trace and _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
+        trace = trace.tb_next
+    if isinstance(error, ValueError) and _raised_by_task(trace) and not advice:
+        return TaskError(f"task {name}, {doing}: {error}")
+    own = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+    if len(own) > LONGEST:
+        own = f"{own[:200]}\n  ...\n{own[-LONGEST:].partition(chr(10))[2]}"
+    advice = advice and f"; {advice}"
+    return TaskError(f"task {name}, {doing}: raised {type(error).__name__}: {str(error)[:500]}{advice}\n{own}")
+
+
+def _is_ours(module: str) -> bool:
+    """Whether a module is of the program, and not a task."""
+    inside = module.startswith("asyncfeded.") and not module.startswith("asyncfeded.tasks.")
+    return inside or module in ("asyncfeded.tasks", __name__)
+
+
+def _raised_by_task(trace: TracebackType | None) -> bool:
+    """Whether an error was raised by a `raise` of the task's module or of the program, and not by what these call."""
+    if trace is None:
+        return False
+    *_, (last, line) = traceback.walk_tb(trace)
+    name = last.f_globals.get("__name__", "")
+    raised = linecache.getline(last.f_code.co_filename, line, last.f_globals).lstrip().startswith("raise ")
+    return raised and (name.startswith("asyncfeded.") or name == trace.tb_frame.f_globals.get("__name__"))
+
+
+class CheckedTask:
+    """A `Task` that passes on to another what it is asked, and checks the answers.
+
+    Args:
+        task: the other.
+
+    Raises:
+        TaskError: a method is missing. Every method raises it if that of the task raises or gives back something wrong.
+
+    Attributes:
+        name: name of the task.
+    """
+
+    def __init__(self, task: object) -> None:
+        self.name = str(getattr(task, "name", type(task).__name__))
+        self._task, self._sizes = task, np.zeros(0, np.int64)
+        if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
+            raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
+        self.loss: Callable[[Tensor, Tensor], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
+
+    def model(self) -> nn.Module:
+        """See `Task`."""
+        module = self._ask("model")
+        if not isinstance(module, nn.Module):
+            raise self._wrong("model", module, "a torch.nn.Module")
+        return module
+
+    def sizes(self, num_clients: int, seed: int) -> np.ndarray:
+        """See `Task`; every client has at least one sample."""
+        given = self._ask("sizes", num_clients, seed)
+        try:
+            sizes = np.asarray(given)
+        except (TypeError, ValueError, RuntimeError):
+            sizes = np.zeros(0)
+        if sizes.dtype.kind not in "iu" or sizes.shape != (num_clients,):
+            raise self._wrong("sizes", given, f"int64 ({num_clients},), the number of training samples of each client")
+        if (sizes < 1).any():
+            client = int(np.flatnonzero(sizes < 1)[0])
+            raise TaskError(
+                f"task {self.name}, sizes: client {client} has {sizes[client]} training samples, expected at least 1; lower "
+                f"clients, or split the data otherwise"
+            )
+        self._sizes = sizes.astype(np.int64)
+        return self._sizes
+
+    def client_data(self, client: int, num_clients: int, seed: int) -> Data:
+        """See `Task`; as many samples as `sizes` has said, if that was asked before."""
+        method = f"client_data of client {client}"
+        data = self._data(method, self._ask("client_data", client, num_clients, seed, doing=method))
+        if self._sizes.size and len(data.targets) != self._sizes[client]:
+            raise TaskError(
+                f"task {self.name}, {method}: gave back {len(data.targets)} samples, but sizes says {self._sizes[client]}"
+            )
+        return data
+
+    def test_data(self) -> Data:
+        """See `Task`; at least one sample."""
+        data = self._data("test_data", self._ask("test_data"))
+        if not len(data.targets):
+            raise TaskError(f"task {self.name}, test_data: gave back no sample; the model cannot be tested without one")
+        return data
+
+    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
+        """See `Task`."""
+        given = self._ask("evaluate", outputs, targets)
+        try:
+            loss, correct, count = cast("tuple[float, float, int]", given)
+            score = float(loss), float(correct), int(count)
+        except (TypeError, ValueError, RuntimeError):
+            raise self._wrong("evaluate", given, "three numbers: summed loss, correct predictions, predictions") from None
+        if score[2] < 1:
+            raise TaskError(f"task {self.name}, evaluate: counts {count} predictions in a batch, expected at least 1")
+        return score
+
+    def remarks(self) -> list[str]:
+        """See `Remarks`; none if the task has no such method."""
+        if not hasattr(self._task, "remarks"):
+            return []
+        given = self._ask("remarks")
+        if not isinstance(given, list) or not all(isinstance(sentence, str) for sentence in given):
+            raise self._wrong("remarks", given, "a list of sentences")
+        return given
+
+    def _ask(self, method: str, *arguments: object, doing: str = "") -> object:
+        try:
+            return getattr(self._task, method)(*arguments)
+        except (Exception, SystemExit) as error:
+            raise fault(self.name, doing or method, error) from None
+
+    def _data(self, doing: str, given: object) -> Data:
+        """The samples, if they are tensors of equal length, or stand in for tensors as far as the program uses them."""
+        expected = "a pair of torch.Tensor (inputs, targets), with one row per sample"
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise self._wrong(doing, given, expected)
+        for name, part in zip(Data._fields, given, strict=True):
+            if getattr(part, "shape", (1,)) == () or not all(hasattr(part, word) for word in TENSOR_LIKE):
+                raise self._wrong(f"{doing}, {name}", part, expected)
+        data = Data(*(part.detach() if isinstance(part, Tensor) else part for part in given))
+        if len(data.inputs) != len(data.targets):
+            counts = f"{len(data.inputs)} inputs and {len(data.targets)} targets"
+            raise TaskError(f"task {self.name}, {doing}: gave back {counts}, expected as many")
+        return data
+
+    def _wrong(self, doing: str, given: object, expected: str) -> TaskError:
+        kind = "None" if given is None else type(given).__name__
+        if isinstance(given, np.ndarray | Tensor):
+            kind += f" of {given.dtype} {tuple(given.shape)}"
+        elif isinstance(given, tuple | list):
+            kind += f" ({', '.join(type(part).__name__ for part in given[:4])}{', ...' if len(given) > 4 else ''})"
+        return TaskError(f"task {self.name}, {doing}: gave back {kind}, expected {expected}")

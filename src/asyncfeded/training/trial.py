@@ -1,0 +1,240 @@
+"""What a worker tries before the first message: the model on the data and the batches of its clients, and a round twice.
+
+It finds what a task has wrong while nothing is lost yet: a batch that the model cannot take, a loss that is none, state that
+would stay from one round to the next. Its cost is that of a few steps.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from asyncfeded.config import Config
+from asyncfeded.model.flat import FlatModel, ModuleState, named_views
+from asyncfeded.seeds import Stream, seed_globals
+from asyncfeded.tasks import Task
+from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.contract import TaskError, fault
+from asyncfeded.training.client import ClientData, Trainer, batch_sizes
+from asyncfeded.wire.messages import Order
+
+NEARLY = 1e-3
+"""Two trainings of a round may differ by this part of its change, where sums have no fixed order (GPU, threads)."""
+
+
+def new_module(task: Task, seed: int) -> tuple[nn.Module, ModuleState]:
+    """The module of a task, as every call makes it, and its tensors.
+
+    Raises:
+        TaskError: the task raises something, or the module cannot be trained.
+    """
+    seed_globals(seed, Stream.MODEL)
+    module = task.model()
+    try:
+        return module, ModuleState(module)
+    except ValueError as error:
+        raise TaskError(f"task {task.name}, model: {error}") from None
+
+
+def find_statistics(task: Task, seed: int, device: torch.device, data: ClientData) -> list[str]:
+    """Find which tensors training changes besides the parameters; they travel with these.
+
+    It makes a module, computes the gradients of up to two batches, and compares the module to a new one.
+
+    Args:
+        task: the task.
+        seed: seed of the run.
+        device: where to train.
+        data: data of client 0.
+
+    Returns:
+        Names, of ModuleState.candidates.
+
+    Raises:
+        TaskError: the task raises something, or two calls of `model` give two models.
+    """
+    module, begun = new_module(task, seed)
+    module.to(device).train()
+    for part in torch.split(torch.arange(len(data.data.targets)), data.batch_size)[:2]:
+        if part[0] == 0 or len(part) == data.batch_size:  # the trial of all sizes comes later
+            _compute_gradients(task, module, data, part)
+    used, (_, made) = ModuleState(module), new_module(task, seed)
+    if appeared := [name for name in used.all if name not in begun.all]:
+        raise TaskError(
+            f"task {task.name}, model: {', '.join(appeared)} appeared with the first batch; model() must make all "
+            f"parameters and buffers, since what a message holds is fixed before training"
+        )
+    other = [name for name in begun.all | made.all if name not in begun.all or name not in made.all]
+    differ = [name for name, tensor in made.all.items() if name not in other and not _same_bits(tensor, used.all[name])]
+    if wrong := [*other, *(name for name in differ if name in made.trained)]:
+        raise TaskError(
+            f"task {task.name}, model: two calls gave two models, which differ in {', '.join(wrong[:5])}; draw what is "
+            f"random from the global generator of torch, numpy or random, which the seed of the run sets before each call"
+        )
+    return [name for name in differ if name in made.candidates]
+
+
+def _compute_gradients(task: Task, module: nn.Module, data: ClientData, part: Tensor) -> None:
+    """Compute the gradients of the first batches of client 0, and check the loss."""
+    inputs, targets = data.data
+    rows = part.to(targets.device)
+    try:
+        loss = task.loss(module(inputs[rows]), targets[rows])
+    except (Exception, SystemExit) as error:
+        raise _batch_fault(task.name, 0, len(part), data, False, error) from None
+    _check_loss(task.name, loss)
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except (Exception, SystemExit) as error:
+        raise fault(task.name, f"the gradient of the loss, {_batch(0, len(part), data)}", error) from None
+
+
+class Trial:
+    """Tries what the clients of this worker will do. Call `run` once, before the first message.
+
+    Args:
+        task: the task.
+        flat: the model; it is left as it was.
+        trainer: trains `flat`.
+        config: of the run.
+    """
+
+    def __init__(self, task: Task, flat: FlatModel, trainer: Trainer, config: Config) -> None:
+        self._task, self._flat, self._trainer, self._config = task, flat, trainer, config
+
+    def run(self, clients: Iterable[int], client_data: Callable[[int], ClientData]) -> None:
+        """Try every size of batch, the extremes of the data, and a round twice.
+
+        Args:
+            clients: the clients of this worker.
+            client_data: returns the data of one.
+
+        Raises:
+            TaskError: something is wrong with the task or its data; the message says what to change.
+        """
+        clients, x = list(clients), self._flat.buffer.clone()
+        sizes: dict[int, int] = {}  # a client for each size of batch
+        for client in clients:
+            data = client_data(client)
+            for size in set(batch_sizes(len(data.data.targets), data.batch_size, self._config.training.last_batch)):
+                sizes.setdefault(size, client)
+        largest = max(sizes, default=0)
+        for size, client in sorted(sizes.items(), reverse=True):
+            self._forward(client, client_data(client), torch.arange(size), size < largest)
+        low, high = math.inf, -math.inf
+        for client in clients:
+            data = client_data(client)
+            broken, ends, least, most = _extremes(data.data)
+            if len(broken) or least < low or most > high:
+                low, high = min(low, least), max(high, most)
+                rest = torch.arange(min(data.batch_size, len(data.data.targets)))
+                self._forward(client, data, torch.cat([broken[:1], ends, broken[1:], rest])[: len(rest)], False)
+        self._flat.buffer.copy_(x)
+        if clients:
+            self._train_twice(clients[0], client_data(clients[0]), x)
+        self._flat.buffer.copy_(x)
+        self._flat.origin.restore()
+
+    @torch.no_grad()
+    def _forward(self, client: int, data: ClientData, rows: Tensor, smaller: bool) -> None:
+        """Compute the loss of a batch in training mode; `smaller`: the model has taken a larger one."""
+        inputs, targets = data.data
+        self._flat.origin.restore()
+        seed_globals(self._config.seed, Stream.TRAINING, client, 0)
+        self._flat.module.train()
+        size, rows = len(rows), rows.to(targets.device)
+        try:
+            loss = self._task.loss(self._flat.module(inputs[rows]), targets[rows])
+        except (Exception, SystemExit) as error:
+            raise _batch_fault(self._task.name, client, size, data, smaller, error) from None
+        value = float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else 0.0
+        if not math.isfinite(value) and self._config.faults.bad_loss == "refuse":
+            broken = _broken_rows(inputs).tolist()
+            where = f"; sample {broken[0]} of the client holds a value that is not finite" if broken else ""
+            raise TaskError(
+                f"task {self._task.name}, {_batch(client, size, data)}: its loss is {value:g} with the weights that the "
+                f"model begins with{where}; mend the data or the model, or set faults.bad_loss = take if it may be so"
+            )
+
+    def _train_twice(self, client: int, data: ClientData, x: Tensor) -> None:
+        """Train the same short round twice, and compare."""
+        inputs, targets = data.data
+        rows = torch.arange(min(len(targets), 2 * data.batch_size), device=targets.device)
+        part = ClientData(Data(inputs[rows], targets[rows]), data.batch_size)
+        results = []
+        for _ in range(2):
+            self._flat.buffer.copy_(x)
+            self._trainer.round(Order(client, 0, 0, 2), part, lambda: False)
+            results.append(self._flat.buffer.clone())
+        one, two = results
+        exact = self._config.clock != "wall" and not one.is_cuda
+        if _same_bits(one, two) or (not exact and not (one - two).norm() > NEARLY * (one - x).norm()):
+            return
+        again = named_views(two, self._flat.layout)
+        differ = [name for name, view in named_views(one, self._flat.layout).items() if not _same_bits(view, again[name])]
+        inside = ", ".join(self._flat.origin.changed_inside()[:5])
+        raise TaskError(
+            f"task {self._task.name}: the same round of client {client}, trained twice from the same model, gave two models "
+            f"that differ in {', '.join(differ[:5])}; the module or the loss keeps something from round to round"
+            f"{inside and f' (changed: {inside})'}, or draws random numbers that follow from no seed. Keep in a buffer what "
+            f"training changes, and draw from the global generator of torch, numpy or random, which every round seeds"
+        )
+
+
+def _batch(client: int, size: int, data: ClientData) -> str:
+    samples = len(data.data.targets)
+    return f"a batch of {size} in training (client {client} has {samples} samples, in batches of {data.batch_size})"
+
+
+def _batch_fault(name: str, client: int, size: int, data: ClientData, smaller: bool, error: BaseException) -> TaskError:
+    """What the model or the loss has raised for a batch, with what to change if that may be its size."""
+    advice = ""
+    if len(data.data.targets) > data.batch_size and size % data.batch_size:
+        advice = 'set training.last_batch = "join" or "drop", or another training.batch_size'
+    elif smaller or size == 1:
+        advice = "if the model needs more than so many (batch norm does), give the client more samples, or lower clients"
+    return fault(name, _batch(client, size, data), error, advice)
+
+
+def _check_loss(name: str, loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise TaskError(f"task {name}, loss: gave back {type(loss).__name__}, expected a torch.Tensor, the mean loss")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise TaskError(
+            f"task {name}, loss: gave back {loss.dtype} of shape {tuple(loss.shape)}, expected one number, the mean loss"
+        )
+    if not loss.requires_grad:
+        raise TaskError(
+            f"task {name}, loss: does not depend on the parameters (it has no gradient); compute it from the outputs, "
+            f"without detach(), item() or torch.no_grad()"
+        )
+
+
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are equal to the bit, NaN included."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    words = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, two)]
+    return torch.equal(*words)
+
+
+def _broken_rows(inputs: object) -> Tensor:
+    """Rows that hold a value that is not finite, int64."""
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return torch.zeros(0, dtype=torch.int64)
+    finite = torch.isfinite(inputs)
+    if finite.all():
+        return torch.zeros(0, dtype=torch.int64)
+    return (~finite.reshape(len(inputs), -1).all(dim=1)).nonzero()[:, 0].cpu()
+
+
+def _extremes(data: Data) -> tuple[Tensor, Tensor, float, float]:
+    """Rows whose inputs are not finite, rows of the least and the largest integer target, and these targets."""
+    inputs, targets = data
+    ends, low, high = torch.zeros(0, dtype=torch.int64), math.inf, -math.inf
+    if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel():
+        flat = targets.reshape(len(targets), -1)
+        low, high = float(flat.min()), float(flat.max())
+        ends = torch.stack([flat.amin(dim=1).argmin(), flat.amax(dim=1).argmax()]).cpu()
+    return _broken_rows(inputs), ends, low, high

@@ -1,0 +1,132 @@
+"""Tasks of strangers in a real run: the same to the bit on any number of ranks; what is wrong with them is told once."""
+
+import sys
+
+import h5py
+import pytest
+import torch
+from torch import nn
+
+from conftest import run
+from run.commands import ALSO_TO_A_FILE, HOST, refused
+
+OWN = """
+from typing import Literal
+import numpy as np, torch
+from torch import nn
+from asyncfeded import tasks
+from asyncfeded.tasks.classification import Classification, Data
+from asyncfeded.cli import main
+
+class Own(Classification):
+    name: Literal["own"] = "own"
+    samples: int = 32
+    momentum: float | None = None
+    fault: str = ""
+
+    def model_post_init(self, context):
+        if self.fault == "made":
+            raise KeyError("no such layer")
+
+    def model(self):
+        module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=self.momentum), nn.ReLU(), nn.Linear(5, 3))
+        module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        module.register_buffer("random", torch.from_numpy(np.random.default_rng().random(2)), persistent=False)
+        return module
+
+    def sizes(self, num_clients, seed):
+        return np.full(num_clients, self.samples)
+
+    def client_data(self, client, num_clients, seed):
+        if self.fault == "data" and client == 1:
+            return {}[f"client {client}"]
+        x = torch.from_numpy(np.random.randn(self.samples, 4)).float() + client  # as people write it
+        return Data(x, torch.arange(self.samples) % 3)
+
+    def test_data(self):
+        return self.client_data(0, 1, 0)
+
+    def loss(self, outputs, targets):
+        if self.fault == "later" and outputs.requires_grad and not calls.pop():
+            raise RuntimeError("a bug of mine")
+        return super().loss(outputs, targets)
+
+    def evaluate(self, outputs, targets):
+        if self.fault == "evaluated":
+            return 0.5
+        return super().evaluate(outputs, targets)
+
+calls = [False] + [True] * 20  # the trial of client 0 takes about 6
+tasks.TASKS["own"] = Own
+main()
+"""
+KEYS = ("task.name=own", "clock=virtual", "clients=4", "limits.updates=16")
+
+
+@pytest.fixture
+def train(own_mpi, folder):
+    """`asyncfeded train run.toml` on some ranks, of a program that knows the task `own`."""
+    (folder / "own.py").write_text(ALSO_TO_A_FILE + OWN)
+
+    def start(ranks, *arguments):
+        python = [sys.executable, "own.py", "train", "run.toml", *KEYS, *arguments]
+        return run(own_mpi.command((ranks, python)), folder, own_mpi.env)
+
+    return start
+
+
+def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_strictly(train, folder):
+    """Batch norm without momentum counts its batches in an integer buffer; the mask travels in no message."""
+    ended = [train(ranks, f"run_dir=on{ranks}") for ranks in (2, 4)]
+    assert [done.status for done in ended] == [0, 0], f"{ended[0]}\n{ended[1]}"
+    one, other = [done.result for done in ended]
+    assert one["model_sha256"] == other["model_sha256"]
+    assert (one["accuracy"], one["refused"]) == (other["accuracy"], 0)
+    module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=None), nn.ReLU(), nn.Linear(5, 3))
+    module.register_buffer("mask", torch.zeros(2))
+    with h5py.File(folder / "on2" / "model.h5") as file:
+        module.load_state_dict({name: torch.tensor(data[()]) for name, data in file.items()}, strict=True)
+    assert module.mask.tolist() == [0.0, -torch.inf]
+    assert module[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "last"),
+    [
+        (
+            ("task.fault=made",),
+            "task own, made from its keys: raised KeyError: 'no such layer'",
+            "KeyError: 'no such layer'",
+        ),
+        (("task.fault=data",), "task own, client_data of client 1: raised KeyError: 'client 1'", "KeyError: 'client 1'"),
+        (
+            ("task.samples=33",),
+            "a batch of 1 in training (client 0 has 33 samples",
+            'training.last_batch = "join" or "drop"',
+        ),
+        (("task.fault=evaluated",), "task own, evaluate: gave back float, expected three numbers", ""),
+        (("task.samples=0",), "task own, sizes: client 0 has 0 training samples, expected at least 1", ""),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_told_once_before_training(train, folder, arguments, sentence, last):
+    done = train(3, "run_dir=run", *arguments)
+    assert (done.status, done.stdout) == (2, ""), str(done)
+    assert done.stderr.count("asyncfeded: ") == done.stderr.count(sentence) == 1, str(done)
+    assert last in done.stderr
+    assert "asyncfeded/run/" not in done.stderr, str(done)  # none of our own frames
+    assert not (folder / "run").exists()
+
+
+def test_a_missing_key_of_a_task_is_refused_as_before(train):
+    refused(train(2, "task.sample=3"), "unknown key sample; did you mean samples?")
+
+
+def test_what_a_task_raises_while_it_trains_ends_the_job_with_its_own_traceback(train, folder):
+    done = train(2, "run_dir=later", "limits.updates=100000", "task.fault=later")
+    assert done.status not in (0, 2), str(done)
+    said = (folder / "stderr-1").read_text()
+    head = f"asyncfeded: rank 1 (worker) on {HOST}: uncaught error, ending the job\ntask own, round "
+    assert head in said, said
+    assert ", a batch of 32: raised RuntimeError: a bug of mine\nTraceback (most recent call last):" in said
+    assert said.count("a bug of mine") == 3  # the sentence, the line that raised, and the error
+    assert "in _loss" not in said

@@ -1,0 +1,157 @@
+"""Whatever a task raises or gives back wrong is told with task, method and client, and the task's own traceback."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.contract import CheckedTask, TaskError, fault
+
+
+class Good:
+    """Two clients of three samples."""
+
+    name = "good"
+
+    def model(self):
+        return nn.Linear(2, 2)
+
+    def sizes(self, num_clients, seed):
+        return np.full(num_clients, 3)
+
+    def client_data(self, client, num_clients, seed):
+        return Data(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
+
+    def test_data(self):
+        return self.client_data(0, 1, 0)
+
+    def loss(self, outputs, targets):
+        return outputs.mean()
+
+    def evaluate(self, outputs, targets):
+        return 1.0, 2, 3
+
+
+def but(**answers):
+    """A good task that answers otherwise."""
+    return CheckedTask(type("Bad", (Good,), {name: lambda self, *asked, a=a: a for name, a in answers.items()})())
+
+
+def ask(task, method):
+    arguments = {"sizes": (2, 0), "client_data": (1, 2, 0), "evaluate": (None, None)}.get(method, ())
+    task.sizes(2, 0)
+    return getattr(task, method)(*arguments)
+
+
+def test_a_good_task_passes_through():
+    task = CheckedTask(Good())
+    assert isinstance(ask(task, "model"), nn.Linear)
+    assert (task.sizes(2, 0).tolist(), task.sizes(2, 0).dtype) == ([3, 3], np.int64)
+    assert len(ask(task, "client_data").targets) == len(ask(task, "test_data").targets) == 3
+    assert ask(task, "evaluate") == (1.0, 2.0, 3)
+
+
+X, Y = torch.ones(3, 2), torch.zeros(3)
+PAIR = "expected a pair of torch.Tensor (inputs, targets), with one row per sample"
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "sentence"),
+    [
+        ("model", None, "model: gave back None, expected a torch.nn.Module"),
+        ("model", nn.Linear, "model: gave back type, expected a torch.nn.Module"),
+        ("sizes", None, "sizes: gave back None, expected int64 (2,), the number of training samples of each client"),
+        ("sizes", np.ones(2), "sizes: gave back ndarray of float64 (2,), expected int64 (2,)"),
+        ("sizes", [3, 3, 3], "sizes: gave back list (int, int, int), expected int64 (2,)"),
+        ("sizes", [[1], [1, 2]], "sizes: gave back list (list, list), expected int64 (2,)"),
+        ("sizes", (i for i in (3, 3)), "sizes: gave back generator, expected int64 (2,)"),
+        ("sizes", [3, 0], "sizes: client 1 has 0 training samples, expected at least 1; lower clients"),
+        ("sizes", [-1, 3], "sizes: client 0 has -1 training samples"),
+        ("client_data", None, f"client_data of client 1: gave back None, {PAIR}"),
+        ("client_data", X, f"client_data of client 1: gave back Tensor of torch.float32 (3, 2), {PAIR}"),
+        ("client_data", (X, Y, Y), f"client_data of client 1: gave back tuple (Tensor, Tensor, Tensor), {PAIR}"),
+        ("client_data", (i for i in (X, Y)), f"client_data of client 1: gave back generator, {PAIR}"),
+        ("client_data", (X.numpy(), Y), f"client_data of client 1, inputs: gave back ndarray of float32 (3, 2), {PAIR}"),
+        ("client_data", (X, [0, 1, 0]), f"client_data of client 1, targets: gave back list (int, int, int), {PAIR}"),
+        (
+            "client_data",
+            (X, torch.tensor(1)),
+            f"client_data of client 1, targets: gave back Tensor of torch.int64 (), {PAIR}",
+        ),
+        ("client_data", (X[:2], Y), "client_data of client 1: gave back 2 inputs and 3 targets, expected as many"),
+        ("client_data", (X[:2], Y[:2]), "client_data of client 1: gave back 2 samples, but sizes says 3"),
+        ("test_data", (X[:0], Y[:0]), "test_data: gave back no sample; the model cannot be tested without one"),
+        (
+            "evaluate",
+            0.5,
+            "evaluate: gave back float, expected three numbers: summed loss, correct predictions, predictions",
+        ),
+        ("evaluate", (0.5, 1), "evaluate: gave back tuple (float, int), expected three numbers"),
+        ("evaluate", (X, Y, 3), "evaluate: gave back tuple (Tensor, Tensor, int), expected three numbers"),
+        ("evaluate", (0.5, 0, 0), "evaluate: counts 0 predictions in a batch, expected at least 1"),
+    ],
+)
+def test_a_wrong_answer_is_told(method, answer, sentence):
+    with pytest.raises(TaskError) as told:
+        ask(but(**{method: answer}), method)
+    assert str(told.value).startswith(f"task good, {sentence}")
+
+
+def test_a_task_without_a_method_is_told_what_it_lacks():
+    class Half(Good):
+        evaluate, loss = None, 3
+
+    with pytest.raises(TaskError, match="task good has no loss, evaluate; a task has the methods model, sizes, client_data"):
+        CheckedTask(Half())
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), SystemExit(0), AssertionError(), MemoryError("no room"), StopIteration()])
+@pytest.mark.parametrize("method", ["model", "sizes", "client_data", "test_data", "evaluate"])
+def test_what_a_task_raises_is_told_with_its_own_traceback(method, error):
+    def broken(self, *asked):
+        raise type(error)(*error.args)
+
+    task = CheckedTask(type("Bad", (Good,), {method: broken})())
+    with pytest.raises(TaskError) as told:
+        ask(task, method)
+    text = str(told.value)
+    who = f"{method} of client 1" if method == "client_data" else method
+    assert text.startswith(f"task good, {who}: raised {type(error).__name__}: {error}\nTraceback (most recent call last):\n")
+    assert "raise type(error)(*error.args)" in text
+    assert "_ask" not in text
+    assert told.value.__cause__ is None
+
+
+def test_arguments_that_do_not_fit_are_told():
+    with pytest.raises(TaskError, match=r"task good, test_data: raised TypeError: .*takes 0 positional arguments"):
+        CheckedTask(type("Bad", (Good,), {"test_data": lambda: None})()).test_data()
+
+
+def test_a_value_error_that_the_task_raises_is_a_sentence():
+    def test_data(self):
+        raise ValueError("the file has no digits")
+
+    with pytest.raises(TaskError) as told:
+        CheckedTask(type("Bad", (Good,), {"test_data": test_data})()).test_data()
+    assert str(told.value) == "task good, test_data: the file has no digits"
+
+
+def test_a_value_error_of_a_library_is_told_with_the_traceback():
+    def test_data(self):
+        return np.stack([np.ones(2), np.ones(3)])
+
+    with pytest.raises(TaskError, match=r"(?s)raised ValueError: all input arrays.*Traceback.*np\.stack"):
+        CheckedTask(type("Bad", (Good,), {"test_data": test_data})()).test_data()
+
+
+def test_a_long_traceback_keeps_its_end():
+    def deep(n):
+        return deep(n - 1) if n else len({}[0])
+
+    try:
+        deep(900)
+    except KeyError as error:
+        text = str(fault("good", "model", error))
+    assert len(text) < 3200
+    assert "len({}[0])" in text
