@@ -109,7 +109,7 @@ def written(folder):
 
 def test_broken_data_of_one_client_is_refused_before_training(own_mpi, written):
     done = own_mpi.train(3, "run.toml", *BY_WRITER, "run_dir=run", cwd=written)
-    refused(done, "train.h5: writer d: no field 'label', expected pixels and label\n")
+    refused(done, "train.h5: writer d: no field 'label', it has pixels; name the right one with task.label\n")
     assert not (written / "run").exists()
 
 
