@@ -16,7 +16,7 @@ from asyncfeded.store import record
 from asyncfeded.store.checkpoint import newest
 from cluster.conftest import TOML, is_whole
 from cluster.slurm import Slurm
-from conftest import run_asyncfeded
+from conftest import run, run_asyncfeded
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 ASYNCFEDED = Path(sys.executable).with_name("asyncfeded")
@@ -224,6 +224,28 @@ NEVER = 1_000_000
 """Updates."""
 
 
+BEGIN = "train|run.toml|run_dir=my run|checkpoint.every_s=600|limits.updates=400|"
+
+
+@pytest.mark.parametrize(
+    ("held", "typed"),
+    [((), BEGIN), (("record.h5",), BEGIN), (("record.h5", "config.toml"), "resume|my run|limits.updates=400|")],
+)
+@pytest.mark.parametrize("status", [0, 75])
+def test_resume_hands_its_overrides_on_in_every_life(tmp_path, held, typed, status):
+    """Also where a life was killed before its config.toml was there. srun and scontrol tell how they were called."""
+    for name, ends in (("srun", status), ("scontrol", 0)):
+        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s|" {name} "$@"\nexit {ends}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "my run").mkdir()
+    for name in held:
+        (tmp_path / "my run" / name).touch()
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7"}
+    done = run(["bash", SCRIPTS / "resume.sbatch", "my run", "run.toml", "limits.updates=400"], tmp_path, env)
+    assert done.status == status, str(done)
+    assert done.stdout.partition("|asyncfeded|")[2] == typed + "scontrol|requeue|7|" * (status == 75)
+
+
 def past_the_limit(slurm, job):
     """The job's time limit is less than two minutes away; Slurm looks every 30 s."""
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
@@ -239,7 +261,9 @@ def requeued(slurm, job):
 def start_without_end(slurm, mpi, folder):
     """resume.sbatch with a run that has no end, once some updates are recorded."""
     less = ("--ntasks=3", "--gpus-per-node=1", "--cpus-per-task=1", "--time=60")
-    arguments = ("run", "run.toml", f"limits.updates={NEVER}", "heterogeneity.delay_s=[0.1]")
+    file = folder / "run.toml"
+    file.write_text(file.read_text().replace("updates = 12", f"updates = {NEVER}"))
+    arguments = ("run", "run.toml", "heterogeneity.delay_s=[0.1]")
     job = submit(slurm, mpi, folder, "resume.sbatch", less, *arguments)
     rows = folder / "run" / "record.h5.updates"
     slurm.until(job, lambda: rows.exists() and rows.stat().st_size >= 5 * record.UPDATE.itemsize)

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from asyncfeded.run import RESUMABLE
+from asyncfeded.store import record
 from conftest import Job, run_asyncfeded
 from faults.conftest import broken, log, names
 from run.lives import names_of
@@ -66,6 +67,19 @@ def test_a_job_that_is_asked_to_stop_while_it_loads_leaves_nothing_and_begins_ag
     if whom == "all":
         done = mpi.train(3, "run.toml", "run_dir=run", "limits.updates=4", cwd=jobs)
         assert done.status == 0, str(done)
+
+
+@pytest.mark.parametrize("again", [("train", "run.toml", "run_dir=run"), ("resume", "run")], ids=lambda words: words[0])
+def test_a_job_killed_while_it_loads_begins_again(own_mpi, mpi, jobs, waiting, again):
+    if mpi != own_mpi:
+        pytest.skip("one MPI is enough")
+    job = waiting({2: ["client_data"]})
+    job.until(lambda: (jobs / "run" / "config.toml").exists())
+    job.kill()
+    done = run_asyncfeded(*again, "limits.updates=4", "--ranks", 3, cwd=jobs, env=mpi.env)
+    assert done.status == 0, str(done)
+    assert "run: the run was ended before its first update; it begins again\n" in done.stderr, str(done)
+    assert len(record.read_record(jobs / "run").updates) == 4
 
 
 def test_a_wish_for_a_checkpoint_while_it_loads_is_fulfilled_when_it_trains(own_mpi, jobs, waiting, mpi):

@@ -3,11 +3,16 @@
 import time
 from contextlib import ExitStack, suppress
 
+import numpy as np
 import pytest
 
 from asyncfeded.config import Config
 from asyncfeded.run import folder
 from asyncfeded.store.ownership import NAME, OwnedError
+from asyncfeded.store.record import UPDATE, Record
+from asyncfeded.training.heterogeneity import PROFILE
+from conftest import places
+from run.lives import contents
 
 
 def config(run_dir=""):
@@ -50,6 +55,47 @@ def test_a_run_that_is_there_is_not_begun_again(tmp_path):
     with pytest.raises(ValueError, match="holds a run already"), ExitStack() as cleanup:
         folder.take(config(tmp_path), None, cleanup)
     assert [path.name for path in tmp_path.iterdir()] == ["record.h5"]
+
+
+@pytest.mark.parametrize("name", [*folder.FILES, "record.h5.updates", "checkpoints/checkpoint-0000000005.h5"])
+def test_what_a_run_would_replace_is_named_and_left_as_it_is(tmp_path, name):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / name).write_text("precious")
+    before = contents(tmp_path)
+    said = f"holds {name}, which the run would replace, and no record of a run that has written it; choose another folder"
+    with pytest.raises(ValueError, match=said), ExitStack() as cleanup:
+        folder.take(config(tmp_path), None, cleanup)
+    assert contents(tmp_path) == before
+
+
+def test_other_files_are_in_nobodys_way(tmp_path, cleanup):
+    """Nor are rows without a row, which a start leaves that was killed before there was a record."""
+    for name in ("run.toml", "notes.txt", "record.h5.updates", "record.h5.evaluations", "record.h5.part"):
+        (tmp_path / name).touch()
+    assert folder.take(config(tmp_path), None, cleanup)[0].run_dir == str(tmp_path)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """What a run that was killed before its first update leaves."""
+    Record(tmp_path / "record.h5", "", places("here", "there"), np.zeros(1, PROFILE)).release()
+    (tmp_path / "config.toml").touch()
+    return tmp_path
+
+
+def test_a_run_without_an_update_begins_again(begun, cleanup):
+    assert folder.is_unbegun(begun)
+    folder.take(config(begun), None, cleanup)
+
+
+@pytest.mark.parametrize("name", ["result.json", "checkpoints/checkpoint-0000000000.h5", "record.h5.updates", "record.h5"])
+def test_one_that_has_more_does_not(begun, name):
+    (begun / "checkpoints").mkdir()
+    with (begun / name).open("ab") as file:
+        file.truncate(0) if name == "record.h5" else file.write(bytes(UPDATE.itemsize))
+    assert not folder.is_unbegun(begun)
+    with pytest.raises(ValueError, match="holds a run already"), ExitStack() as cleanup:
+        folder.take(config(begun), None, cleanup)
 
 
 def test_a_folder_to_resume_that_is_not_there_is_refused(tmp_path, cleanup):

@@ -87,8 +87,8 @@ def test_one_at_the_start_and_every_so_many_updates(folder):
     life = Life(folder, ASYNCFEDED, checkpoint={"every_updates": 5, "keep": 99})
     assert not life.live(40)
     rows = len(record.read_record(folder).updates)
-    assert names(folder) == names_of(1, 6, 12, 17, 22, 27, 32, 37)
-    assert 37 <= rows < 42
+    assert names(folder) == names_of(0, 5, 11, 16, 21, 26, 31, 36)
+    assert 36 <= rows < 41
 
 
 def test_the_last_ones_are_kept(folder):
@@ -172,7 +172,7 @@ def test_a_disk_that_takes_no_checkpoint_is_told_of_and_training_goes_on(tmp_pat
     life = Life(folder, ASYNCFEDED)
     assert life.live()
     assert life.end == expected
-    assert life.told.said[0].startswith(f"checkpoint {folder / FOLDER}/checkpoint-0000000001.h5: ")
+    assert life.told.said[0].startswith(f"checkpoint {folder / FOLDER}/checkpoint-0000000000.h5: ")
     assert life.told.said[0].endswith("the last good one: none")
 
 

@@ -168,14 +168,6 @@ def test_on_a_full_disk_rows_wait_until_there_is_room(tmp_path):
     assert done.returncode == 0
 
 
-def test_a_record_that_exists_is_never_written_over(tmp_path, book):
-    book.updates.append(update(1))
-    book.close()
-    with pytest.raises(FileExistsError):
-        Record(tmp_path / "record.h5", "", places("one"), CLIENTS)
-    assert len(read_record(tmp_path).updates) == 1
-
-
 def test_a_record_says_where_the_run_came_from(tmp_path, book):
     attributes = read_record(tmp_path).attributes
     assert attributes["config"] == "seed = 7\n"

@@ -101,7 +101,7 @@ def test_evaluating_time_is_that_of_the_evaluation(bench):
 
 def test_the_view_is_called_in_every_turn(bench):
     b = bench([None, *HAND_WORKED, None], updates=3).run()
-    assert b.ticks - 1 == b.wire.events.count("next") == 4  # and once more at the end
+    assert b.ticks - 2 == b.wire.events.count("next") == 4  # and once more at the start and at the end
 
 
 @pytest.mark.parametrize("idle", [True, False])

@@ -8,8 +8,11 @@ from itertools import count
 from pathlib import Path
 
 from asyncfeded.config import Config
-from asyncfeded.store import ownership
+from asyncfeded.store import checkpoint, ownership, record
 from asyncfeded.store.ownership import Ownership
+
+FILES = ("config.toml", "model.h5", "result.json", "log.txt")
+"""What a run writes into its folder besides its record and its checkpoints, and only once its record is there."""
 
 
 def take(config: Config, resumed: Path | None, cleanup: ExitStack) -> tuple[Config, Ownership]:
@@ -41,12 +44,44 @@ def take(config: Config, resumed: Path | None, cleanup: ExitStack) -> tuple[Conf
             ) from None
         raise ValueError(f"run_dir = {str(run_dir)!r} cannot be written: {why}; choose another folder") from None
     cleanup.callback(owned.release)
-    if not resumed and (run_dir / "record.h5").exists():
+    if not resumed and not is_unbegun(run_dir):
+        _check_free(run_dir)
+    return config.model_copy(update={"run_dir": str(run_dir)}), owned
+
+
+def is_unbegun(run_dir: Path) -> bool:
+    """Whether the folder holds a run that was ended before it had an update or a checkpoint: it begins again."""
+    if (run_dir / "result.json").exists() or checkpoint.checkpoints(run_dir / checkpoint.FOLDER):
+        return False
+    try:
+        return not len(record.read_record(run_dir).updates)
+    except ValueError:  # there is none, or not of a run
+        return False
+
+
+def write_config(config: Config) -> None:
+    """Write the config into the folder of its run, whole or not at all. Raises OSError."""
+    path = Path(config.run_dir) / "config.toml"
+    part = path.with_name("config.toml.part")
+    part.write_text(config.to_toml(), encoding="utf-8")
+    part.replace(path)
+
+
+def _check_free(run_dir: Path) -> None:
+    """Raise ValueError if a new run would replace a file. Empty rows are left by a start that was killed."""
+    if (run_dir / "record.h5").exists():
         raise ValueError(
             f"run_dir = {str(run_dir)!r} holds a run already; choose another folder, or move that one away; to go on with "
             f"it type asyncfeded resume {shlex.quote(str(run_dir))}"
         )
-    return config.model_copy(update={"run_dir": str(run_dir)}), owned
+    held = [path for path in (run_dir / name for name in FILES) if path.exists()]
+    held += [path for path in record.row_files(run_dir) if path.is_dir() or (path.exists() and path.stat().st_size)]
+    held += checkpoint.checkpoints(run_dir / checkpoint.FOLDER)
+    if held:
+        raise ValueError(
+            f"run_dir = {str(run_dir)!r} holds {', '.join(str(path.relative_to(run_dir)) for path in held)}, which the run "
+            f"would replace, and no record of a run that has written it; choose another folder, or move it away"
+        )
 
 
 def _new(config: Config, cleanup: ExitStack) -> Path:

@@ -61,6 +61,10 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
+    if resumed and not path.exists():
+        raise ValueError(
+            f"{path}: no such file; where a run was killed before it wrote that, type the line that began it again"
+        )
     config = load_config(path, overrides)
     if resumed:
         if Path(config.run_dir).resolve() != resumed.resolve():

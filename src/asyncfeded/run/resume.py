@@ -16,7 +16,7 @@ from asyncfeded.config import Checkpoint, Config, section
 from asyncfeded.files.plain import parse_toml
 from asyncfeded.model.flat import Layout
 from asyncfeded.rules.decision import Reply, State
-from asyncfeded.run import result
+from asyncfeded.run import folder, result
 from asyncfeded.run.progress import Progress
 from asyncfeded.store import checkpoint, record
 from asyncfeded.store.checkpoint import Snapshot, Writer
@@ -154,11 +154,9 @@ def reopen(
         point: where the run continues.
         check: see `Record`.
     """
-    path, toml = Path(config.run_dir) / "config.toml", config.to_toml()
-    part = path.with_name("config.toml.part")
-    part.write_text(toml, encoding="utf-8")
-    part.replace(path)
-    return record.Record(path.with_name("record.h5"), toml, places, clients, point.record, check)
+    folder.write_config(config)
+    path = Path(config.run_dir) / "record.h5"
+    return record.Record(path, config.to_toml(), places, clients, point.record, check)
 
 
 def sentences(point: ResumePoint, threads: int) -> list[str]:
@@ -262,6 +260,8 @@ class Keeper:
 
     Attributes:
         wanted: set it to write a checkpoint now.
+        first: whether the first checkpoint of a new run is not on the disk yet. No row may be there before it: a run without
+            an update and a checkpoint begins again, but nothing could go on with one that has updates and no checkpoint.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class Keeper:
         self._take, self._progress = take, progress
         on = bool(settings.every_updates or settings.every_s)
         self._problem = ""
-        self.wanted = on and updates is None
+        self.wanted = self.first = on and updates is None
         self._kept = on or updates is not None  # whether there ever was one: then the end gets one too
         self._last_updates, self._last_s = updates or 0, time.monotonic()
 
@@ -311,11 +311,13 @@ class Keeper:
             self._record.write()  # no checkpoint may be ahead of the record
         except OSError as error:
             self._progress.say(f"no checkpoint is written, since the record cannot be: {error.strerror}")
+            self.first = False
             return
         self._writer.start(self._take(server))
 
     def _tell(self, written: checkpoint.Written | None) -> None:
         if written is not None:
+            self.first = False
             if written.problem:
                 self._progress.say(written.problem)
             else:

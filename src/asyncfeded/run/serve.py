@@ -17,7 +17,7 @@ from asyncfeded.model.flat import FlatModel, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
-from asyncfeded.run import RESUMABLE, result, resume
+from asyncfeded.run import RESUMABLE, folder, result, resume
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.stopping import asked
@@ -111,7 +111,9 @@ def prepare(
     if config.replay:
         due = Replay(record.read_record(Path(config.replay)).updates)
     owned.check()
-    if not resumed:
+    again = folder.is_unbegun(Path(config.run_dir))
+    if again or not resumed:
+        remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
         book = _open_run(config, places, profiles.clients, owned, cleanup)
         return ServerParts(config, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned)
     point = resume.find(resumed, config, flat.layout, state.rule)
@@ -233,7 +235,7 @@ class ServerRun:
         """See `Observer`. The model is saved before anything that can fail at the end."""
         server.interrupted = asked.stop
         self._keeper.wanted, asked.checkpoint = self._keeper.wanted or asked.checkpoint, False
-        if not server.stopping:
+        if not (server.stopping or self._keeper.first):
             self._record.flush_if_due()
         self._progress.tick(server)
         self._keeper.tick(server)
@@ -314,12 +316,13 @@ def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, owned: Ow
     """
     run_dir = Path(config.run_dir)
     try:
-        for name in ("config.toml", "record.h5", "record.h5.updates", "record.h5.evaluations"):
-            if not (run_dir / name).exists():
-                cleanup.callback((run_dir / name).unlink, missing_ok=True)
-        (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        # The record is the first to come and the last to go: config.toml without it is not ours.
+        for path in (run_dir / "record.h5", *record.row_files(run_dir), run_dir / "config.toml"):
+            if not path.exists():
+                cleanup.callback(path.unlink, missing_ok=True)
         book = Record(run_dir / "record.h5", config.to_toml(), places, clients, check=owned.check)
         cleanup.callback(book.close)
+        folder.write_config(config)
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"run_dir = {config.run_dir!r} cannot be written: {why}; choose another folder") from None

@@ -145,15 +145,12 @@ class Record:
     """The record of a run in progress. Only rank 0 writes it.
 
     Args:
-        path: the file. It must not exist if the run is new.
+        path: the file; replaced if it exists.
         config: the resolved config as TOML, stored with versions, commit and places.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
         before: the rows of the run so far, if it is resumed. Later rows on the disk are dropped.
         check: called before anything is written; raises OSError if the folder must not be written any more.
-
-    Raises:
-        FileExistsError: the file exists, and the run is new.
 
     Attributes:
         provenance: see `provenance`.
@@ -174,8 +171,6 @@ class Record:
         before: "Tables | None" = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        if before is None and path.exists():
-            raise FileExistsError(f"{path}: File exists")
         self._path, self._check, self.provenance, self.problem = path, check, provenance(), ""
         self.threads = most_threads(places)
         self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
@@ -336,6 +331,11 @@ def _check_rows(path: Path, updates: np.ndarray, num_clients: int) -> None:
 def most_threads(places: np.ndarray) -> int:
     """The largest number of threads of a worker in a map of ranks, placement.PLACE (ranks,)."""
     return int(places["threads"][places["role"] == b"worker"].max(initial=0))
+
+
+def row_files(run_dir: Path) -> list[Path]:
+    """The files of the rows of a run that goes on."""
+    return [_rows_of(run_dir / "record.h5", table) for table in ("updates", "evaluations")]
 
 
 def _rows_of(path: Path, table: str) -> Path:

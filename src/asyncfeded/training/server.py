@@ -135,6 +135,7 @@ class Server:
         else:
             for client, epochs in enumerate(state.epochs.tolist()):
                 self._send(Reply(client, epochs))
+        self._observer.tick(self)  # before the first update
         while not (reason := self._reached()):
             event = self._wire.next()
             if event is None:

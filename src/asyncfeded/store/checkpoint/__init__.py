@@ -21,7 +21,7 @@ client and the number of its round (seeds.py). To load the weights into a module
     module.load_state_dict(weights, strict=False)
 """
 
-from asyncfeded.store.checkpoint.reading import MOST_EPOCHS, Found, describe_checkpoint, newest, read_checkpoint
+from asyncfeded.store.checkpoint.reading import MOST_EPOCHS, Found, checkpoints, describe_checkpoint, newest, read_checkpoint
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, Snapshot, save, save_model
 from asyncfeded.store.checkpoint.writer import Writer, Written
 
@@ -33,6 +33,7 @@ __all__ = [
     "Snapshot",
     "Writer",
     "Written",
+    "checkpoints",
     "describe_checkpoint",
     "newest",
     "read_checkpoint",
