@@ -19,32 +19,51 @@ from asyncfeded.tasks.synthetic import Synthetic
 
 
 class Task(Protocol):
-    """The interface between a task and server or clients."""
+    """The interface between a task and server or clients.
+
+    A round knows nothing but the model that it was sent. It begins with the parameters, and with the statistics: those
+    frozen parameters and persistent buffers of floating point that training changes. Everything else in the module (integer
+    buffers, buffers that are not persistent, attributes) begins every round as `model` made it. Tensors that training does
+    not change are the server's on every rank, and must never change. What cannot be put back (an object changed inside, such
+    as a list that grows or a generator of its own, and state outside the module) must not change the result of a round:
+    before training a worker trains a short round twice from one model, and refuses the task if the two differ.
+
+    The global generators of torch, numpy and random are seeded before each round, before `model`, `sizes` and `test_data`,
+    and for each client before `client_data`. Then a run is the same to the bit on any number of ranks.
+
+    Answers are checked (contract.py). A ValueError that a method raises itself is a sentence for the user; any other
+    exception is told with the task's own traceback. Both end the run on all ranks, before training where they can be found.
+    """
 
     name: str
 
     def model(self) -> nn.Module:
-        """A new model, float32, its weights drawn from torch's global generator."""
+        """A new model, its trained parameters float32 and finite, its weights drawn from a global generator.
+
+        It has all parameters and buffers, also before the first batch. Each call gives the same.
+        """
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:
         """Number of training samples of every client, int64 (num_clients,): what `client_data` would give, much cheaper.
+
+        Every client has at least one.
 
         Raises:
             ValueError: as `client_data`, where a look at the sizes tells.
         """
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
-        """The training data of one client.
+        """The training data of one client, as many samples as `sizes` says.
 
         Raises:
             ValueError: the data is missing or broken, or does not suffice for so many clients.
         """
 
     def test_data(self) -> Data:
-        """The data that the global model is tested on. Raises ValueError as `client_data`."""
+        """The data that the global model is tested on, at least one sample. Raises ValueError as `client_data`."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch, to be differentiated."""
+        """Mean loss of a batch, a tensor of one number, to be differentiated."""
 
     def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
         """Sum of the losses, number of correct predictions and number of predictions (at least 1) of a batch."""

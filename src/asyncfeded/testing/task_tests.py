@@ -5,8 +5,12 @@ from abc import abstractmethod
 import numpy as np
 import torch
 
+from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.tasks import Task
+from asyncfeded.tasks.contract import CheckedTask
+from asyncfeded.training.client import ClientData, Trainer
+from asyncfeded.training.trial import Trial, find_statistics, new_module
 
 
 class TaskTests:
@@ -29,6 +33,25 @@ class TaskTests:
             assert sizes.dtype == np.int64
             assert sizes.shape == (clients,)
             assert sizes.tolist() == [len(task.client_data(client, clients, 5).targets) for client in range(clients)]
+
+    def test_every_answer_is_of_the_right_kind(self) -> None:
+        """As the program checks it: types, shapes and lengths."""
+        task = CheckedTask(self.make_task())
+        task.sizes(self.most_clients, 5)
+        for client in range(self.most_clients):
+            task.client_data(client, self.most_clients, 5)
+        inputs, targets = task.test_data()
+        with torch.inference_mode():
+            task.evaluate(task.model().eval()(inputs), targets)
+
+    def test_a_worker_finds_nothing_wrong(self) -> None:
+        """Every batch of every client can be trained, and a round keeps nothing for the next one."""
+        task, clients = CheckedTask(self.make_task()), range(self.most_clients)
+        config = Config.model_validate({"clock": "virtual", "clients": self.most_clients, "limits": {"updates": 1}})
+        data = [ClientData(task.client_data(client, self.most_clients, 5), 16) for client in clients]
+        flat = FlatModel(new_module(task, 5)[0], "cpu", find_statistics(task, 5, torch.device("cpu"), data[0]))
+        flat.check_finite()
+        Trial(task, flat, Trainer(task, flat, config.training, 0.0, 5), config).run(clients, data.__getitem__)
 
     def test_the_data_of_a_client_follows_from_the_seed(self) -> None:
         """Two loads of one client's data are equal to the bit."""

@@ -13,8 +13,8 @@ A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it i
     rule/<name>     the rule's state
 
 A checkpoint holds no state of a random generator and no position in the data: both follow from the config's seed, the
-client and the number of its round (seeds.py). To load the weights into a module (it keeps its own integer buffers, hence
-`strict=False`):
+client and the number of its round (seeds.py). To load the weights into a module (it keeps its own masks and integer
+buffers, hence `strict=False`; `model.h5` holds these too):
 
     file = h5py.File("runs/mine/checkpoints/checkpoint-0000000120.h5")
     weights = {name: torch.tensor(file["model"][name][()]) for name in file["names"].asstr()}
