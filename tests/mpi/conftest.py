@@ -1,12 +1,14 @@
 """Which tests of this folder run where: those of the part `mpi` in one process, those of messages on every rank of a job."""
 
+from pathlib import Path
+
 import pytest
 
 from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import join_job, leave_job
 
 if launched_by():
-    collect_ignore = ["test_launcher.py", "test_placement.py", "test_shield.py", "test_world.py"]
+    collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if "_wire_" not in path.name]
 
 
 @pytest.fixture(scope="session")

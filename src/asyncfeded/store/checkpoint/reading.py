@@ -99,7 +99,9 @@ def _load(path: Path) -> Snapshot:
     """Read a checkpoint whose checksum is right. Whoever made the file, nothing but numbers in their range comes out."""
     with open_hdf5(path, sealed=True) as file:
         attributes = file.attributes()
-        if (schema := attributes.get("schema", "none, as a model alone")) != SCHEMA:
+        if "schema" not in attributes:
+            raise ValueError(f"{path}: is no checkpoint, but a trained model; give the folder of its run")
+        if (schema := attributes["schema"]) != SCHEMA:
             raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}")
         values: dict[str, Any] = {name: _number(path, attributes, name, kind) for name, kind in numbers().items()}
         layout, model = _model(path, file, _number(path, attributes, "num_params", int))
@@ -134,8 +136,11 @@ def _model(path: Path, file: Group, num_params: int) -> tuple[Layout, np.ndarray
 
 
 def _bases(file: Group, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    for name in _members(file, "bases"):
-        base = _floats(file.group("bases"), name)
+    if file.kind("bases") != "group":
+        return
+    bases = file.group("bases")  # of thousands of clients: not found anew for each
+    for name in bases.names():
+        base = _floats(bases, name)
         if not re.fullmatch(r"0|[1-9]\d{0,18}", name) or base.shape != (size,):
             raise FileFaultError(f"{file.where('bases')}: holds {name} of {base.shape}, expected a version, and ({size},)")
         yield int(name), base
