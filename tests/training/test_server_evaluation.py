@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from asyncfeded.training.server import DivergedError
 from training.servers import FIRST, HAND_WORKED, flood
 
 
@@ -115,3 +116,9 @@ def test_an_evaluation_that_gives_no_number_is_taken_where_the_config_says_so(ba
     done = bad_score([FIRST, *repeat(None, 4), FIRST], score, updates=2, bad_loss="take")
     assert not done.outcome.failed
     assert done.evaluations["version"].tolist() == [1, 2]
+
+
+def test_a_model_that_is_not_finite_ends_the_run_with_a_sentence(bench):
+    """3e38 times the step size of 2 is beyond float32."""
+    with pytest.raises(DivergedError, match=r"not finite after 1 updates: .* lower the rule's step size"):
+        bench([(0, [3e38, 1.0])], updates=1).run()

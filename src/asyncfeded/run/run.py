@@ -31,6 +31,7 @@ from asyncfeded.store.ownership import Ownership
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.client import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
+from asyncfeded.training.server import DivergedError
 from asyncfeded.training.trial import find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
 
@@ -95,7 +96,7 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         raise
     run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
     resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
-    with launcher.guard("worker" if seated.rank else "server", told=(TaskError,)):
+    with launcher.guard("worker" if seated.rank else "server", told=(TaskError, DivergedError)):
         if isinstance(parts, ServerParts):
             shield.note(resumable)
             return serve.serve(seated, parts)

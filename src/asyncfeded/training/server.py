@@ -25,6 +25,10 @@ INTERRUPTED = "interrupted by a signal"
 """Reason of a run that stopped and may be resumed."""
 
 
+class DivergedError(Exception):
+    """The global model is not finite: there is nothing left to save or to go on with. The text is for the user."""
+
+
 class Outcome(NamedTuple):
     """How a run ended."""
 
@@ -123,6 +127,9 @@ class Server:
         """Train until a limit is reached, then stop all clients.
 
         In a resumed run, clients that had an order get it again.
+
+        Raises:
+            DivergedError: the global model is not finite.
         """
         state = self.state
         self._began, discarded = time.perf_counter(), 0
@@ -165,7 +172,7 @@ class Server:
             seconds = max(min(seconds, self.settings.limits.seconds), state.taken_s)  # a resumed run may be past the limit
         discarded += self._wire.stop()
         if not state.model.is_finite():
-            raise RuntimeError(self._diverged())
+            raise DivergedError(self._diverged())
         if state.score is None or state.score.version != state.model.version:
             self._note(self._evaluator.score(state.model.x, state.model.version), seconds)
         assert state.score is not None
@@ -201,7 +208,7 @@ class Server:
         tau = model.version - arrival.base_version
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
-            raise RuntimeError(self._diverged())
+            raise DivergedError(self._diverged())
         update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)
         refusal = self._fault(update, arrival.train_loss)
         if refusal:
