@@ -9,7 +9,7 @@ import torch
 
 from asyncfeded.store.record import UPDATE
 from asyncfeded.training.clock import OrderedClock, Replay
-from asyncfeded.wire.messages import Arrival, Order
+from asyncfeded.wire.messages import Arrival, Order, Stuck
 
 W = torch.zeros(1)
 
@@ -142,3 +142,25 @@ def test_an_update_that_never_arrived_is_not_trained_again():
     clock = OrderedClock(workers, replay)
     clock.reply(Order(1, 0, 0, 1), W, int)
     assert workers.sent == []
+
+
+def test_an_order_that_gives_nobody_another_turn_ends_in_a_sentence():
+    """Client 2 has the turns of a client that is not there; without the sentence the server would wait for ever."""
+    clock = OrderedClock(Workers(1, random.Random(0)), Replay(record_of([0, 2], [0.5, 1.0])))
+    for client in range(2):
+        clock.reply(Order(client, 0, 0, 1), W, int)
+    while (arrival := clock.next()) is None:
+        pass
+    clock.release(arrival)
+    clock.reply(Order(0, 1, 0, 1), W, int)
+    assert clock.next() == Stuck("no client has another turn in the order that is repeated; its record is damaged")
+
+
+def test_an_order_that_cannot_have_been_is_refused():
+    """The second update of client 0 is from a version older than that which its first made."""
+    updates = record_of([0, 1, 0], [0.5, 1.0, 1.5])
+    updates["version"], updates["base_version"] = [1, 2, 3], [0, 0, 1]
+    assert Replay(updates)
+    updates["client"] = [1, 0, 0]
+    with pytest.raises(ValueError, match="client 0 made an update to version 2, and its next one from version 1, which is"):
+        Replay(updates)

@@ -21,7 +21,8 @@ def info(
 
         updates, evaluations, about = read_record(path)
         places = about.pop("placement")
-        about |= {"clients": len(about["clients"]), "config": path / "config.toml"}
+        digests = str(about["data"] or "").splitlines()
+        about |= {"clients": len(about["clients"]), "data": f"{len(digests)} files", "config": path / "config.toml"}
         print_rows({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
         print("", *placement.table(places), sep="\n")  # noqa: T201
         return

@@ -143,7 +143,12 @@ def _check_record(run_dir: Path, path: Path, snapshot: Snapshot, tables: record.
 
 
 def reopen(
-    config: Config, places: np.ndarray, clients: np.ndarray, point: ResumePoint, check: Callable[[], None] = lambda: None
+    config: Config,
+    places: np.ndarray,
+    clients: np.ndarray,
+    point: ResumePoint,
+    check: Callable[[], None] = lambda: None,
+    data: str = "",
 ) -> record.Record:
     """Restore the folder of a run to a checkpoint, with the config for the rest of the run. Rank 0.
 
@@ -153,10 +158,11 @@ def reopen(
         clients: heterogeneity.PROFILE (clients,).
         point: where the run continues.
         check: see `Record`.
+        data: see `Record`.
     """
     folder.write_config(config)
     path = Path(config.run_dir) / "record.h5"
-    return record.Record(path, config.to_toml(), places, clients, point.record, check)
+    return record.Record(path, config.to_toml(), places, clients, point.record, check, data)
 
 
 def sentences(point: ResumePoint, threads: int) -> list[str]:

@@ -12,12 +12,14 @@ import numpy as np
 
 from asyncfeded import rules
 from asyncfeded.config import Config
+from asyncfeded.files.digest import digest_files
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import FlatModel, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
 from asyncfeded.run import RESUMABLE, folder, result, resume
+from asyncfeded.run.data import check_data
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.stopping import asked
@@ -108,19 +110,23 @@ def prepare(
     flat.state_dict(model.x)  # what cannot be saved is found now
     evaluator.try_out()
     due: Due = profiles.due
+    data = digest_files(plan.task.paths())
     if config.replay:
-        due = Replay(record.read_record(Path(config.replay)).updates)
+        recorded = record.read_record(Path(config.replay))
+        check_data(Path(config.replay), recorded, data, profiles.clients)
+        due = Replay(recorded.updates)
     owned.check()
     again = folder.is_unbegun(Path(config.run_dir))
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
-        book = _open_run(config, places, profiles.clients, owned, cleanup)
+        book = _open_run(config, places, profiles.clients, owned, cleanup, data)
         return ServerParts(config, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned)
     point = resume.find(resumed, config, flat.layout, state.rule)
+    check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
 
     def reopen() -> Record:
-        return resume.reopen(config, places, profiles.clients, point, owned.check)
+        return resume.reopen(config, places, profiles.clients, point, owned.check, data)
 
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
@@ -211,7 +217,9 @@ class ServerRun:
             The exit status and the figures.
         """
         server, run_dir = self._server, self._parts.run_dir
-        if outcome.reason == INTERRUPTED or (outcome.failed and not server.state.dropped.all()):
+        if outcome.reason == INTERRUPTED or (
+            outcome.failed and not server.state.dropped.all() and not self._parts.config.replay
+        ):
             self.say(f"go on with: asyncfeded resume {shlex.quote(str(run_dir))}")
         try:
             self._record.close()
@@ -301,7 +309,9 @@ class ServerRun:
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
 
 
-def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, owned: Ownership, cleanup: ExitStack) -> Record:
+def _open_run(
+    config: Config, places: np.ndarray, clients: np.ndarray, owned: Ownership, cleanup: ExitStack, data: str
+) -> Record:
     """Write the config and an empty record into the folder of a new run. Rank 0.
 
     Args:
@@ -310,6 +320,7 @@ def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, owned: Ow
         clients: heterogeneity.PROFILE (clients,).
         owned: that of the run's folder.
         cleanup: gets callbacks that remove everything made here, if the run does not start.
+        data: see `Record`.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -320,7 +331,7 @@ def _open_run(config: Config, places: np.ndarray, clients: np.ndarray, owned: Ow
         for path in (run_dir / "record.h5", *record.row_files(run_dir), run_dir / "config.toml"):
             if not path.exists():
                 cleanup.callback(path.unlink, missing_ok=True)
-        book = Record(run_dir / "record.h5", config.to_toml(), places, clients, check=owned.check)
+        book = Record(run_dir / "record.h5", config.to_toml(), places, clients, check=owned.check, data=data)
         cleanup.callback(book.close)
         folder.write_config(config)
     except OSError as error:

@@ -151,6 +151,7 @@ class Record:
         clients: heterogeneity.PROFILE (clients,).
         before: the rows of the run so far, if it is resumed. Later rows on the disk are dropped.
         check: called before anything is written; raises OSError if the folder must not be written any more.
+        data: what the files of the data are (files/digest.py).
 
     Attributes:
         provenance: see `provenance`.
@@ -170,12 +171,14 @@ class Record:
         clients: np.ndarray,
         before: "Tables | None" = None,
         check: Callable[[], None] = lambda: None,
+        data: str = "",
     ) -> None:
         self._path, self._check, self.provenance, self.problem = path, check, provenance(), ""
         self.threads = most_threads(places)
         self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
         # As datasets: an attribute holds at most 64 KiB, the places of some hundred ranks.
         self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
+        self._origin["data"] = text(data.encode())
         self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
         self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
         self._thread: threading.Thread | None = None
@@ -268,7 +271,8 @@ class Tables(NamedTuple):
     evaluations: np.ndarray
     """EVALUATION (m,)."""
     attributes: dict[str, object]
-    """Versions, commit, platform, placement (PLACE of each rank), clients (PROFILE of each) and config (TOML)."""
+    """Versions, commit, platform, placement (PLACE of each rank), clients (PROFILE of each), config (TOML) and data
+    (files/digest.py; None in a record of an older version)."""
 
 
 def read_record(run_dir: Path) -> Tables:
@@ -290,6 +294,7 @@ def read_record(run_dir: Path) -> Tables:
         attributes["placement"] = _table(file, "placement", PLACE)
         attributes["clients"] = clients = _table(file, "clients", None)
         attributes["config"] = file.array("config").text()
+        attributes["data"] = file.array("data").text() if file.kind("data") else None
     tables = Tables(**stored | rows, attributes=attributes)
     _check_rows(path, tables.updates, len(clients))
     return tables

@@ -6,6 +6,7 @@ Whatever a task raises or gives back wrong becomes a `TaskError`. Nothing is tra
 import linecache
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import cast
 
@@ -87,6 +88,10 @@ class CheckedTask:
         if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
             raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
         self.loss: Callable[[Tensor, Tensor], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
+
+    def paths(self) -> dict[str, Path]:
+        """The files and folders that its keys name, by key."""
+        return {key: value for key, value in getattr(self._task, "__dict__", {}).items() if isinstance(value, Path)}
 
     def model(self) -> nn.Module:
         """See `Task`."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
+from asyncfeded.wire.messages import Arrival, Lost, Order, Refused, Stuck
 from asyncfeded.wire.server_wire import ServerWire
 
 Due = Callable[[Order, float], float]
@@ -54,7 +54,7 @@ class OrderedClock:
         else:
             ready(weights.numel())
 
-    def next(self) -> Arrival | Refused | Lost | None:
+    def next(self) -> Arrival | Refused | Lost | Stuck | None:
         """See `Wire`. Rank 0."""
         while (event := self._wire.next()) is not None:
             if isinstance(event, Lost):
@@ -65,6 +65,8 @@ class OrderedClock:
                 return event
             # It waits for its turn, not for the server.
             self._answered[event.client] = event._replace(queue=0) if isinstance(event, Arrival) else event
+        if self._out and self._out[0][0] == math.inf:
+            return Stuck("no client has another turn in the order that is repeated; its record is damaged")
         if not self._out or self._out[0][1] not in self._answered:
             return None
         self._now, client = heapq.heappop(self._out)
@@ -111,9 +113,21 @@ class Replay:
 
     Args:
         updates: record.UPDATE (n,), in order of arrival.
+
+    Raises:
+        ValueError: that cannot have been the order of a run.
     """
 
     def __init__(self, updates: np.ndarray) -> None:
+        by_client = updates[np.argsort(updates["client"], kind="stable")]
+        again = by_client["client"][1:] == by_client["client"][:-1]
+        early = np.flatnonzero(again & (by_client["base_version"][1:] < by_client["version"][:-1]))
+        if len(early):
+            before, row = by_client[early[0]], by_client[early[0] + 1]
+            raise ValueError(
+                f"the record that is repeated is damaged: client {row['client']} made an update to version "
+                f"{before['version']}, and its next one from version {row['base_version']}, which is older"
+            )
         self._times: dict[int, list[float]] = {}
         last = -math.inf
         for client, time_s in zip(updates["client"].tolist(), updates["time_s"].tolist(), strict=True):

@@ -19,7 +19,7 @@ from asyncfeded.rules.decision import Decision, Reply, Update
 from asyncfeded.store.record import EvaluationRow, UpdateRow
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.server_state import ServerState
-from asyncfeded.wire.messages import HEADER, Arrival, Lost, Order, Refused, Wire
+from asyncfeded.wire.messages import HEADER, Arrival, Lost, Order, Refused, Stuck, Wire
 
 INTERRUPTED = "interrupted by a signal"
 """Reason of a run that stopped and may be resumed."""
@@ -150,6 +150,8 @@ class Server:
                     self._wire.pause()
             elif isinstance(event, Lost):
                 self._lose(event)
+            elif isinstance(event, Stuck):
+                self.failed = event.reason
             else:
                 if not self.settings.in_idle_moments:
                     self._evaluate_up_to(self.elapsed_s)

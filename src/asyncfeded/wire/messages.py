@@ -141,6 +141,13 @@ class Lost(NamedTuple):
     """A sentence."""
 
 
+class Stuck(NamedTuple):
+    """No update can come any more, though the run has not reached a limit."""
+
+    reason: str
+    """A sentence."""
+
+
 class PendingOrder(NamedTuple):
     """An order on its way to a worker. Pending orders sort by the time at which they are due."""
 
@@ -165,7 +172,7 @@ class Incoming(NamedTuple):
 class Wire(Protocol):
     """What the server needs from its wire. `server_wire.ServerWire` is the wire over MPI."""
 
-    def next(self) -> Arrival | Refused | Lost | None:
+    def next(self) -> Arrival | Refused | Lost | Stuck | None:
         """The event that has waited longest, or None if there is none. Never waits."""
 
     def release(self, arrival: Arrival) -> None:
