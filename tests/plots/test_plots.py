@@ -55,6 +55,13 @@ def test_a_run_is_drawn(run_dir):
     assert drawn(run_dir([row(i, i % 3, gamma=i / 2) for i in range(12)]))
 
 
+@pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline"])
+def test_a_backend_that_was_meant_for_another_program_is_not_used(run_dir, tmp_path, backend):
+    """In a process of its own: matplotlib reads it while it loads."""
+    done = run_asyncfeded("plot", run_dir([row(1, 0)]), cwd=tmp_path, env=os.environ | {"MPLBACKEND": backend})
+    assert done.status == 0, str(done)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 2.0, float("inf")])
 @pytest.mark.parametrize("updates", [1, 40, 400])
 def test_more_clients_than_a_legend_holds_are_drawn(run_dir, updates, gamma):

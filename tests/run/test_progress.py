@@ -1,7 +1,11 @@
 """What a person reads while a run goes on, from a stand-in for the server."""
 
 import io
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,3 +186,17 @@ def test_a_terminal_gets_the_view(log, capsys, monkeypatch):
         progress.tick(server())
     assert "client" in capsys.readouterr().err
     assert "4 updates" in log.read_text()
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "a closed pipe"])
+def test_output_that_nobody_can_take_is_given_up_for_good(place):
+    """In a process of its own. What was not written must not fail again when the program ends."""
+    code = (
+        "import sys; from asyncfeded.run.progress import Screen; screen = Screen(); "
+        "[screen.print('a line ' * 9) for _ in range(3)]; print('also here'); sys.exit(7)"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    with Path(place).open("w") if place[0] == "/" else os.fdopen(write, "w") as out:
+        done = subprocess.run([sys.executable, "-c", code], stdout=out, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -13,7 +13,7 @@ from asyncfeded import config
 from asyncfeded.store import record
 from asyncfeded.tasks.synthetic import Synthetic
 from conftest import run, run_asyncfeded
-from run.commands import HOST
+from run.commands import HOST, PYTHON_M
 
 
 @pytest.fixture(scope="module", params=[2, 3, 5])
@@ -194,3 +194,15 @@ def test_what_is_said_of_the_data_is_said_before_training(own_mpi, runs, tmp_pat
     said = (tmp_path / "run" / "log.txt").read_text()
     assert "plays.h5 is trained on and tested on" in said
     assert "plays.h5: 8.33% of the characters are none of the 80 symbols known and are read as '}': '\u00f6' (1)" in said
+
+
+def test_closed_streams_and_a_setting_of_openmp_that_is_no_number_change_nothing(own_mpi, folder):
+    """The record must not get the number of a closed standard output: what is printed would go into it."""
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *PYTHON_M]
+    env = own_mpi.env | {"OMP_NUM_THREADS": "abc"}
+    done = run([*closed, "train", "run.toml", "--ranks", 2, "run_dir=run"], folder, env)
+    assert (done.status, done.stdout, done.stderr) == (0, "", "")
+    tables = record.read_record(folder / "run")
+    assert len(tables.updates) == 12
+    cores = tables.attributes["placement"]["cores"]
+    assert tables.attributes["placement"]["threads"].tolist() == [max(1, int(share)) for share in cores]

@@ -14,6 +14,7 @@ __all__ = ["main", "measure", "runs", "studies", "tell"]
 
 def main() -> None:
     """The program `asyncfeded`."""
+    _open_streams()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the wish for a checkpoint, which would end a rank that is just starting
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -21,6 +22,16 @@ def main() -> None:
     arguments = [_expanded(argument) for argument in sys.argv[1:]]
     _check_dashes(arguments)
     app(arguments)
+
+
+def _open_streams() -> None:
+    """Open on /dev/null what is closed (`>&-`): the next file to be opened, such as a record, would take what is printed."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number: this one
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _check_dashes(arguments: list[str]) -> None:

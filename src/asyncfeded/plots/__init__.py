@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,11 +185,12 @@ def _published_seconds(line: dict[str, str], target: float) -> float:
 
 def pyplot() -> ModuleType:
     """Import matplotlib, without a display. Raises ValueError if it is not installed."""
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to load with one that it does not know, as a notebook's
     try:
         import matplotlib
     except ImportError:
         raise ValueError("plots need matplotlib: pip install 'asyncfeded[plots]'") from None
-    matplotlib.use("Agg")
+    matplotlib.use("agg")
     from matplotlib import pyplot
 
     return pyplot

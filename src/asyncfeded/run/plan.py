@@ -99,7 +99,7 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     world = share_cores(world)
     if config.threads or config.clock == "virtual":
         torch.set_num_threads(config.threads or 1)
-    elif "OMP_NUM_THREADS" not in os.environ:
+    elif not os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip().isdigit():  # else torch has taken it
         torch.set_num_threads(world.threads)
     role = "server" if world.rank == config.server else "worker"
     return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())

@@ -3,11 +3,13 @@
 Everything goes to standard error and to log.txt in the run's folder; standard output is for the result.
 """
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from rich.console import Console, Group
@@ -19,6 +21,22 @@ from asyncfeded.training.server import Server
 
 CLIENTS_SHOWN = 16
 """Number of clients in the live view; if there are more, it shows the fastest and the slowest."""
+
+
+class Screen(Console):
+    """A console whose output may have no taker any more: a pipe that is closed, a disk that is full. The run goes on."""
+
+    def print(self, *words: Any, **how: Any) -> None:  # noqa: ANN401, as in rich
+        """Print, or give up printing for good."""
+        try:
+            super().print(*words, **how)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Let what is still in the buffers go nowhere: at the end of the program it would fail again."""
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 class Progress:
@@ -38,7 +56,7 @@ class Progress:
 
     def __init__(self, log: Path, check: Callable[[], None] = lambda: None) -> None:
         self._check = check
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Screen(stderr=True, highlight=False)
         self._file = log.open("a", encoding="utf-8")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._interactive = self._console.is_interactive and self._console.is_terminal

@@ -8,12 +8,11 @@ import resource
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from asyncfeded.files.plain import read_numbers
 from asyncfeded.mpi.world import World
-from asyncfeded.run.progress import fastest_and_slowest
+from asyncfeded.run.progress import Screen, fastest_and_slowest
 from asyncfeded.training.server import Outcome, Server
 from asyncfeded.training.server_state import ServerState
 
@@ -102,7 +101,7 @@ def show(result: dict[str, object], updates: np.ndarray, num_clients: int) -> No
         updates: record.UPDATE (n,), the rows of the record.
         num_clients: number of clients.
     """
-    console = Console(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
+    console = Screen(highlight=False, soft_wrap=True, color_system=None, force_terminal=False, width=120)
     updates = updates[updates["accepted"]]
     shown = fastest_and_slowest(np.bincount(updates["client"], minlength=num_clients), CLIENTS_SHOWN)
     line_of = np.full(num_clients, len(shown))  # by client: its line of the table, the last for those not shown
@@ -124,4 +123,4 @@ def show(result: dict[str, object], updates: np.ndarray, num_clients: int) -> No
     for key, value in result.items():
         rows.add_row(key, str(value))
     console.print(rows)
-    print(json.dumps(result), flush=True)  # noqa: T201
+    console.print(json.dumps(result), markup=False, emoji=False)
