@@ -197,7 +197,8 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     """The one seed: initial model, split of the data, and every random number of every client and round."""
     run_dir: Folder = ""
-    """Folder for the results of the run. It is created; it must not hold a run yet. Empty: runs/<time>-<task>-<rule>."""
+    """Folder for the results of the run. It is created; it must not hold a run yet. Empty: runs/<time>-<task>-<rule>, with
+    a number if that is taken."""
     device: Device = "auto"
     """Where clients train: auto (a GPU if there is one), cpu, cuda (clients of a host take its GPUs in turn) or cuda:N."""
     server: int = Field(0, ge=0)

@@ -57,6 +57,7 @@ def submitted(done):
 def test_a_study_is_submitted_gathered_and_completed(slurm, scale, tmp_path):
     jobs = submitted(scale("--slurm", "--time=10 --cpus-per-task=2"))
     assert set(jobs) == {(1, 1, 2), (1, 2, 2), (1, 3, 2)}
+    assert submitted(scale("--slurm", "--time=10 --cpus-per-task=2")) == {}  # what is queued or running is left alone
     slurm.run("scancel", jobs[1, 3, 2])
     for index, (size, job) in enumerate(jobs.items()):
         if size != (1, 3, 2):
@@ -68,7 +69,7 @@ def test_a_study_is_submitted_gathered_and_completed(slurm, scale, tmp_path):
     assert gathered.status == 0, str(gathered)
     assert re.search(r"missing: tiny-asyncfeded-c4-r2-s1-\w+ \(--only 2\)", gathered.stderr), str(gathered)
     assert "### weak scaling, tiny (610 parameters), asyncfeded, 2 ranks per node" in gathered.stdout
-    assert re.findall(r"^\| (\d) \| (\d) \| 1 \|", gathered.stdout, re.MULTILINE) == [("1", "1"), ("2", "2")]
+    assert re.findall(r"^\| (\d) \| (\d) \| 1 of 1 \|", gathered.stdout, re.MULTILINE) == [("1", "1"), ("2", "2")]
     assert (tmp_path / "out" / "speedup.png").exists()
 
     (job,) = submitted(scale("--slurm", "--time=10")).values()
@@ -78,7 +79,11 @@ def test_a_study_is_submitted_gathered_and_completed(slurm, scale, tmp_path):
     gathered = scale("--gather", "--predict", "predict=[16]")
     assert gathered.status == 0, str(gathered)
     assert "missing" not in gathered.stderr
-    assert re.findall(r"^\| (\d) \| (\d) \| 1 \|", gathered.stdout, re.MULTILINE) == [("1", "1"), ("2", "2"), ("4", "3")]
+    assert re.findall(r"^\| (\d) \| (\d) \| 1 of 1 \|", gathered.stdout, re.MULTILINE) == [
+        ("1", "1"),
+        ("2", "2"),
+        ("4", "3"),
+    ]
     assert "### Predicted: weak scaling, tiny" in gathered.stdout
 
 

@@ -76,7 +76,7 @@ def test_the_folder_is_tried_where_it_would_be_and_left_as_it_was(examined, tmp_
     found = examined[0].result["folder"]
     assert found["free_bytes"] > 0
     assert found["fsync_s"] > 0
-    assert [found[name] for name in ("writing", "renaming", "locking", "saving")] == [""] * 4
+    assert [found[name] for name in ("writing", "renaming", "saving")] == [""] * 3
     folder.look(tmp_path / "runs" / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -351,7 +351,6 @@ WELL = Folder("/data", "ext4", 2 << 30, 0.01)
         ),
         ({"renaming": "the old file is still there"}, True, "/data does not rename files at once: the old file is"),
         ({"saving": "no locks"}, True, "/data takes no HDF5 files: no locks; set HDF5_USE_FILE_LOCKING=FALSE"),
-        ({"locking": "No locks available"}, False, "/data has no file locks (No locks available): nothing tells two runs"),
         ({"free_bytes": 20_000_000}, False, "/data has 0.02 GB free: on a full disk no checkpoints are written; make room"),
         ({"fsync_s": 2.34}, False, "/data takes 2.3 s to bring 4 KiB to the disk: let many seconds pass between"),
         ({"kind": "tmpfs"}, False, "/data lies in memory (tmpfs): the run is lost with the machine"),
@@ -372,16 +371,6 @@ def broken(error):
         raise error
 
     return fail
-
-
-def test_a_file_system_without_locks_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder.fcntl, "flock", broken(OSError(38, "Function not implemented")))
-    assert folder.look(tmp_path).locking == "Function not implemented"
-
-
-def test_locks_that_keep_nobody_out_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder.fcntl, "flock", lambda file, how: None)
-    assert folder.look(tmp_path).locking == "a lock keeps nobody out"
 
 
 def test_a_rename_that_fails_is_found(tmp_path, monkeypatch):

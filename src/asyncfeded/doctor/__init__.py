@@ -77,7 +77,7 @@ def _report(world: World, places: np.ndarray, facts: np.ndarray, run_dir: Path) 
     rows = [("run folder", found.path), ("file system", found.kind or "unknown")]
     if not found.writing:
         rows += [("free", f"{found.free_bytes / 1e9:.1f} GB"), ("fsync", f"{found.fsync_s * 1e3:.2f} ms")]
-        rows += [("renames at once", found.renaming or "yes"), ("locks", found.locking or "yes")]
+        rows += [("renames at once", found.renaming or "yes")]
         rows += [("takes HDF5", found.saving or "yes")]
     _say(*columns(rows))
     problems += folder.problems(found)

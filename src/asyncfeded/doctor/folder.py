@@ -1,6 +1,5 @@
-"""Tests of the file system that a run would write to: atomic renames, fsync, locks and free space."""
+"""Tests of the file system that a run would write to: atomic renames, fsync and free space."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ SLOW_S = 0.5
 
 
 class Folder(NamedTuple):
-    """The findings about a folder. The last four fields each hold a problem as a sentence, or are empty."""
+    """The findings about a folder. The last three fields each hold a problem as a sentence, or are empty."""
 
     path: str
     """The folder that was tested: the folder of the run, or its nearest parent that exists."""
@@ -34,7 +33,6 @@ class Folder(NamedTuple):
     """Time of an fsync of 4 KiB, median of SYNCS."""
     writing: str = ""
     renaming: str = ""
-    locking: str = ""
     saving: str = ""
     """The test with HDF5 files, as records and checkpoints are."""
 
@@ -53,7 +51,6 @@ def look(run_dir: Path) -> Folder:
             return found._replace(
                 fsync_s=fsync_s,
                 renaming=_renaming(Path(trial)),
-                locking=_locking(Path(trial) / "locked"),
                 saving=_saving(Path(trial) / "saved.h5"),
             )
     except OSError as error:
@@ -71,9 +68,6 @@ def problems(found: Folder) -> list[Problem]:
     if found.saving:
         remedy = f"set HDF5_USE_FILE_LOCKING=FALSE if it is about locks, or {other}"
         noticed.append(Problem(f"{found.path} takes no HDF5 files: {found.saving}; {remedy}", stops=True))
-    if found.locking:
-        what = f"{found.path} has no file locks ({found.locking})"
-        noticed.append(Problem(f"{what}: nothing tells two runs in one folder apart; give every run a folder of its own"))
     if found.free_bytes < ROOM:
         what = f"{found.path} has {found.free_bytes / 1e9:.2f} GB free"
         noticed.append(Problem(f"{what}: on a full disk no checkpoints are written; make room, or {other}"))
@@ -115,19 +109,6 @@ def _renaming(trial: Path) -> str:
         new.write_text("new")
         new.replace(old)
         return "" if old.read_text() == "new" and not new.exists() else "the old file is still there"
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _locking(path: Path) -> str:
-    try:
-        with path.open("wb") as first, path.open("rb") as second:
-            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return ""
-            return "a lock keeps nobody out"
     except OSError as error:
         return error.strerror or str(error)
 
