@@ -41,6 +41,7 @@ def path(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(ownership, "SILENCE_S", 1.5)
+    monkeypatch.setattr(ownership, "ENDING_S", 0.1)
     monkeypatch.setattr(ownership, "POLL_S", 0.01)
 
 
@@ -76,6 +77,16 @@ def test_a_process_that_nobody_has_waited_for_is_dead(path):
     process.wait()
 
 
+def test_a_process_that_is_about_to_end_is_waited_for(path):
+    process = subprocess.Popen([sys.executable, "-c", OTHER.replace("os._exit(0)", "print(flush=True); input()"), path],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process.stdout.readline()
+    timer = threading.Timer(0.5, process.kill)
+    timer.start()
+    own(path).check()
+    process.communicate()
+
+
 def test_a_number_that_a_new_process_has_is_not_the_old_one(path):
     own(path)
     rewrite(path, started="1")
@@ -83,9 +94,11 @@ def test_a_number_that_a_new_process_has_is_not_the_old_one(path):
 
 
 RACE = """
-import multiprocessing, os, pathlib, shutil, sys
+import multiprocessing, os, pathlib, sys
+from asyncfeded.store import ownership
 from asyncfeded.store.ownership import OwnedError, Ownership
 
+ownership.ENDING_S = 0.0
 folder, dead, rounds, processes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), 40, 6
 
 def run(barrier, counts):

@@ -32,8 +32,9 @@ def study(
     try:
         plan = room.load_study_grid(grid, overrides or [])
         runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
-        with jobs_room.own(output, console.print):
+        with jobs_room.own(output, console.print) as owned:
             failed = room.execute(runs, output, ranks, jobs, console.print)
+            owned.check()
             rows = room.collect(plan, runs, output)
             room.write_csv(plan, runs, rows, output, output / ("tuning.csv" if tune else "table.csv"))
             if tune:
@@ -44,7 +45,7 @@ def study(
                 print(table)  # noqa: T201
                 for picture in plots.plot_study(plan, rows, output, authors):
                     print(picture)  # noqa: T201
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(str(error))
     if failed:
         names = ", ".join(run.name for run in failed)
@@ -71,15 +72,16 @@ def scale(
     try:
         study = scaling.Study(grid, overrides or [], out, console.print)
         # Tasks of an array work side by side in the folder; each owns its run.
-        with nullcontext() if only is not None else jobs.own(out, console.print):
+        with nullcontext() if only is not None else jobs.own(out, console.print) as owned:
             if slurm is not None:
                 study.submit(slurm)
                 return
             failed = [] if gather else study.execute(only)
-            if only is None:
+            if owned:
+                owned.check()
                 for picture in plot_scaling(study.grid, *study.report(predict), out):
                     print(picture)  # noqa: T201
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(str(error))
     if failed:
         fail(f"{len(failed)} of the runs failed: {', '.join(failed)}; see their logs in {out}/runs")

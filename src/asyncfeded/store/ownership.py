@@ -37,6 +37,8 @@ FIELDS = {"host": str, "pid": int, "started": str, "kernel": str, "token": str, 
 BEAT_S = 3.0
 SILENCE_S = 45.0
 """A rank that loads data may hold the interpreter's lock for seconds, and a file server may be slow for as long."""
+ENDING_S = 3.0
+"""A process that was killed runs for a while yet: it is seen for so long before it counts as alive."""
 POLL_S = 0.2
 
 
@@ -166,16 +168,19 @@ def _who(owner: dict[str, Any]) -> str:
 
 def _is_alive(path: Path, owner: dict[str, Any], what: str, say: Callable[[str], None]) -> bool:
     """Whether the owner that a file names is alive."""
-    if owner and owner["kernel"] == _kernel() and (started := _started(owner["pid"])) is not None:
-        if started != owner["started"]:
-            return False
-        if _sign(path)[:1] == (owner["inode"],):
-            return True  # otherwise the folder was copied, and this file with it
     began, first, told = time.monotonic(), _sign(path), False
-    while time.monotonic() - began < SILENCE_S:
-        if _sign(path) != first:
+    here = bool(owner) and owner["kernel"] == _kernel()
+    while (waited := time.monotonic() - began) < SILENCE_S:
+        if here and (started := _started(owner["pid"])) is not None:
+            if started != owner["started"]:
+                return False
+            if _sign(path)[:1] != (owner["inode"],):
+                here = False  # the folder was copied, and this file with it, or the owner has given it up
+            elif waited > ENDING_S:
+                return True
+        elif _sign(path) != first:
             return _owner(path) == owner  # it was touched; another owner is judged anew
-        if not told and time.monotonic() - began > 1:
+        elif waited > 1 and not told:
             say(f"{what} may be in use by {_who(owner)}; waiting {SILENCE_S:.0f} s for a sign of life")
             told = True
         time.sleep(POLL_S)

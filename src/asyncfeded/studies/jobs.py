@@ -146,6 +146,7 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
     Returns:
         The runs that failed; the log of each lies beside its folder.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     distinct = {job.name: job for job in planned}
     pending = [job for job in distinct.values() if not is_done(folder, job.name)]
     sizes = sorted({job.ranks for job in planned})
@@ -175,7 +176,6 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
 def _execute(job: GridJob, folder: Path, wait: str, children: Children, say: Callable[[str], None]) -> str:
     """Do one run, if no other process does it. Returns what went wrong; empty if nothing did."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with Ownership(folder / f"{job.name}.owner", job.name, say):
             if is_done(folder, job.name):
                 return ""
