@@ -1,8 +1,10 @@
-"""Trains while killing the whole job at random instants and resuming it, and compares the end with the undisturbed run's.
+"""Trains while killing and stopping the whole job at random instants, and compares the end with the undisturbed run's.
 
 The run is launch/punish.toml. When it has reached its end a next one begins, until the time is over; the last one then goes
-on to its end undisturbed. A life is one start of the program, with a number of ranks drawn for it. Every process of a job
-gets SIGKILL, in any order, the mpiexec too; none of another job does.
+on to its end undisturbed. A life is one start of the program, with a number of ranks drawn for it; the instant at which it
+ends is drawn too, also before the folder of the run is made, before its first update and after its last. Every process of a
+job gets SIGKILL, in any order, the mpiexec too; or the mpiexec or every process is asked to stop or to write a checkpoint.
+None of another job is. The next life resumes, or trains in the same folder where the run had not begun.
 """
 
 import argparse
@@ -17,15 +19,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from asyncfeded.run import RESUMABLE
 from asyncfeded.store import checkpoint, record
 
 PR_SET_CHILD_SUBREAPER = 36
 MEASURED = ("compute_s", "wait_s", "service_s")
 """Columns of the record that are of the wall: no two runs have the same."""
 RANKS = (2, 3)
+STOPS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE_S = 900.0
 """For a job that is not to be killed; one that takes longer hangs."""
 PROGRAM = [str(Path(sys.executable).with_name("asyncfeded"))]
@@ -79,25 +85,56 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def live(command: list[str], run_dir: Path, seconds: float, trains: bool, rng: random.Random) -> tuple[int | None, str]:
-    """One life, killed so many seconds after it has begun, or (`trains`) has begun to train.
+class Blow(NamedTuple):
+    """How and when a life ends."""
+
+    number: signal.Signals
+    """SIGKILL goes to every process; another signal to all or to the launcher alone."""
+    after: str
+    """Of `moments`; from then on it takes `seconds`."""
+    seconds: float
+
+
+def moments(run_dir: Path) -> dict[str, Callable[[], bool]]:
+    """What a life that begins now comes to, by name."""
+    log = run_dir / "log.txt"
+    before = size(log)
+    return {
+        "start": lambda: True,
+        "folder": run_dir.exists,
+        "record": (run_dir / "record.h5").exists,
+        "training": lambda: size(log) > before,
+        "end": lambda: size(log) > before and b" stopped: " in log.read_bytes()[before:],
+    }
+
+
+def live(command: list[str], run_dir: Path, blow: Blow, rng: random.Random) -> tuple[int | None, str]:
+    """One life.
 
     Returns:
-        Its status, None if it was killed; and what it did last, by what it left.
+        Its status, None if it was ended as it should be; and what it did last, by what it left.
     """
-    log, began = run_dir / "log.txt", time.time()
-    log_size = size(log)
+    began, comes = time.time(), moments(run_dir)
     process = start(command, run_dir.with_suffix(".out"))
-    while trains and process.poll() is None and size(log) == log_size and time.time() < began + PATIENCE_S:
+    while process.poll() is None and not comes[blow.after]() and time.time() < began + PATIENCE_S:
         time.sleep(0.001)
     try:
-        status = process.wait(seconds)
+        status = process.wait(blow.seconds)
     except subprocess.TimeoutExpired:
         status = None
+        if blow.number != signal.SIGKILL:
+            for pid in [process.pid] if rng.random() < 0.5 else descendants(os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, blow.number)
+        if blow.number in STOPS:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(PATIENCE_S)
+            if status == RESUMABLE or not comes["training"]():  # before it listens, a signal ends it as it ends any program
+                status = None
     kill_all(rng)
-    if size(log) == log_size:
+    if not comes["training"]():
         return status, "starting"
-    if b" stopped: " in log.read_bytes()[log_size:]:
+    if comes["end"]():
         return status, "ending"
     writing = any(part.stat().st_mtime >= began for part in run_dir.glob("checkpoints/*.part"))
     return status, "writing a checkpoint" if writing else "training"
@@ -122,6 +159,8 @@ def main() -> int:
     rng, folder = random.Random(given.seed), given.folder
     # A process whose parent was killed becomes a child of this one, and so is found.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # What a shell starts in the background ignores SIGINT, and so would the jobs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder.mkdir(parents=True)
     print(f"seed {given.seed}, {folder}", flush=True)
 
@@ -129,7 +168,8 @@ def main() -> int:
         return ["train", str(TOML), *given.overrides, f"run_dir={run_dir}", "--ranks", str(rng.choice(RANKS))]
 
     began = time.monotonic()
-    if live(train(folder / "whole"), folder / "whole", PATIENCE_S, False, rng)[0] != 0:
+    never = Blow(signal.SIGKILL, "start", PATIENCE_S)
+    if live(train(folder / "whole"), folder / "whole", never, rng)[0] != 0:
         print(f"the undisturbed run failed; see {folder / 'whole.out'}", file=sys.stderr)
         return 1
     expected = end(folder / "whole")
@@ -139,24 +179,29 @@ def main() -> int:
 
     kills: Counter[str] = Counter()
     lives: Counter[str] = Counter()
+    signals: Counter[str] = Counter()
     runs, equal, damaged = 0, 0, 0
     deadline = time.monotonic() + given.seconds
     while time.monotonic() < deadline:
         run_dir, status, undisturbed = folder / f"{runs}", None, False
         while status is None and not undisturbed:
-            if any(run_dir.glob("checkpoints/checkpoint-*.h5")):
+            kept = any(run_dir.glob("checkpoints/checkpoint-*.h5"))
+            if kept or ((run_dir / "config.toml").exists() and rng.random() < 0.5):
                 lives["resumed"] += 1
-                damaged += len(checkpoint.newest(run_dir).damaged)
+                damaged += len(checkpoint.newest(run_dir).damaged) if kept else 0
                 command = ["resume", str(run_dir), "--ranks", str(rng.choice(RANKS))]
-            else:  # killed before its first checkpoint, or new
-                shutil.rmtree(run_dir, ignore_errors=True)
+            else:  # new, or it had not begun
                 lives["begun"] += 1
                 command = train(run_dir)
-            trains, undisturbed = rng.random() < 0.75, time.monotonic() > deadline
-            seconds = PATIENCE_S if undisturbed else rng.uniform(0, 0.2 * train_s if trains else start_s)
-            status, doing = live(command, run_dir, seconds, trains, rng)
+            undisturbed = time.monotonic() > deadline
+            number = rng.choice([*STOPS, signal.SIGUSR1, *[signal.SIGKILL] * 5])
+            after = rng.choice(["start", "folder", "record", *["training"] * 6, "end"]) if kills else "training"
+            longest_s = {"training": 0.2 * train_s, "end": 0.1 * start_s}.get(after, start_s)
+            blow = never if undisturbed else Blow(number, after, rng.uniform(0, longest_s))
+            status, doing = live(command, run_dir, blow, rng)
             if status is None:
                 kills[doing] += 1
+                signals[number.name] += 1
         runs += 1
         if status == 0 and end(run_dir) == expected:
             equal += 1
@@ -169,6 +214,7 @@ def main() -> int:
         "seed": given.seed,
         "kills": sum(kills.values()),
         "kills_while": dict(sorted(kills.items())),
+        "signals": dict(sorted(signals.items())),
         "begun": lives["begun"],
         "resumed": lives["resumed"],
         "checkpoints_damaged": damaged,
