@@ -69,6 +69,8 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+            raise ValueError("a scripted module cannot keep its parameters in one buffer; leave out torch.jit.script")
         self.trained: dict[str, Tensor] = {}
         self.candidates: dict[str, Tensor] = {}
         self.local: dict[str, Tensor] = {}

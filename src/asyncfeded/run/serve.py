@@ -28,6 +28,7 @@ from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
+from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.client import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator
@@ -107,7 +108,10 @@ def prepare(
     state = ServerState(model, rule.init(model, epochs), epochs)
     seed_globals(config.seed, Stream.DATA)
     evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size), tuple(plan.task.remarks())
-    flat.state_dict(model.x)  # what cannot be saved is found now
+    try:
+        flat.state_dict(model.x)  # what cannot be saved is found now
+    except ValueError as error:
+        raise TaskError(f"task {plan.task.name}, model: {error}") from None
     evaluator.try_out()
     due: Due = profiles.due
     data = digest_files(plan.task.paths())
