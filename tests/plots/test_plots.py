@@ -12,7 +12,7 @@ from conftest import num_calls, places, run_asyncfeded
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
-from asyncfeded.plots import plot_run
+from asyncfeded.plots import plot_run, read_authors
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -157,3 +157,26 @@ def test_a_picture_goes_where_a_shell_would_put_it_and_is_named_on_any_terminal(
     assert done.status == 0, str(done)
     assert done.stdout.endswith("\\xfcn\\xef/run.png\n")
     assert (home / "run.png").exists()
+
+
+AUTHORS = "task,method,error_probability,max_test_accuracy_mean,target_1,median_s_to_target_1\n"
+
+
+def test_published_figures_are_read(tmp_path):
+    (tmp_path / "a.csv").write_text(AUTHORS + "t,r,0.1,90,80,never\nt,r,0.2,90,,\n", encoding="utf-8-sig")
+    assert [row["error_probability"] for row in read_authors(tmp_path / "a.csv")] == ["0.1", "0.2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('t,r,"0,1",90,80,never', "line 2: error_probability is '0,1', expected a number such as 0.5"),
+        ("t,r,0.1,nan,80,never", "line 2: max_test_accuracy_mean is 'nan', expected a number"),
+        ("t,r,0.1,90,80,", "line 2: median_s_to_target_1 is '', expected a number"),
+        ("t,r,0.1", "line 2: 3 cells, expected 6"),
+    ],
+)
+def test_a_cell_of_published_figures_that_is_no_number_is_told_with_its_line(tmp_path, row, said):
+    (tmp_path / "a.csv").write_text(AUTHORS + row + "\n")
+    with pytest.raises(ValueError, match=rf"a\.csv: {said}"):
+        read_authors(tmp_path / "a.csv")

@@ -31,6 +31,8 @@ def study(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         plan = room.load_study_grid(grid, overrides or [])
+        if authors:
+            plots.read_authors(authors)  # what is wrong with it is told before the runs, not after them
         runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
         with jobs_room.own(output, console.print) as owned:
             failed = room.execute(runs, output, ranks, jobs, console.print)

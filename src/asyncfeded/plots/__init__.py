@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asyncfeded.files.plain import read_csv
 from asyncfeded.plots.clients import COLORS, POINTS, draw_clients
 from asyncfeded.store import record
 
@@ -88,7 +89,7 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
         ValueError: matplotlib is not installed, or the authors' CSV cannot be read.
     """
     plt = pyplot()
-    published = _published(authors) if authors else []
+    published = read_authors(authors) if authors else []
     made = []
     with plt.rc_context(STYLE):
         for task, plan in grid.tasks.items():
@@ -167,12 +168,28 @@ def _curve(row: StudyRow) -> tuple[np.ndarray, np.ndarray]:
     return evaluations["time_s"], evaluations["accuracy"]
 
 
-def _published(path: Path) -> list[dict[str, str]]:
+def read_authors(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV of published figures, as `plot_study` draws them.
+
+    Raises:
+        ValueError: it cannot be read, a column is missing, or a cell is no number; the message says in which line.
+    """
+    columns = ["task", "method", "error_probability", "max_test_accuracy_mean"]
+    rows = read_csv(path, columns, "give the CSV of published figures as --authors")
+    for number, row in rows:
+        targets = [f"target_{i}" for i in range(1, 5) if row.get(f"target_{i}")]
+        for column in (*columns[2:], *targets, *(f"median_s_to_{target}" for target in targets)):
+            cell = row.get(column, "")
+            if not (cell == "never" and column.startswith("median_s_to_")) and not _is_number(cell):
+                raise ValueError(f"{path}: line {number}: {column} is {cell!r}, expected a number such as 0.5")
+    return [row for _, row in rows]
+
+
+def _is_number(cell: str) -> bool:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise ValueError(f"cannot read the authors' figures {path}: {error.strerror}") from None
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _published_seconds(line: dict[str, str], target: float) -> float:
