@@ -119,5 +119,5 @@ def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
 
 def test_a_model_is_no_checkpoint(tmp_path):
     save_model(tmp_path / "model.h5", {"w": torch.zeros(1)}, 0)
-    with pytest.raises(ValueError, match=r"model\.h5: expected a checkpoint of schema 2, this has schema none"):
+    with pytest.raises(ValueError, match=r"model\.h5: is no checkpoint, but a trained model; give the folder of its run"):
         read_checkpoint(tmp_path / "model.h5")
