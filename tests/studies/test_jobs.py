@@ -35,6 +35,11 @@ def test_a_wrong_layer_is_refused_by_name():
         compose([{"limits": {"update": 5}}], "weak with 3")
 
 
+def test_a_grid_cannot_name_the_folder_of_its_runs():
+    with pytest.raises(ValueError, match=r"weak with 3: run_dir = 'mine': a study names the folders of its runs; leave"):
+        compose([{"run_dir": "mine"}, {"limits": {"updates": 5}}], "weak with 3")
+
+
 @pytest.mark.parametrize("label", ["asyncfeded", "fedasync-hinge", "K = 5", "p=0.1, q", "3", "αβ", "日本", "x" * 80])
 def test_a_label_may_be_what_names_a_file(label):
     assert check_labels({label: 1}) == {label: 1}
