@@ -9,7 +9,7 @@ import pytest
 
 from asyncfeded.mpi import launcher
 from asyncfeded.mpi.allocation import Allocation
-from asyncfeded.mpi.placement import Room
+from asyncfeded.mpi.limits import Room
 
 SAYS = {
     "mpich": "HYDRA build details:\n    Version: 5.0.2",

@@ -14,7 +14,7 @@ import numpy as np
 
 from asyncfeded.doctor import folder, links, problem
 from asyncfeded.doctor.problem import Link, Problem
-from asyncfeded.mpi import launcher, origin, placement
+from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.placement import columns, numbers
 from asyncfeded.mpi.world import Backoff, RefusedError, World, gather_places, join_job, leave_job, share_cores
@@ -198,7 +198,7 @@ def _facts(world: World, gpu_buffers: str) -> np.ndarray:
 
 def _memory() -> int:
     """Bytes that this rank could still take."""
-    return int(min(placement.host_memory(), placement.memory()[0], placement.process_memory()[1], 2**62))
+    return int(min(limits.host_memory(), limits.memory()[0], limits.process_memory()[1], 2**62))
 
 
 def _first_gpu(places: np.ndarray) -> int:

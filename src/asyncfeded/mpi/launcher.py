@@ -25,8 +25,8 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI as MPI  # noqa: E402, the only import of MPI: all other files import it from here
 
 from asyncfeded.mpi.allocation import find_allocation  # noqa: E402
+from asyncfeded.mpi.limits import shared_memory  # noqa: E402
 from asyncfeded.mpi.origin import launched_by, leftovers, without_rank  # noqa: E402
-from asyncfeded.mpi.placement import shared_memory  # noqa: E402
 
 MPICH_SHARED = 5.4e6
 """Bytes in /dev/shm that a rank of MPICH takes (5.0.2, with 2 to 13 ranks)."""

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from asyncfeded.mpi import launcher, origin, placement
+from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 
 PROTOCOL = 1
@@ -129,7 +129,7 @@ def join_job(least: int = 2) -> World:
     origin.forget_launcher()
     try:
         # All of it, free or not: other ranks may have begun to take their share.
-        launcher.check_shared_memory(origin.neighbours(os.environ), placement.shared_memory().total)
+        launcher.check_shared_memory(origin.neighbours(os.environ), limits.shared_memory().total)
     except ValueError as error:
         raise RefusedError(str(error)) from None
     if not MPI.Is_initialized():
@@ -156,7 +156,7 @@ def share_cores(world: World) -> World:
     """Compute how many cores each rank of a host has, once each rank knows where it may run. Collective."""
     mine = np.zeros(1, [("cores", np.uint8, 4096), ("quota", np.float64), ("group", np.int64)])
     mine["cores"][0, list(os.sched_getaffinity(0))] = 1
-    mine["quota"], mine["group"] = placement.quota()
+    mine["quota"], mine["group"] = limits.quota()
     all_of_host = np.zeros(world.local.size, mine.dtype)
     world.local.Allgather(mine.view(np.uint8), all_of_host.view(np.uint8))
     cores = placement.share_cores(all_of_host["cores"], all_of_host["quota"], all_of_host["group"])

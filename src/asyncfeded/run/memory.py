@@ -14,7 +14,7 @@ import torch
 from asyncfeded.config import Config
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
-from asyncfeded.mpi import placement
+from asyncfeded.mpi import limits
 from asyncfeded.mpi.world import World, make_statement
 from asyncfeded.rules import Rule
 from asyncfeded.run.plan import agree_on
@@ -80,9 +80,9 @@ def agree_on_memory(world: World, need: Need, what: str) -> None:
     Raises:
         RefusedError: on every rank, with the same text.
     """
-    held, own = placement.process_memory()
-    group, group_id = placement.memory()
-    mine = np.array([(*need, held, own, placement.host_memory(), group, group_id, slurm_memory(os.environ))], RANK)
+    held, own = limits.process_memory()
+    group, group_id = limits.memory()
+    mine = np.array([(*need, held, own, limits.host_memory(), group, group_id, slurm_memory(os.environ))], RANK)
     ranks = np.zeros(world.local.size, RANK)
     world.local.Allgather(mine.view(np.uint8), ranks.view(np.uint8))
     agree_on(world, lambda: check(ranks, world.local.rank, what), lambda _: make_statement())

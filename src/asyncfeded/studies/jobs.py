@@ -81,7 +81,9 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
     for layer in layers:
         table = overlay(table, layer)
     if "run_dir" in table:
-        raise ValueError(f"{where}: run_dir = {table['run_dir']!r}: a study names the folders of its runs; leave run_dir out")
+        raise ValueError(
+            f"{where}: run_dir = {table['run_dir']!r}: a study names the folders of its runs; leave run_dir out"
+        )
     config = section(Config, table, where)
     filled = {"task": tasks.load_task(config.task), "rule": rules.load_rule(config.rule)}
     dumped = {key: part.model_dump(mode="json", by_alias=True, exclude_none=True) for key, part in filled.items()}  # type: ignore[attr-defined]
