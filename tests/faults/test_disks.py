@@ -67,19 +67,21 @@ def test_a_folder_for_checkpoints_that_cannot_be_written_does_not_end_the_run(ow
     assert done.result["updates"] == 40
 
 
-def test_a_run_whose_folder_is_removed_ends_well_in_another_that_it_names(own_mpi, jobs):
+@pytest.mark.parametrize("name", ["run", "r" * 255])
+def test_a_run_whose_folder_is_removed_ends_well_in_another_that_it_names(own_mpi, jobs, name):
     if own_mpi.vendor.startswith("Open MPI"):
         pytest.skip("Open MPI's mpiexec kills its ranks half a second after it got SIGTERM")
-    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run") as job:
-        job.until(lambda: updates_of(jobs / "run", 0) > 2)
-        shutil.rmtree(jobs / "run")
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, f"run_dir={name}") as job:
+        job.until(lambda: updates_of(jobs / name, 0) > 2)
+        shutil.rmtree((jobs / name).rename(jobs / "gone"))  # the run still writes, and would stop a removal file by file
         os.kill(job.process.pid, signal.SIGTERM)
         status, said = job.end()
-    (elsewhere,) = jobs.glob("run*/")
+    (elsewhere,) = jobs.glob(f"{name[:50]}*/")
     assert status == 1, said
-    for name in ("model.h5", "record.h5", "result.json"):
-        assert said.count(f"run/{name} cannot be written (No such file or directory); it is saved as ") == 1, said
-        assert f"it is saved as {elsewhere.name}/{name}" in said
+    gone = f"{name} is not this job's any more: it was removed or renamed; nothing more is written there"
+    for file in ("model.h5", "record.h5", "result.json"):
+        assert said.count(f"{name}/{file} cannot be written ({gone}); it is saved as ") == 1, said
+        assert f"it is saved as {elsewhere.name}/{file}" in said
     result, rows = json.loads((elsewhere / "result.json").read_text()), record.read_record(elsewhere).updates
     assert result["updates"] == len(rows) > 2
     with h5py.File(elsewhere / "model.h5") as file:

@@ -271,11 +271,12 @@ class ServerRun:
         """Write a file of the end into a new folder, since the run's folder is gone or full, and say where."""
         run_dir, self._complete = self._parts.run_dir, False
         why = f"{run_dir / name} cannot be written ({error.strerror or error})"
-        for place in (*self._elsewhere, run_dir.parent, Path.cwd(), Path(tempfile.gettempdir())):
-            with suppress(OSError), ExitStack() as undo:
+        prefix = f"{run_dir.name.strip('.')[:50] or 'run'}-"  # the new name is longer, and a name has an end
+        for place in (*self._elsewhere, run_dir.parent, Path(), None):  # None: where the system has temporary files
+            with suppress(OSError), ExitStack() as undo:  # the working folder may be gone too
                 folder = place
-                if place not in self._elsewhere:
-                    folder = Path(tempfile.mkdtemp(prefix=f"{run_dir.name}-", dir=place))
+                if folder is None or place not in self._elsewhere:
+                    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
                     undo.callback(folder.rmdir)
                 write(folder / name)
                 undo.pop_all()
