@@ -101,3 +101,13 @@ def test_one_that_has_more_does_not(begun, name):
 def test_a_folder_to_resume_that_is_not_there_is_refused(tmp_path, cleanup):
     with pytest.raises(ValueError, match="none: cannot be written: No such file or directory; copy it to a disk"):
         folder.take(config(tmp_path / "none"), tmp_path / "none", cleanup)
+
+
+def test_what_a_run_has_written_is_removed_and_nothing_else(tmp_path):
+    places_of_a_run = ("record.h5", "record.h5.updates", "config.toml", "model.h5", "checkpoints/checkpoint-0000000003.h5")
+    mine = ("notes.txt", "checkpoints/best.h5", "figures/run.png")
+    for name in (*places_of_a_run, *mine):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    folder.clear(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(mine)

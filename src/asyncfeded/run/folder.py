@@ -67,6 +67,14 @@ def write_config(config: Config) -> None:
     part.replace(path)
 
 
+def clear(run_dir: Path) -> None:
+    """Remove what a run has written into its folder, and no other file. Raises OSError."""
+    names = ("record.h5", *FILES)
+    written = (*(run_dir / name for name in names), *record.row_files(run_dir))
+    for path in (*written, *checkpoint.checkpoints(run_dir / checkpoint.FOLDER)):
+        path.unlink(missing_ok=True)
+
+
 def _check_free(run_dir: Path) -> None:
     """Raise ValueError if a new run would replace a file. Empty rows are left by a start that was killed."""
     if (run_dir / "record.h5").exists():

@@ -6,7 +6,6 @@ only that run. Of several processes one does a run: that of `<name>.owner`. This
 
 import os
 import re
-import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from asyncfeded import rules, tasks
 from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word, setting
+from asyncfeded.run import folder as run_folder
 from asyncfeded.store.ownership import NAME, OwnedError, Ownership
 from asyncfeded.studies.children import Children, end_by_signals
 
@@ -192,14 +192,10 @@ def _execute(job: GridJob, folder: Path, wait: str, children: Children, say: Cal
 
 
 def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
-    """Remove what a run that was killed has left. Raises OwnedError if it goes on."""
+    """Remove what a run that was killed has left, and nothing else. Raises OwnedError if it goes on."""
     if run_dir.exists():
         with Ownership(run_dir / NAME, str(run_dir), say):
-            for path in run_dir.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                elif path.name != NAME:
-                    path.unlink()
+            run_folder.clear(run_dir)
 
 
 def _do(job: GridJob, folder: Path, wait: str, children: Children) -> str:
