@@ -1,6 +1,8 @@
 """What the program refuses, in one sentence."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -154,3 +156,10 @@ def test_a_key_behind_dashes_is_told_to_stand_without_them(tmp_path):
     done = run_asyncfeded("train", "run.toml", "--ranks", "3", "--limits.seconds=5", cwd=tmp_path)
     assert done.status == 2
     assert done.stderr == "asyncfeded: --limits.seconds: a key is written without dashes: limits.seconds=VALUE\n"
+
+
+@pytest.mark.parametrize("command", ["keys", "--help", "info"])
+def test_a_command_whose_output_cannot_be_written_says_so(command):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*PYTHON_M, command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "asyncfeded: the output cannot be written: No space left on device\n")

@@ -21,7 +21,15 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name of a folder may hold what the locale cannot print
     arguments = [_expanded(argument) for argument in sys.argv[1:]]
     _check_dashes(arguments)
-    app(arguments)
+    try:
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()  # what waits in the buffer fails here, or when Python ends
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        say(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
+        sys.exit(1)
 
 
 def _open_streams() -> None:
