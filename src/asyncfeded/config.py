@@ -42,7 +42,10 @@ class Settings(BaseModel):
         if not isinstance(table, dict):
             return table
         kinds = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
-        return {key: read_words(value, kinds.get(key)) for key, value in table.items()}
+        values = {key: read_words(value, kinds.get(key)) for key, value in table.items()}
+        # pydantic takes true for 1: checkpoint.every_s=true would write one every second.
+        numbers = [key for key, value in values.items() if isinstance(value, bool) and kinds.get(key) in (int, float)]
+        return values | {key: str(values[key]).lower() for key in numbers}
 
 
 def known_device(value: str) -> str:
