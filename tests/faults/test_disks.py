@@ -82,6 +82,7 @@ def test_a_run_whose_folder_is_removed_ends_well_in_another_that_it_names(own_mp
     for file in ("model.h5", "record.h5", "result.json"):
         assert said.count(f"{name}/{file} cannot be written ({gone}); it is saved as ") == 1, said
         assert f"it is saved as {elsewhere.name}/{file}" in said
+    assert "go on with" not in said
     result, rows = json.loads((elsewhere / "result.json").read_text()), record.read_record(elsewhere).updates
     assert result["updates"] == len(rows) > 2
     with h5py.File(elsewhere / "model.h5") as file:

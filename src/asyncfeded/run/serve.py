@@ -224,7 +224,9 @@ class ServerRun:
         if outcome.reason == INTERRUPTED or (
             outcome.failed and not server.state.dropped.all() and not self._parts.config.replay
         ):
-            self.say(f"go on with: asyncfeded resume {shlex.quote(str(run_dir))}")
+            with suppress(OSError):  # in a folder that is gone nothing goes on
+                self._parts.owned.check()
+                self.say(f"go on with: asyncfeded resume {shlex.quote(str(run_dir))}")
         try:
             self._record.close()
         except OSError as error:
