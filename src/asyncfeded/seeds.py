@@ -20,6 +20,7 @@ class Stream(IntEnum):
     SPEED = 3
     ERRORS = 4
     DATA = 5
+    EVALUATION = 6
 
 
 def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

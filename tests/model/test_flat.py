@@ -207,3 +207,27 @@ def test_an_lstm_trains_inside_the_buffer():
     flat.check_views()
     assert flat.layout.size == 4 * 4 * (3 + 4 + 1 + 1)  # four gates of inputs, outputs and two biases
     assert (flat.buffer != before).all()
+
+
+@pytest.mark.parametrize("share", [lambda w: w.data, lambda w: w.t()], ids=["buffer", "view in an attribute"])
+def test_a_tensor_in_the_memory_of_a_parameter_is_refused(share):
+    module = nn.Linear(3, 2)
+    shared = share(module.weight)
+    module.decoder = shared if shared.requires_grad else nn.Buffer(shared)
+    with pytest.raises(ValueError, match=r"(weight and decoder|decoder and weight) share memory"):
+        FlatModel(module)
+
+
+def test_a_tensor_of_inference_mode_is_refused():
+    module = nn.Linear(3, 2)
+    with torch.inference_mode():
+        module.register_buffer("scale", torch.ones(2))
+    with pytest.raises(ValueError, match=r"scale was made under torch\.inference_mode"):
+        FlatModel(module)
+
+
+def test_a_tensor_whose_elements_share_memory_is_taken():
+    module = nn.Linear(3, 2)
+    module.register_buffer("scale", torch.ones(1).expand(2), persistent=False)
+    module.shift = torch.zeros(1).expand(2)
+    FlatModel(module).origin.restore()

@@ -128,7 +128,7 @@ class Life:
             at and at.updates,
         )
         settings = ServerSettings(config.limits, config.faults, config.evaluation, in_idle_moments=False)
-        self.server = Server(clock, rule, state, Evaluator(Toy(), flat, 1), settings, observer=self)
+        self.server = Server(clock, rule, state, Evaluator(Toy(), flat, 1, seed=0), settings, observer=self)
         self.tick = self._tick
 
     def on_update(self, row):

@@ -79,7 +79,7 @@ class Bench:
         rule = rule or AsyncFedED(**{"lambda": 1.0}, epsilon=0.5, gamma_bar=3.0, kappa=1.0)
         model = GlobalModel(flat.buffer, flat.layout, 2)
         self.wire = FakeWire(script)
-        self.evaluator = Evaluator(Toy(), flat, batch_size=1)
+        self.evaluator = Evaluator(Toy(), flat, batch_size=1, seed=0)
         self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, PROFILE))
         self.ticks, self.said = 0, []
         epochs = np.array([2, 2])

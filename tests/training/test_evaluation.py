@@ -29,7 +29,7 @@ class Scores(nn.Module):
 
 
 def evaluator(batch_size):
-    return Evaluator(Signs(), FlatModel(Scores()), batch_size)
+    return Evaluator(Signs(), FlatModel(Scores()), batch_size, seed=0)
 
 
 def test_accuracy_and_loss_are_those_worked_by_hand():
@@ -80,9 +80,18 @@ def test_a_second_snapshot_starts_from_zero():
 
 def test_evaluation_leaves_no_gradient_and_no_change():
     flat = FlatModel(Scores())
-    Evaluator(Signs(), flat, 2).score(torch.ones(1), 0)
+    Evaluator(Signs(), flat, 2, seed=0).score(torch.ones(1), 0)
     assert flat.module.w.grad is None
     assert flat.buffer.item() == 1.0
+
+
+def test_a_model_that_draws_random_numbers_when_it_is_tested_has_one_score():
+    class Noisy(Scores):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.5))
+
+    e, x = Evaluator(Signs(), FlatModel(Noisy()), 2, seed=0), torch.ones(1)
+    assert e.score(x, 1) == e.score(x, 1)
 
 
 def test_memory_is_that_of_the_snapshot():

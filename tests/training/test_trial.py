@@ -12,6 +12,7 @@ from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.client import ClientData, Trainer
 from asyncfeded.training.trial import Trial, find_statistics, new_module
+from asyncfeded.wire.messages import Order
 
 
 class Mine:
@@ -74,14 +75,18 @@ def test_what_training_changes_travels_and_masks_do_not():
         net.register_buffer("cache", torch.zeros(4), persistent=False)
         net.key = nn.Parameter(torch.zeros(4), requires_grad=False)
         net.base = nn.Parameter(torch.zeros(4), requires_grad=False)
+        net.teacher = nn.Parameter(net.layer.weight.detach().clone(), requires_grad=False)
 
     def each(net, x):
         net.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
         net.cache.add_(1)
         net.key.add_(0.1)  # as a momentum encoder
+        with torch.no_grad():
+            net.teacher.lerp_(net.layer.weight, 0.1)  # equal until the first step
         return net.norm(x)
 
-    assert sorted(statistics(Mine(lambda: Net(made, each)))) == ["key", "mean", "norm.running_mean", "norm.running_var"]
+    changed = ["key", "mean", "norm.running_mean", "norm.running_var", "teacher"]
+    assert sorted(statistics(Mine(lambda: Net(made, each)))) == changed
 
 
 def test_a_module_that_makes_parameters_in_its_first_batch_is_refused():
@@ -124,6 +129,7 @@ def test_weights_from_numpy_s_global_generator_follow_from_the_seed():
         (lambda o, y: None, "gave back NoneType, expected a torch"),
         (lambda o, y: (o.argmax(1) == y).sum(), r"gave back torch\.int64 of shape \(\), expected one number"),
         (lambda o, y: F.cross_entropy(o, y).detach(), r"does not depend on the parameters \(it has no gradient\)"),
+        (lambda o, y: torch.ones((), requires_grad=True), r"does not depend on the parameters \(it has no gradient\)"),
     ],
 )
 def test_a_loss_that_is_none_is_refused(loss, sentence):
@@ -185,6 +191,26 @@ def test_an_input_that_is_not_finite_is_found_wherever_it_is():
     attempt(Mine(lambda: Net(each=lambda net, x: x.nan_to_num())), data)  # a model for which it means: missing
 
 
+@pytest.mark.parametrize(
+    "targets",
+    [torch.rand(9, 3) > 0.5, torch.rand(9, 3, dtype=torch.cfloat), torch.ones(9, 3, dtype=torch.uint16), torch.zeros(9, 0)],
+    ids=["bool", "complex", "uint16", "empty"],
+)
+def test_targets_of_every_type_are_taken(targets):
+    attempt(Mine(Net, lambda o, y: o.square().mean()), [Data(samples(9).inputs, targets)] * 2)
+
+
+def test_a_target_that_is_not_finite_is_found_wherever_it_is():
+    targets = torch.zeros(9, 3)
+    targets[7, 1] = torch.nan
+    with pytest.raises(TaskError, match=r"its loss is nan.*; sample 7 of the client holds a value that is not finite"):
+        attempt(Mine(Net, F.mse_loss), [samples(9)._replace(targets=torch.zeros(9, 3)), Data(samples(9).inputs, targets)])
+
+
+def test_a_loss_of_one_number_may_have_dimensions():
+    attempt(Mine(Net, lambda o, y: F.cross_entropy(o, y).reshape(1, 1)))
+
+
 # --- one round twice
 
 
@@ -198,6 +224,11 @@ def steps(net, x):
     return x * net.steps
 
 
+def hidden_steps(net, x):
+    net.steps.data.add_(1)  # no version tells of it
+    return x * net.steps
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -206,10 +237,24 @@ def steps(net, x):
         batch_norm(momentum=None),
         lambda: Net(lambda net: setattr(net, "calls", 0), counting),
         lambda: Net(lambda net: net.register_buffer("steps", torch.zeros((), dtype=torch.int64)), steps),
+        lambda: Net(lambda net: net.register_buffer("steps", torch.zeros((), dtype=torch.int64)), hidden_steps),
+        lambda: Net(lambda net: setattr(net, "steps", torch.zeros(())), steps),
+        lambda: Net(lambda net: setattr(net, "none", nn.Parameter(torch.zeros(0)))),
         lambda: Net(each=lambda net, x: x * torch.rand(1) + np.random.rand()),
         lambda: nn.Sequential(nn.Dropout(), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))),
     ],
-    ids=["plain", "batch norm", "cumulative", "attribute", "integer buffer", "global generators", "spectral"],
+    ids=[
+        "plain",
+        "batch norm",
+        "cumulative",
+        "attribute",
+        "integer buffer",
+        "hidden write",
+        "tensor",
+        "empty",
+        "global generators",
+        "spectral",
+    ],
 )
 def test_state_that_is_put_back_is_taken(make):
     attempt(Mine(make), [samples(8), samples(8)])
@@ -239,6 +284,28 @@ def test_state_that_stays_from_round_to_round_is_refused(make, where):
     )
     with pytest.raises(TaskError, match=sentence):
         attempt(Mine(make))
+
+
+@pytest.mark.parametrize(
+    ("late", "sentence"),
+    [
+        (lambda loss: None, r"gave back NoneType, expected a torch\.Tensor"),
+        (lambda loss: loss.detach(), "does not depend on the parameters"),
+        (lambda loss: loss.repeat(2), r"gave back torch\.float32 of shape \(2,\), expected one number"),
+    ],
+)
+def test_a_loss_that_goes_wrong_later_is_told_with_round_and_client(late, sentence):
+    wrong = []
+
+    def loss(outputs, targets):
+        mean = F.cross_entropy(outputs, targets)
+        return late(mean) if wrong else mean
+
+    task, config = Mine(Net, loss), Config.model_validate({"limits": {"updates": 1}})
+    trainer = Trainer(task, attempt(task), config.training, 0.0, 0)
+    wrong.append(True)
+    with pytest.raises(TaskError, match=f"task mine, loss in round 5 of client 3: {sentence}"):
+        trainer.round(Order(3, 5, 0, 1), ClientData(samples(9), 4), lambda: False)
 
 
 def test_a_loss_that_remembers_is_refused():

@@ -83,6 +83,10 @@ class ModuleState:
         for name, tensor in self.all.items():
             if is_lazy(tensor) or tensor.is_meta:
                 raise ValueError(f"{name} has no values yet; give its layer all sizes, or run a batch through it in model()")
+            if tensor.is_inference():
+                raise ValueError(
+                    f"{name} was made under torch.inference_mode, so that it cannot be trained; use torch.no_grad"
+                )
             if tensor.layout != torch.strided:
                 raise ValueError(f"{name} is {tensor.layout}, expected a dense tensor")
         if other := next((name for name, tensor in self.trained.items() if tensor.dtype != torch.float32), ""):
@@ -138,7 +142,7 @@ class FlatModel:
         for name, tensor in travelling.items():
             if tensor.dtype != torch.float32:
                 raise ValueError(f"{name} is {tensor.dtype}, {EXPECTED}")
-        _check_memory(travelling)
+        _check_memory(travelling, state.all | _named_views_in_attributes(module))
         entries, offset = [], 0
         for name, tensor in travelling.items():
             entries.append(Entry(name, tuple(tensor.shape), offset))
@@ -197,7 +201,7 @@ class FlatModel:
         """
         start = self.buffer.data_ptr()
         for entry, tensor in self._views:
-            if tensor().data_ptr() != start + 4 * entry.offset:
+            if tensor().numel() and tensor().data_ptr() != start + 4 * entry.offset:
                 raise ValueError(
                     f"the model replaced the memory of {entry.name} during training, so its new value would not be sent; "
                     f"update it in place (for example {entry.name.rsplit('.', 1)[-1]}.copy_(...))"
@@ -227,12 +231,22 @@ def _buffer_places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return places
 
 
-def _check_memory(tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that lie in the same memory: in a buffer of their own they would be two."""
-    placed = sorted((t.data_ptr(), t.data_ptr() + 4 * t.numel(), name) for name, t in tensors.items() if t.numel())
+def _named_views_in_attributes(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors in plain attributes that have a gradient, by name: they may be views of a parameter, such as a transpose."""
+    return {
+        f"{owner}.{key}".lstrip("."): value
+        for owner, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, Tensor) and value.requires_grad
+    }
+
+
+def _check_memory(travelling: Collection[str], tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that lie in the memory of one that travels: in a buffer of its own that one would be another."""
+    placed = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in tensors.items() if t.numel())
     for (_, end, one), (start, _, other) in pairwise(placed):
-        if start < end:
+        if start < end and (one in travelling or other in travelling):
             raise ValueError(
-                f"{one} and {other} share memory, but are two parameters: the model would no longer keep them equal; "
-                f"assign the one torch.nn.Parameter to both"
+                f"{one} and {other} share memory, but are two tensors: the model would no longer keep them equal; assign "
+                f"the one torch.nn.Parameter to both, or compute the one from the other in forward()"
             )

@@ -18,7 +18,8 @@ class Origin:
     """The state of a module when this object is made.
 
     Put back are tensors that are given, and all attributes of the module and its parts: every name means again what it
-    meant. What was changed inside an object that is no tensor (a list that grew, a generator that was drawn from) stays.
+    meant, and a tensor holds what it held. What was changed inside another object (a list that grew, a generator that was
+    drawn from) stays.
 
     Args:
         module: the module.
@@ -30,8 +31,8 @@ class Origin:
         self._parts = [(part, _attributes(part), _registers(part)) for part in module.modules()]
         self._names = {id(part): name or type(module).__name__ for name, part in module.named_modules()}
         self._inside = self._look_inside()
-        self._local = [(tensor, tensor.detach().clone()) for tensor in local]
-        self._versions = [tensor._version for tensor, _ in self._local]
+        plain = [value for _, attributes, _ in self._parts for value in attributes.values() if isinstance(value, Tensor)]
+        self._local = [(tensor, tensor.detach().clone()) for tensor in [*local, *plain] if _can_be_written(tensor)]
         self._constant = [(name, tensor, tensor._version) for name, tensor in constant.items()]
 
     @torch.no_grad()
@@ -46,10 +47,8 @@ class Origin:
             for register, members in registers:
                 register.clear()
                 register.update(members)
-        for i, (tensor, made) in enumerate(self._local):
-            if tensor._version != self._versions[i]:
-                tensor.copy_(made)
-                self._versions[i] = tensor._version
+        for tensor, made in self._local:  # always: a write through .data or .numpy() leaves no trace
+            tensor.copy_(made)
 
     def changed_constant(self) -> str:
         """The name of a constant tensor that was written; empty if none was."""
@@ -74,6 +73,13 @@ def _attributes(part: nn.Module) -> dict[str, Any]:
 def _registers(part: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each register of a module, and what it holds."""
     return [(part.__dict__[name], dict(part.__dict__[name])) for name in REGISTERS]
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Whether a tensor can change in place: no sparse or inference tensor can, nor one whose elements share memory."""
+    if tensor.is_inference() or tensor.layout != torch.strided:
+        return False
+    return all(stride or size < 2 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _inside(value: object) -> str:

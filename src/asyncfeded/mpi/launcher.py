@@ -207,7 +207,7 @@ def _end_job(error: BaseException, role: str, what: str) -> None:
         size, rank = (launched.size, launched.rank) if launched else (1, 0)
     if not isinstance(error, KeyboardInterrupt):
         text = f"asyncfeded: rank {rank}{role and f' ({role})'} on {socket.gethostname()}: uncaught error, ending the job"
-        print(f"{text}\n{what}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{text}\n{what}\n", end="", file=sys.stderr, flush=True)  # noqa: T201  # in one piece: other ranks write too
     elif rank == 0:
         print("asyncfeded: interrupted", file=sys.stderr, flush=True)  # noqa: T201
     if size > 1 and not MPI.Is_finalized():

@@ -183,6 +183,8 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> list[
         if name not in statistics:
             host = tensor.detach().cpu().contiguous()
             share(world, 0, host.reshape(-1).view(torch.uint8).numpy())
+            if not tensor.is_contiguous():  # its elements may share memory
+                tensor.data = tensor.data.contiguous()
             tensor.data.copy_(host)
     return statistics
 

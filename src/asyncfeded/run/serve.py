@@ -107,7 +107,7 @@ def prepare(
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, rule.init(model, epochs), epochs)
     seed_globals(config.seed, Stream.DATA)
-    evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size), tuple(plan.task.remarks())
+    evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size, config.seed), tuple(plan.task.remarks())
     try:
         flat.state_dict(model.x)  # what cannot be saved is found now
     except ValueError as error:

@@ -24,12 +24,14 @@ class Task(Protocol):
     A round knows nothing but the model that it was sent. It begins with the parameters, and with the statistics: those
     frozen parameters and persistent buffers of floating point that training changes. Everything else in the module (integer
     buffers, buffers that are not persistent, attributes) begins every round as `model` made it. Tensors that training does
-    not change are the server's on every rank, and must never change. What cannot be put back (an object changed inside, such
-    as a list that grows or a generator of its own, and state outside the module) must not change the result of a round:
-    before training a worker trains a short round twice from one model, and refuses the task if the two differ.
+    not change are the server's on every rank, and must never change. What cannot be put back (an object that is no tensor
+    and is changed inside, such as a list that grows or a generator of its own, and state outside the module) must not change
+    the result of a round: before training a worker trains a short round twice from one model, and refuses the task if the
+    two differ.
 
-    The global generators of torch, numpy and random are seeded before each round, before `model`, `sizes` and `test_data`,
-    and for each client before `client_data`. Then a run is the same to the bit on any number of ranks.
+    The global generators of torch, numpy and random are seeded before each round, before each test of the model, before
+    `model`, `sizes` and `test_data`, and for each client before `client_data`. Then a run is the same to the bit on any
+    number of ranks.
 
     Answers are checked (contract.py). A ValueError that a method raises itself is a sentence for the user; any other
     exception is told with the task's own traceback. Both end the run on all ranks, before training where they can be found.

@@ -21,6 +21,11 @@ TENSOR_LIKE = ("to", "__len__", "__getitem__")
 """What the samples of a client must have, if they are no tensor."""
 LONGEST = 2500
 """Characters of a traceback that are told, its end."""
+NO_GRADIENT = (
+    "does not depend on the parameters (it has no gradient); compute it from the outputs, without detach(), item() or "
+    "torch.no_grad()"
+)
+"""What is said of such a loss."""
 
 
 class TaskError(ValueError):
@@ -69,6 +74,22 @@ def _raised_by_task(trace: TracebackType | None) -> bool:
     return raised and (name.startswith("asyncfeded.") or name == trace.tb_frame.f_globals.get("__name__"))
 
 
+def check_loss(name: str, loss: object, doing: str = "loss") -> None:
+    """Whether a loss can be trained with.
+
+    Raises:
+        TaskError: it cannot.
+    """
+    if not isinstance(loss, Tensor):
+        raise TaskError(f"task {name}, {doing}: gave back {type(loss).__name__}, expected a torch.Tensor, the mean loss")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise TaskError(
+            f"task {name}, {doing}: gave back {loss.dtype} of shape {tuple(loss.shape)}, expected one number, the mean loss"
+        )
+    if not loss.requires_grad:
+        raise TaskError(f"task {name}, {doing}: {NO_GRADIENT}")
+
+
 class CheckedTask:
     """A `Task` that passes on to another what it is asked, and checks the answers.
 
@@ -109,14 +130,15 @@ class CheckedTask:
             sizes = np.zeros(0)
         if sizes.dtype.kind not in "iu" or sizes.shape != (num_clients,):
             raise self._wrong("sizes", given, f"int64 ({num_clients},), the number of training samples of each client")
+        sizes = sizes.astype(np.int64)
         if (sizes < 1).any():
             client = int(np.flatnonzero(sizes < 1)[0])
             raise TaskError(
                 f"task {self.name}, sizes: client {client} has {sizes[client]} training samples, expected at least 1; lower "
                 f"clients, or split the data otherwise"
             )
-        self._sizes = sizes.astype(np.int64)
-        return self._sizes
+        self._sizes = sizes
+        return sizes
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`; as many samples as `sizes` has said, if that was asked before."""
@@ -141,7 +163,7 @@ class CheckedTask:
         try:
             loss, correct, count = cast("tuple[float, float, int]", given)
             score = float(loss), float(correct), int(count)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             raise self._wrong("evaluate", given, "three numbers: summed loss, correct predictions, predictions") from None
         if score[2] < 1:
             raise TaskError(f"task {self.name}, evaluate: counts {count} predictions in a batch, expected at least 1")

@@ -14,7 +14,7 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.classification import Data
-from asyncfeded.tasks.contract import TaskError, fault
+from asyncfeded.tasks.contract import TaskError, check_loss, fault
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
 
@@ -106,7 +106,7 @@ class Trainer:
             for batch in torch.split(shuffled[: sum(sizes)], sizes):
                 began = time.perf_counter()
                 try:
-                    loss = self._loss(inputs[batch], targets[batch])
+                    loss = self._loss(order, inputs[batch], targets[batch])
                 except (Exception, SystemExit) as error:
                     doing = f"round {order.round} of client {order.client}, a batch of {len(batch)}"
                     raise fault(self._name, doing, error) from None
@@ -127,24 +127,28 @@ class Trainer:
             raise TaskError(f"task {self._name}, round {order.round} of client {order.client}: {error}") from None
         return True
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, order: Order, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch, with its gradients; the task's code."""
         for p in self._params:
             p.grad = None
         loss = self._task.loss(self._flat.module(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except (AttributeError, RuntimeError):
+            check_loss(self._name, loss, f"loss in round {order.round} of client {order.client}")
+            raise
+        return loss.detach().reshape(())
 
     def _step(self) -> None:
         """A step of SGD with the gradients of the batch."""
         for anchor, p in zip(self._anchor, self._params, strict=False):
             if p.grad is not None:
                 p.grad.add_(p.detach(), alpha=self._mu).add_(anchor, alpha=-self._mu)
-        trained = {i: (p, p.grad) for i, p in enumerate(self._params) if p.grad is not None}
-        params, gradients = zip(*trained.values(), strict=True)
+        trained = {i: p.grad for i, p in enumerate(self._params) if p.grad is not None}
+        params: list[Tensor] = [self._params[i] for i in trained]
         momentum = [self._momentum[i] for i in trained]
         with torch.no_grad():
-            self._descend(list(params), list(gradients), momentum)
+            self._descend(params, list(trained.values()), momentum)
         for i, buffer in zip(trained, momentum, strict=True):
             self._momentum[i] = buffer
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asyncfeded.model.flat import FlatModel
+from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.contract import fault
 
@@ -29,12 +30,13 @@ class Evaluator:
         task: gives the test data and the metric.
         flat: a separate model for the snapshot, on the device that evaluates.
         batch_size: samples per step.
+        seed: seed of the run. A model that draws random numbers when it is tested draws the same for every snapshot.
     """
 
-    def __init__(self, task: Task, flat: FlatModel, batch_size: int) -> None:
+    def __init__(self, task: Task, flat: FlatModel, batch_size: int, seed: int) -> None:
         device = flat.buffer.device
         inputs, targets = task.test_data()
-        self._task, self._flat = task, flat
+        self._task, self._flat, self._seed = task, flat, seed
         self._batches = list(
             zip(torch.split(inputs.to(device), batch_size), torch.split(targets.to(device), batch_size), strict=True)
         )
@@ -56,6 +58,7 @@ class Evaluator:
     def start(self, x: Tensor, version: int) -> None:
         """Take a snapshot of x, float32 (size,)."""
         self._flat.origin.restore()
+        seed_globals(self._seed, Stream.EVALUATION)
         self._flat.buffer.copy_(x)
         self._version, self._next = version, 0
         self._loss, self._correct, self._count = 0.0, 0.0, 0

@@ -15,7 +15,7 @@ from asyncfeded.model.flat import FlatModel, ModuleState, named_views
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.classification import Data
-from asyncfeded.tasks.contract import TaskError, fault
+from asyncfeded.tasks.contract import NO_GRADIENT, TaskError, check_loss, fault
 from asyncfeded.training.client import ClientData, Trainer, batch_sizes
 from asyncfeded.wire.messages import Order
 
@@ -56,6 +56,7 @@ def find_statistics(task: Task, seed: int, device: torch.device, data: ClientDat
     """
     module, begun = new_module(task, seed)
     module.to(device).train()
+    versions = {name: tensor._version for name, tensor in ModuleState(module).candidates.items()}
     for part in torch.split(torch.arange(len(data.data.targets)), data.batch_size)[:2]:
         if part[0] == 0 or len(part) == data.batch_size:  # the trial of all sizes comes later
             _compute_gradients(task, module, data, part)
@@ -72,7 +73,8 @@ def find_statistics(task: Task, seed: int, device: torch.device, data: ClientDat
             f"task {task.name}, model: two calls gave two models, which differ in {', '.join(wrong[:5])}; draw what is "
             f"random from the global generator of torch, numpy or random, which the seed of the run sets before each call"
         )
-    return [name for name in differ if name in made.candidates]
+    written = {name for name, tensor in used.candidates.items() if tensor._version != versions[name]}
+    return [name for name in made.candidates if name in differ or name in written]  # a mean of weights is still equal
 
 
 def _compute_gradients(task: Task, module: nn.Module, data: ClientData, part: Tensor) -> None:
@@ -83,11 +85,13 @@ def _compute_gradients(task: Task, module: nn.Module, data: ClientData, part: Te
         loss = task.loss(module(inputs[rows]), targets[rows])
     except (Exception, SystemExit) as error:
         raise _batch_fault(task.name, 0, len(part), data, False, error) from None
-    _check_loss(task.name, loss)
+    check_loss(task.name, loss)
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except (Exception, SystemExit) as error:
         raise fault(task.name, f"the gradient of the loss, {_batch(0, len(part), data)}", error) from None
+    if all(parameter.grad is None for parameter in module.parameters()):
+        raise TaskError(f"task {task.name}, loss: {NO_GRADIENT}")
 
 
 class Trial:
@@ -150,7 +154,7 @@ class Trial:
             raise _batch_fault(self._task.name, client, size, data, smaller, error) from None
         value = float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else 0.0
         if not math.isfinite(value) and self._config.faults.bad_loss == "refuse":
-            broken = _broken_rows(inputs).tolist()
+            broken = _broken_rows(data.data).tolist()
             where = f"; sample {broken[0]} of the client holds a value that is not finite" if broken else ""
             raise TaskError(
                 f"task {self._task.name}, {_batch(client, size, data)}: its loss is {value:g} with the weights that the "
@@ -197,20 +201,6 @@ def _batch_fault(name: str, client: int, size: int, data: ClientData, smaller: b
     return fault(name, _batch(client, size, data), error, advice)
 
 
-def _check_loss(name: str, loss: object) -> None:
-    if not isinstance(loss, Tensor):
-        raise TaskError(f"task {name}, loss: gave back {type(loss).__name__}, expected a torch.Tensor, the mean loss")
-    if loss.numel() != 1 or not loss.is_floating_point():
-        raise TaskError(
-            f"task {name}, loss: gave back {loss.dtype} of shape {tuple(loss.shape)}, expected one number, the mean loss"
-        )
-    if not loss.requires_grad:
-        raise TaskError(
-            f"task {name}, loss: does not depend on the parameters (it has no gradient); compute it from the outputs, "
-            f"without detach(), item() or torch.no_grad()"
-        )
-
-
 def _same_bits(one: Tensor, two: Tensor) -> bool:
     """Whether two tensors are equal to the bit, NaN included."""
     if one.shape != two.shape or one.dtype != two.dtype:
@@ -219,22 +209,20 @@ def _same_bits(one: Tensor, two: Tensor) -> bool:
     return torch.equal(*words)
 
 
-def _broken_rows(inputs: object) -> Tensor:
-    """Rows that hold a value that is not finite, int64."""
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        return torch.zeros(0, dtype=torch.int64)
-    finite = torch.isfinite(inputs)
-    if finite.all():
-        return torch.zeros(0, dtype=torch.int64)
-    return (~finite.reshape(len(inputs), -1).all(dim=1)).nonzero()[:, 0].cpu()
+def _broken_rows(data: Data) -> Tensor:
+    """Rows with an input or a target that is not finite, int64."""
+    broken = torch.zeros(len(data.targets), dtype=torch.bool)
+    for part in data:
+        if isinstance(part, Tensor) and part.is_floating_point() and not (finite := torch.isfinite(part)).all():
+            broken |= ~finite.reshape(len(part), -1).all(dim=1).cpu()
+    return broken.nonzero()[:, 0]
 
 
 def _extremes(data: Data) -> tuple[Tensor, Tensor, float, float]:
-    """Rows whose inputs are not finite, rows of the least and the largest integer target, and these targets."""
-    inputs, targets = data
-    ends, low, high = torch.zeros(0, dtype=torch.int64), math.inf, -math.inf
-    if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel():
-        flat = targets.reshape(len(targets), -1)
+    """Rows that hold a value that is not finite, rows of the least and the largest integer target, and these targets."""
+    targets, ends, low, high = data.targets, torch.zeros(0, dtype=torch.int64), math.inf, -math.inf
+    if isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex()) and targets.numel():
+        flat = targets.reshape(len(targets), -1).long()
         low, high = float(flat.min()), float(flat.max())
         ends = torch.stack([flat.amin(dim=1).argmin(), flat.amax(dim=1).argmax()]).cpu()
-    return _broken_rows(inputs), ends, low, high
+    return _broken_rows(data), ends, low, high
