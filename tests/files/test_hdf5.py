@@ -171,3 +171,10 @@ def test_a_file_that_is_open_for_writing_elsewhere_is_read(good):
         with open_hdf5(good) as file:
             assert file.group("examples").names() == ["a", "bad"]
         writer.stdin.close()
+
+
+@pytest.mark.parametrize("locking", [True, False, None])
+def test_a_file_that_is_open_in_this_process_is_read(good, locking):
+    """As in a notebook. HDF5 opens a file a second time only with the flags of the first."""
+    with h5py.File(good, "r", locking=locking), open_hdf5(good) as file:
+        assert file.group("examples").names() == ["a", "bad"]

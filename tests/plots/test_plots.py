@@ -125,6 +125,16 @@ def test_a_folder_without_a_record_is_refused(tmp_path):
         plot_run(tmp_path, tmp_path / "run.png")
 
 
+def test_a_picture_of_a_user_is_not_replaced(run_dir, tmp_path):
+    folder = run_dir([row(1, 0)])
+    for name in ("run.png", "run.pdf", "run.svg"):
+        assert plot_run(folder, plot_run(folder, tmp_path / name)) == tmp_path / name  # one of its own is
+    (tmp_path / "mine.png").write_bytes(PNG + b"of a user")
+    with pytest.raises(ValueError, match=r"mine.png exists, and asyncfeded did not draw it; choose another --output"):
+        plot_run(folder, tmp_path / "mine.png")
+    assert (tmp_path / "mine.png").read_bytes() == PNG + b"of a user"
+
+
 def test_a_picture_that_cannot_be_written_is_told(run_dir, tmp_path):
     folder = run_dir([row(0, 0)])
     with pytest.raises(ValueError, match=r"cannot write .*none/run\.png: No such file or directory"):

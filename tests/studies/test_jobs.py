@@ -93,3 +93,13 @@ def test_a_study_has_one_owner_and_a_folder_that_can_be_written(tmp_path):
     Path(tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file/out cannot be written: Not a directory; choose another folder"):
         own(tmp_path / "file" / "out", print)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.md", "tuning.csv", "prediction.csv", "digits-errors.png"])
+def test_a_study_replaces_no_table_and_no_picture_of_a_user(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=f"holds {name}, and no runs of a study; choose another folder"):
+        own(tmp_path, print)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "runs").mkdir()  # the folder of a study: it is its table
+    own(tmp_path, print).release()

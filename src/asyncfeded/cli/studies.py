@@ -73,6 +73,8 @@ def scale(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         study = scaling.Study(grid, overrides or [], out, console.print)
+        if gather and not (out / "runs").exists():
+            raise ValueError(f"{out} holds no runs of a study; name the folder that they are in (--output)")
         # Tasks of an array work side by side in the folder; each owns its run.
         with nullcontext() if only is not None else jobs.own(out, console.print) as owned:
             if slurm is not None:

@@ -58,7 +58,7 @@ class _File:
         self.left = check_file(path, advice)
         self._sources: dict[Path, _File] = {}
         try:
-            self._file = opened.enter_context(h5py.File(path, "r", locking=False))
+            self._file = opened.enter_context(_open(path))
         except Exception as error:  # see above
             raise FileFaultError(_no_hdf5(path, error)) from None
 
@@ -292,6 +292,18 @@ class Array:
             raise FileFaultError(
                 f"{self.where}: is virtual, and its sources fill only {filled} of {prod(self.shape)} values"
             )
+
+
+def _open(path: Path) -> h5py.File:
+    """Open a file for reading, without a lock; HDF5 opens one that this process has open already only with its flags."""
+    for locking in (False, True, "best-effort"):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as error:
+            if "flag values don't match" not in str(error):
+                raise
+            problem = error
+    raise problem
 
 
 def _has_filter(number: int) -> bool:

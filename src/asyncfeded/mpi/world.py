@@ -3,6 +3,7 @@
 Everything here happens before training or after it; the messages of training are in `wire`.
 """
 
+import atexit
 import os
 import re
 import socket
@@ -269,7 +270,9 @@ def compare(statements: np.ndarray) -> str:
 
 
 def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
-    """Finalise MPI. Collective: returns once every rank is here. Until then it takes no core from ranks that still work.
+    """Wait for all ranks, and finalise MPI when this process ends, so that it can join again. Collective.
+
+    Until every rank is here, it takes no core from ranks that still work.
 
     Args:
         status: exit status of this process.
@@ -281,7 +284,8 @@ def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
         os._exit(status)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         Backoff(spin=False).wait(MPI.COMM_WORLD.Ibarrier())
-        MPI.Finalize()
+        atexit.unregister(MPI.Finalize)
+        atexit.register(MPI.Finalize)
 
 
 def _foreign(launched: origin.Origin, trouble: str) -> str:

@@ -19,6 +19,8 @@ from asyncfeded.store import record
 if TYPE_CHECKING:  # drawing needs no torch
     from asyncfeded.studies.study import StudyGrid, StudyRow
 
+MAKER = "drawn by asyncfeded"
+"""What a picture says of its origin."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -65,6 +67,7 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         score.legend(handles=[*score.lines, *loss.lines], loc="center right", frameon=False)
         merged = updates[updates["accepted"]]
         draw_clients(merged, num_clients, counts, local, stale)
+        _check_free(output)
         return save(figure, output, f"{run_dir.resolve().name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
 
 
@@ -213,11 +216,19 @@ def pyplot() -> ModuleType:
     return pyplot
 
 
+def _check_free(path: Path) -> None:
+    """Raise ValueError if there is a file that this program did not draw."""
+    if path.is_file() and MAKER.encode() not in path.read_bytes():
+        raise ValueError(f"{path} exists, and asyncfeded did not draw it; choose another --output, or move it away")
+
+
 def save(figure: Any, path: Path, title: str) -> Path:  # noqa: ANN401 matplotlib's figure
     """Write a figure under its title and close it. Returns the path; raises ValueError if it cannot be written."""
     figure.suptitle(title, fontsize=11, parse_math=False)
+    kind = path.suffix[1:] or "png"  # without one it would be written as path.png
+    field = {"png": "Software", "pdf": "Creator", "svg": "Creator"}.get(kind.lower())
     try:
-        figure.savefig(path, dpi=130, format=path.suffix[1:] or "png")  # without one it would be written as path.png
+        figure.savefig(path, dpi=130, format=kind, metadata={field: MAKER} if field else None)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
     finally:

@@ -118,14 +118,21 @@ def is_done(folder: Path, name: str) -> bool:
     return (folder / name / "result.json").exists() and not (folder / f"{name}.toml").exists()
 
 
+WRITTEN = ("table.csv", "table.md", "tuning.csv", "prediction.csv", "*.png")
+"""What a study writes into its folder besides its runs."""
+
+
 def own(out: Path, say: Callable[[str], None]) -> Ownership:
     """Make the folder of a study, and own it: of several commands one does the runs and writes the tables.
 
     Raises:
-        ValueError: another process owns it, or it cannot be written.
+        ValueError: another process owns it, it cannot be written, or it holds files that no study wrote.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        foreign = [] if (out / "runs").exists() else sorted(path.name for kind in WRITTEN for path in out.glob(kind))
+        if foreign:
+            raise ValueError(f"{out} holds {', '.join(foreign)}, and no runs of a study; choose another folder (--output)")
         return Ownership(out / NAME, str(out), say)
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror}; choose another folder (--output)") from None
