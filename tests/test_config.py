@@ -146,6 +146,7 @@ def test_another_task_leaves_the_rule_alone(toml):
         ("limits.updates=many", "limits.updates = 'many': input should be a valid integer"),
         ("limits.updates=true", "limits.updates = 'true': input should be a valid integer"),
         ("checkpoint.every_s=true", "checkpoint.every_s = 'true': input should be a valid number"),
+        ("heterogeneity.slowdown=[1, true]", "heterogeneity.slowdown.1 = 'true': input should be a valid number"),
         ("limits.updates=1.5", "limits.updates = 1.5: input should be a valid integer"),
         ("limits.seconds=-1", "limits.seconds = -1: input should be greater than or equal to 0"),
         ("limits.seconds=nan", "limits.seconds = nan: input should be a finite number"),

@@ -27,7 +27,7 @@ from pydantic import (
 
 from asyncfeded.files.paths import expand
 from asyncfeded.files.plain import read_toml
-from asyncfeded.override import override, read_words
+from asyncfeded.override import no_bool, override, read_words
 from asyncfeded.wording import sentence
 
 
@@ -42,10 +42,7 @@ class Settings(BaseModel):
         if not isinstance(table, dict):
             return table
         kinds = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
-        values = {key: read_words(value, kinds.get(key)) for key, value in table.items()}
-        # pydantic takes true for 1: checkpoint.every_s=true would write one every second.
-        numbers = [key for key, value in values.items() if isinstance(value, bool) and kinds.get(key) in (int, float)]
-        return values | {key: str(values[key]).lower() for key in numbers}
+        return {key: no_bool(read_words(value, kinds.get(key)), kinds.get(key)) for key, value in table.items()}
 
 
 def known_device(value: str) -> str:

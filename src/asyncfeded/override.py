@@ -74,6 +74,17 @@ def read_words(value: Any, kind: Any) -> Any:  # noqa: ANN401, a value of any fi
     return value.text if _holds_text(kind) else value.toml
 
 
+def no_bool(value: Any, kind: Any) -> Any:  # noqa: ANN401, a value of any field
+    """The value of a field, with yes and no as words where it holds numbers, since pydantic takes true for 1."""
+    if isinstance(value, list):
+        return [no_bool(inner, kind) for inner in value]
+    return str(value).lower() if isinstance(value, bool) and not _holds(kind, (None, Any, bool, str, Path)) else value
+
+
+def _holds(kind: Any, some: tuple[Any, ...]) -> bool:  # noqa: ANN401, the annotation of any field
+    return kind in some or any(_holds(inner, some) for inner in get_args(kind))
+
+
 def _holds_text(kind: Any) -> bool:  # noqa: ANN401, the annotation of any field
     if get_origin(kind) is Literal:
         return all(isinstance(choice, str) for choice in get_args(kind))
