@@ -70,16 +70,24 @@ def test_a_job_that_is_asked_to_stop_while_it_loads_leaves_nothing_and_begins_ag
 
 
 @pytest.mark.parametrize("again", [("train", "run.toml", "run_dir=run"), ("resume", "run")], ids=lambda words: words[0])
-def test_a_job_killed_while_it_loads_begins_again(own_mpi, mpi, jobs, waiting, again):
+def test_a_job_killed_before_its_first_update_begins_again(own_mpi, mpi, jobs, waiting, again):
     if mpi != own_mpi:
         pytest.skip("one MPI is enough")
-    job = waiting({2: ["client_data"]})
+    job = waiting({2: ["loss"]})  # a worker tries its task, while the server opens the run
     job.until(lambda: (jobs / "run" / "config.toml").exists())
     job.kill()
     done = run_asyncfeded(*again, "limits.updates=4", "--ranks", 3, cwd=jobs, env=mpi.env)
     assert done.status == 0, str(done)
     assert "run: the run was ended before its first update; it begins again\n" in done.stderr, str(done)
     assert len(record.read_record(jobs / "run").updates) == 4
+
+
+def test_a_job_killed_while_it_loads_begins_again(own_mpi, mpi, jobs, waiting):
+    if mpi != own_mpi:
+        pytest.skip("one MPI is enough")
+    waiting({2: ["client_data"]}).kill()
+    done = mpi.train(3, "run.toml", "run_dir=run", "limits.updates=4", cwd=jobs)
+    assert (done.status, done.result["updates"]) == (0, 4), str(done)
 
 
 def test_a_wish_for_a_checkpoint_while_it_loads_is_fulfilled_when_it_trains(own_mpi, jobs, waiting, mpi):
