@@ -70,16 +70,25 @@ def test_a_problem_that_all_ranks_have_is_told_once(world):
 
 
 @together
-def test_different_problems_are_all_told(world):
-    text = refusal(world, make_statement(problem=f"problem {world.rank}"))
-    assert text.splitlines() == ["problem 0"] + [f"rank {r} on {world.hosts[0]}: problem {r}" for r in range(1, world.size)]
+def test_different_problems_are_told_up_to_three(world):
+    text = refusal(world, make_statement(problem=f"problem {'abcdefgh'[world.rank]}"))
+    told = ["problem a", *(f"rank {r} on {world.hosts[0]}: problem {'abcdefgh'[r]}" for r in range(1, min(world.size, 3)))]
+    more = [f"({world.size - 3} more of {world.size} ranks have such a problem)"] if world.size > 3 else []
+    assert text.splitlines() == told + more
+
+
+@together
+def test_problems_that_differ_in_numbers_only_are_told_once(world):
+    text = refusal(world, make_statement(problem=f"client {world.rank} has no samples"))
+    more = f"({world.size - 1} more of {world.size} ranks have such a problem)"
+    assert text.splitlines() == ["client 0 has no samples", more]
 
 
 @together
 def test_a_long_problem_is_cut_and_still_told(world):
     text = refusal(world, make_statement(problem="ü" * 5000))
-    assert text.startswith("ü" * 1023)
-    assert len(text) <= 1025
+    assert text.startswith("ü" * 2047)
+    assert len(text) <= 2049
 
 
 @together

@@ -237,12 +237,10 @@ def compare(statements: np.ndarray) -> str:
     def who(rank: int) -> str:
         return f"rank {rank} on {statements['host'][rank].decode()}"
 
-    problems: dict[
-        str, list[int]
-    ] = {}  # ranks by problem; alike are those whose tracebacks, or words, differ in numbers only
-    texts = {
-        rank: statements["problem"][rank].decode(errors="replace") for rank in np.flatnonzero(statements["failed"]).tolist()
-    }
+    failed = np.flatnonzero(statements["failed"]).tolist()
+    texts = {rank: statements["problem"][rank].decode(errors="replace") for rank in failed}
+    # Ranks by problem. Those whose tracebacks, or words, differ in numbers only have one problem.
+    problems: dict[str, list[int]] = {}
     for rank, text in texts.items():
         problems.setdefault(re.sub(r"\d+", "", text.partition("\n")[2] or text), []).append(rank)
     if problems:
