@@ -92,7 +92,7 @@ def test_waiting_is_measured(mpi, tmp_path, ranks, how):
 
 @pytest.mark.parametrize("ranks", [0, 1, -3])
 def test_one_rank_has_nobody_to_wait_for(tmp_path, ranks):
-    refused(run_asyncfeded("bench", "wait", "--ranks", ranks, cwd=tmp_path), f"--ranks {ranks}: at least 2 are needed")
+    refused(run_asyncfeded("bench", "wait", "--ranks", ranks, cwd=tmp_path), f"--ranks {ranks}: expected at least 2")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--wait", "nap"), ("--seconds", 0), ("--seconds", "nan")])
