@@ -114,9 +114,10 @@ def _take(path: Path, what: str, say: Callable[[str], None]) -> str:
         with suppress(FileExistsError):
             _write(path, token)
             return token
+        sign = _sign(path)  # before what it says, which its owner may just be writing
         if (held := _owner(path)) is None:
             continue  # released meanwhile
-        if _is_alive(path, held, what, say):
+        if _is_alive(path, held, sign, what, say):
             raise OwnedError(f"{what} is in use by {_who(held)}; wait for its end, or stop it")
         right = path.with_name(f"{path.name}.after-{held.get('token', '')}")
         _take(right, what, say)
@@ -166,9 +167,9 @@ def _who(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} of {owner['host']} since {owner['since']}" if owner else "another process"
 
 
-def _is_alive(path: Path, owner: dict[str, Any], what: str, say: Callable[[str], None]) -> bool:
-    """Whether the owner that a file names is alive."""
-    began, first, told = time.monotonic(), _sign(path), False
+def _is_alive(path: Path, owner: dict[str, Any], first: tuple[int, ...], what: str, say: Callable[[str], None]) -> bool:
+    """Whether the owner that a file names is alive; `first` is the sign of the file when it was read."""
+    began, told = time.monotonic(), False
     here = bool(owner) and owner["kernel"] == _kernel()
     while (waited := time.monotonic() - began) < SILENCE_S:
         if here and (started := _started(owner["pid"])) is not None:
