@@ -230,4 +230,4 @@ def test_a_tensor_whose_elements_share_memory_is_taken():
     module = nn.Linear(3, 2)
     module.register_buffer("scale", torch.ones(1).expand(2), persistent=False)
     module.shift = torch.zeros(1).expand(2)
-    FlatModel(module).origin.restore()
+    FlatModel(module).as_made.restore()

@@ -91,15 +91,21 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
     everyone.Free()
 
 
+def impatient(comm):
+    """The wire of a server that gives client 0, who has an order, up after 0.2 s."""
+    patience = Attentive(1.0, 60.0)
+    wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
+    wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
+    patience.limit = 0.2
+    return wire
+
+
 @together
 def test_a_worker_that_is_lost_is_not_waited_for_at_the_end(world, comm):
     """Client 0 neither answers nor leaves until the server has closed its wire."""
     everyone = comm.Dup()
     if world.rank == SERVER:
-        patience = Attentive(1.0, 60.0)
-        wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
-        wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
-        patience.limit = 0.2
+        wire = impatient(comm)
         assert wire.stop() == 0
         assert wire.assignment.lost == {0}
         everyone.Barrier()
@@ -121,10 +127,7 @@ def test_a_worker_that_comes_back_during_the_stop_is_stopped_too(world, comm):
     """Client 1 leaves only when client 0, who was given up, has been told to stop."""
     everyone = comm.Dup()
     if world.rank == SERVER:
-        patience = Attentive(1.0, 60.0)
-        wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
-        wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
-        patience.limit = 0.2
+        wire = impatient(comm)
         assert isinstance(take(wire), Lost)
         everyone.Send(np.zeros(1), 1)
         assert wire.stop() == 0

@@ -5,12 +5,19 @@ import pytest
 import torch
 
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import (
-    PROTOCOL,
-)
+from asyncfeded.mpi.world import PROTOCOL
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, Arrival, Order, Refused
 from asyncfeded.wire.transfer import WEIGHTS_TAG
 from mpi.ranks import RANKS, SERVER, answer, client, header, nothing_left, send, server, take, together
+
+
+def takes_the_next(wire, buffer):
+    """The server goes on: client 0 answers its next order, and is stopped."""
+    wire.reply(Order(0, 1, 0, 1), buffer, int)
+    arrival = take(wire)
+    assert arrival.weights.tolist() == [2.0] * 5
+    wire.release(arrival)
+    wire.stop()
 
 
 @pytest.mark.parametrize(
@@ -35,11 +42,7 @@ def test_an_update_that_answers_no_order_is_refused_with_the_reason(world, comm,
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         assert take(wire) == Refused(0, f"rank 1 {reason}", True)
         assert measured == []
-        wire.reply(Order(0, 1, 0, 1), buffer, int)
-        arrival = take(wire)
-        assert arrival.weights.tolist() == [2.0] * 5
-        wire.release(arrival)
-        wire.stop()
+        takes_the_next(wire, buffer)
     else:
         wire, buffer = client(comm, 5)
         if wire.receive() is not None:
@@ -87,11 +90,7 @@ def test_a_header_of_another_length_is_refused_and_the_next_is_read(world, comm,
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         event = take(wire)
         assert isinstance(event, Refused), event
-        wire.reply(Order(0, 1, 0, 1), buffer, int)
-        arrival = take(wire)
-        assert arrival.weights.tolist() == [2.0] * 5
-        wire.release(arrival)
-        wire.stop()
+        takes_the_next(wire, buffer)
     else:
         wire, buffer = client(comm, 5)
         if wire.receive() is not None:
@@ -134,11 +133,7 @@ def test_a_second_answer_is_refused_and_answered_by_nothing(world, comm):
         wire.reply(Order(0, 0, 0, 1), buffer, int)
         wire.release(take(wire))
         assert take(wire) == Refused(-1, "rank 1 sent an update: it is a second answer, to round 0", True)
-        wire.reply(Order(0, 1, 0, 1), buffer, int)
-        arrival = take(wire)
-        assert arrival.weights.tolist() == [2.0] * 5
-        wire.release(arrival)
-        wire.stop()
+        takes_the_next(wire, buffer)
         comm.Recv(np.zeros(5, np.float32), 1, WEIGHTS_TAG + 1)
     else:
         wire, _ = client(comm, 5)

@@ -21,6 +21,8 @@ from asyncfeded.wire.messages import Order
 class Squares:
     """A task whose loss is the mean of (w x)^2: its gradient at w is 2 w mean(x^2)."""
 
+    name = "mine"
+
     def loss(self, outputs, targets):
         return outputs.square().mean()
 
@@ -164,7 +166,7 @@ def test_a_round_is_that_of_torch_s_sgd_to_the_bit(keys):
     for _ in range(2):
         torch.manual_seed(0)
         modules.append(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
-    task = SimpleNamespace(loss=nn.functional.cross_entropy)
+    task = SimpleNamespace(name="mine", loss=nn.functional.cross_entropy)
     training = Training(learning_rate=0.3, batch_size=8, **keys)
     one = Trainer(task, FlatModel(modules[0]), training, 0.0, 3)
     assert one.round(Order(0, 2, 0, 4), ClientData(Data(x, y), 8), lambda: False)

@@ -1,11 +1,10 @@
 """The ranks of a measurement: they join, are refused and leave as the ranks of a run do."""
 
 import math
-import sys
 from collections.abc import Callable
 
-from asyncfeded.mpi import launcher, origin
-from asyncfeded.mpi.world import Backoff, RefusedError, World, join_job, leave_job
+from asyncfeded.mpi import launcher
+from asyncfeded.mpi.world import Backoff, RefusedError, World, join_job, leave_job, refuse
 
 
 def in_job(measure: Callable[[World], None]) -> int:
@@ -17,12 +16,7 @@ def in_job(measure: Callable[[World], None]) -> int:
             measure(world)
             status = 0
         except RefusedError as error:
-            launched = origin.launched_by()
-            rank = world.rank if world else launched.rank if launched else 0
-            if rank == 0:
-                print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            # As in run.train: no status of another rank may end rank 0 before rank 0 has printed why.
-            status = error.status if world or rank == 0 else 0
+            status = refuse(error, world)
         leave_job(status)
     return status
 

@@ -2,8 +2,8 @@
 
 The module's trainable parameters, and after them the other tensors of its state that training changes (such as batch-norm
 statistics), *are* views into one float32 tensor: so sending a model copies nothing. Everything else in the module, which is
-integer buffers, buffers that are not persistent and Python attributes, begins every round as it was made (origin.py). Masks,
-tables, and frozen parameters must not change. This file knows nothing of MPI or training.
+integer buffers, buffers that are not persistent and Python attributes, begins every round as it was made (as_made.py).
+Masks, tables, and frozen parameters must not change. This file knows nothing of MPI or training.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from asyncfeded.model.origin import Origin
+from asyncfeded.model.as_made import AsMade
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class FlatModel:
     def __init__(
         self, module: nn.Module, device: torch.device | str = "cpu", statistics: Collection[str] | None = None
     ) -> None:
-        state = ModuleState(module)
+        ModuleState(module)  # says what is wrong with it, before it is moved
         # Move first: moving a recurrent module later would give its parameters their own memory again.
         self.module = module.to(device)
         state = ModuleState(module)
@@ -163,7 +163,7 @@ class FlatModel:
                         setattr(owner, key, view)
                         self._views.append((entry, partial(getattr, owner, key)))
         constant = {name: tensor for name, tensor in state.candidates.items() if name not in travelling}
-        self.origin = Origin(module, state.local.values(), constant)
+        self.as_made = AsMade(module, state.local.values(), constant)
 
     def check_finite(self) -> None:
         """Check that the model can be merged.
@@ -184,7 +184,7 @@ class FlatModel:
         Raises:
             ValueError: the module's state holds something other than tensors.
         """
-        self.origin.restore()
+        self.as_made.restore()
         self.buffer.copy_(x)
         state: dict[str, Tensor] = self.module.state_dict()
         for name, value in state.items():
@@ -206,7 +206,7 @@ class FlatModel:
                     f"the model replaced the memory of {entry.name} during training, so its new value would not be sent; "
                     f"update it in place (for example {entry.name.rsplit('.', 1)[-1]}.copy_(...))"
                 )
-        if name := self.origin.changed_constant():
+        if name := self.as_made.changed_constant():
             raise ValueError(
                 f"the model has written into {name}, which no step of the trial before training changed, so that it is not "
                 f"sent; change it in every step, or register it with persistent=False: it then begins every round as made"

@@ -6,13 +6,22 @@ It imports no torch: a launcher asks it before anything else is loaded.
 import math
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 
-def control_groups(controller: str, system: Path, own: Path) -> Iterator[Path]:
+def _least(controller: str, allows: Callable[[Path], float], system: Path, own: Path) -> tuple[float, int]:
+    """The least that a control group of this process allows, and its inode; (inf, 0) if none says anything."""
+    least = (math.inf, 0)
+    for group in _control_groups(controller, system, own):
+        with suppress(OSError, ValueError):
+            least = min(least, (allows(group), group.stat().st_ino))
+    return least
+
+
+def _control_groups(controller: str, system: Path, own: Path) -> Iterator[Path]:
     """The folders of this process's control groups, from its own group up to the root; some may not exist."""
     for line in own.read_text().splitlines() if own.exists() else []:
         controllers, group = line.split(":", 2)[1:]
@@ -25,20 +34,12 @@ def control_groups(controller: str, system: Path, own: Path) -> Iterator[Path]:
 
 def quota(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[float, int]:
     """Cores that control groups let this process use at a time, and the inode of the group that says so; (inf, 0): all."""
-    least = (math.inf, 0)
-    for group in control_groups("cpu", system, own):
-        with suppress(OSError, ValueError):
-            least = min(least, (_cores_of(group), group.stat().st_ino))
-    return least
+    return _least("cpu", _cores_of, system, own)
 
 
 def memory(system: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> tuple[float, int]:
     """Bytes that control groups still let this process have, and the inode of the group that says so; (inf, 0): all."""
-    left = (math.inf, 0)
-    for group in control_groups("memory", system, own):
-        with suppress(OSError, ValueError):
-            left = min(left, (_bytes_left(group), group.stat().st_ino))
-    return left
+    return _least("memory", _bytes_left, system, own)
 
 
 def host_memory(info: Path = Path("/proc/meminfo")) -> float:

@@ -267,6 +267,22 @@ def compare(statements: np.ndarray) -> str:
     return ""
 
 
+def refuse(error: RefusedError, world: World | None) -> int:
+    """Print on rank 0 why a job cannot start. Returns the exit status of this rank.
+
+    Where the ranks have not joined, the other ranks end with status 0: a failing one could end rank 0 before it has printed.
+
+    Args:
+        error: the reason.
+        world: all ranks; None if they have not joined.
+    """
+    launched = origin.launched_by()
+    rank = world.rank if world else launched.rank if launched else 0
+    if rank == 0:
+        print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    return error.status if world or rank == 0 else 0
+
+
 def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
     """Wait for all ranks, and finalise MPI when this process ends, so that it can join again. Collective.
 

@@ -85,7 +85,8 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
         raise ValueError(f"server = {config.server}, but the ranks are 0 to {workers}; set server to one of them")
     wanted, key = (config.server_device, "server_device") if world.rank == config.server else (config.device, "device")
     device = placement.device(wanted, world.turn(config.server), key)
-    return Plan(_resolved(config, task, rule, num_clients), CheckedTask(task), rule, device)
+    config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
+    return Plan(config, CheckedTask(task), rule, device)
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
@@ -105,9 +106,9 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())
 
 
-def _resolved(config: Config, task: tasks.Task, rule: rules.Rule, num_clients: int) -> Config:
-    """The config with every default filled in, also those of task and rule."""
+def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
+    """The config with the defaults of task and rule filled in."""
     sections = {"task": task, "rule": rule}
     # TOML has no word for None: such a key is left out, and None again when the config is read.
     filled = {name: part.model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in sections.items()}  # type: ignore[attr-defined]
-    return config.model_copy(update=filled | {"clients": num_clients})
+    return config.model_copy(update=filled)

@@ -19,8 +19,18 @@ import torch
 from torch import nn
 
 from asyncfeded.model.flat import FlatModel, Layout, ModuleState
-from asyncfeded.mpi import launcher, origin, shield
-from asyncfeded.mpi.world import RefusedError, World, broadcast_text, join_job, leave_job, make_statement, seat_server, share
+from asyncfeded.mpi import launcher, shield
+from asyncfeded.mpi.world import (
+    RefusedError,
+    World,
+    broadcast_text,
+    join_job,
+    leave_job,
+    make_statement,
+    refuse,
+    seat_server,
+    share,
+)
 from asyncfeded.run import folder, serve, stopping, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
@@ -56,12 +66,7 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
             stopping.listen()
             status, ranks_lost = _train(world, path, overrides, resumed)
         except RefusedError as error:
-            launched = origin.launched_by()
-            rank = world.rank if world else launched.rank if launched else 0
-            if rank == 0:
-                print(f"asyncfeded: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            # Without the barrier of leave_job, a status of another rank could end rank 0 before it has printed the reason.
-            status = error.status if world or rank == 0 else 0
+            status = refuse(error, world)
         stopping.ignore(signal.SIGUSR1)  # hydra sends it when any rank has ended
         leave_job(status, ranks_lost)
     return status

@@ -252,10 +252,10 @@ class ServerRun:
         if not (server.stopping or self._keeper.first):
             self._record.flush_if_due()
         self._progress.tick(server)
-        self._keeper.tick(server)
         model = server.state.model
         if server.stopping and model.is_finite():
             self._keep("model.h5", lambda path: save_model(path, self._parts.flat.state_dict(model.x), model.version))
+        self._keeper.tick(server)
 
     def say(self, sentence: str) -> None:
         """See `Observer`."""

@@ -20,6 +20,7 @@ from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word, setting
 from asyncfeded.run import folder as run_folder
+from asyncfeded.run.plan import fill_in
 from asyncfeded.store.ownership import NAME, OwnedError, Ownership
 from asyncfeded.studies.children import Children, end_by_signals
 
@@ -85,9 +86,7 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
             f"{where}: run_dir = {table['run_dir']!r}: a study names the folders of its runs; leave run_dir out"
         )
     config = section(Config, table, where)
-    filled = {"task": tasks.load_task(config.task), "rule": rules.load_rule(config.rule)}
-    dumped = {key: part.model_dump(mode="json", by_alias=True, exclude_none=True) for key, part in filled.items()}  # type: ignore[attr-defined]
-    return config.model_copy(update=dumped)
+    return fill_in(config, tasks.load_task(config.task), rules.load_rule(config.rule))
 
 
 def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

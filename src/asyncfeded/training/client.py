@@ -59,7 +59,7 @@ class Trainer:
 
     def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
         self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
-        self._last_batch, self._name = training.last_batch, getattr(task, "name", type(task).__name__)
+        self._last_batch, self._name = training.last_batch, task.name
         self._params = [p for p in flat.module.parameters() if p.requires_grad]
         # The function behind torch.optim.SGD. The class would import torch._dynamo: 1.2 s of processor time on every worker.
         self._descend = partial(
@@ -90,7 +90,7 @@ class Trainer:
         Returns:
             Whether the round was finished.
         """
-        self._flat.origin.restore()
+        self._flat.as_made.restore()
         seed_globals(self._seed, Stream.TRAINING, order.client, order.round)
         self._momentum = [None] * len(self._params)  # momentum starts at zero in every round
         with torch.no_grad():

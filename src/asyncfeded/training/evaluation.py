@@ -57,7 +57,7 @@ class Evaluator:
 
     def start(self, x: Tensor, version: int) -> None:
         """Take a snapshot of x, float32 (size,)."""
-        self._flat.origin.restore()
+        self._flat.as_made.restore()
         seed_globals(self._seed, Stream.EVALUATION)
         self._flat.buffer.copy_(x)
         self._version, self._next = version, 0
@@ -70,8 +70,7 @@ class Evaluator:
         try:
             outputs = self._flat.module(inputs)
         except (Exception, SystemExit) as error:
-            name = getattr(self._task, "name", type(self._task).__name__)
-            raise fault(name, f"the model in evaluation, on a batch of {len(targets)}", error) from None
+            raise fault(self._task.name, f"the model in evaluation, on a batch of {len(targets)}", error) from None
         loss, correct, count = self._task.evaluate(outputs, targets)
         self._loss, self._correct, self._count = self._loss + loss, self._correct + correct, self._count + count
         self._next += 1
@@ -85,8 +84,7 @@ class Evaluator:
         Raises:
             TaskError: the task or its model raises something, or gives back something that is no score.
         """
-        x = self._flat.buffer.clone()
-        self.start(x, -1)
+        self.start(self._flat.buffer, -1)
         for number in sorted({0, len(self._batches) - 1}):
             self._next = number
             self.step()

@@ -14,7 +14,7 @@ REGISTERS = ("_parameters", "_buffers", "_modules")
 """Where a module has its tensors and its parts."""
 
 
-class Origin:
+class AsMade:
     """The state of a module when this object is made.
 
     Put back are tensors that are given, and all attributes of the module and its parts: every name means again what it

@@ -35,7 +35,7 @@ def test_attributes_and_buffers_begin_again_as_they_were_made():
     cache, steps = flat.module.cache, flat.module.steps
     flat.module(torch.zeros(1, 2))
     assert (flat.module.calls, flat.module.steps.item(), flat.module.cache.tolist()) == (1, 1, [1.0, 1.0])
-    flat.origin.restore()
+    flat.as_made.restore()
     module = flat.module
     assert (module.calls, module.steps.item(), module.cache.tolist(), module.late) == (0, 0, [0.0, 0.0], None)
     assert not hasattr(module, "new")
@@ -48,7 +48,7 @@ def test_the_model_itself_and_its_mode_stay():
     flat = FlatModel(Busy())
     flat.buffer.fill_(5.0)
     flat.module.eval()
-    flat.origin.restore()
+    flat.as_made.restore()
     assert flat.buffer.tolist() == [5.0] * 3
     assert flat.module.layer.bias.data_ptr() == flat.buffer[2:].data_ptr()
     assert not flat.module.training
@@ -56,10 +56,10 @@ def test_the_model_itself_and_its_mode_stay():
 
 def test_what_was_changed_inside_an_object_is_named():
     flat = FlatModel(Busy())
-    assert flat.origin.changed_inside() == []
+    assert flat.as_made.changed_inside() == []
     flat.module.seen.append(1)
     flat.module.rng.random()
-    assert flat.origin.changed_inside() == ["Busy.seen", "Busy.rng"]
+    assert flat.as_made.changed_inside() == ["Busy.seen", "Busy.rng"]
 
 
 class Table(nn.Module):
