@@ -1,4 +1,4 @@
-"""A worker whose server dies, without one; its messages are tested between real ranks (mpi/test_wire.py)."""
+"""A worker whose server dies, without one; its messages are tested between real ranks (mpi/test_wire_*.py)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The sizes on which models are cut; the transfers themselves are tested on real ranks, in mpi/ (see test_wire.py)."""
+"""The sizes on which models are cut; the transfers themselves are tested on real ranks, in mpi/test_wire_*.py."""
 
 from asyncfeded.model import kernel
 from asyncfeded.wire import transfer
