@@ -150,7 +150,8 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_the_public_surface_is_what_the_package_exports():
     """A name that is added or removed here is a promise made or broken: say so in CHANGELOG.md."""
     assert asyncfeded.__all__ == [
-        "Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Settings", "State", "Task", "Update", "Waits",
+        "Batch", "Classification", "Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Settings", "State",
+        "Sums", "Task", "Update", "Waits",
     ]  # fmt: skip
     for name in asyncfeded.__all__:
         assert getattr(asyncfeded, name) is getattr(asyncfeded, name)

@@ -16,13 +16,30 @@ if TYPE_CHECKING:
     from asyncfeded.rules import Rule, Waits
     from asyncfeded.rules.decision import Decision, Reply, State, Update
     from asyncfeded.tasks import Task
-    from asyncfeded.tasks.classification import Data
+    from asyncfeded.tasks.classification import Batch, Classification, Data, Sums
 
 __version__ = version("asyncfeded")
 
-__all__ = ["Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Settings", "State", "Task", "Update", "Waits"]
+__all__ = [
+    "Batch",
+    "Classification",
+    "Data",
+    "Decision",
+    "GlobalModel",
+    "Layout",
+    "Reply",
+    "Rule",
+    "Settings",
+    "State",
+    "Sums",
+    "Task",
+    "Update",
+    "Waits",
+]
 
 _ROOMS = {
+    "Batch": "tasks.classification",
+    "Classification": "tasks.classification",
     "Data": "tasks.classification",
     "Decision": "rules.decision",
     "GlobalModel": "model.global_model",
@@ -31,6 +48,7 @@ _ROOMS = {
     "Rule": "rules",
     "Settings": "config",
     "State": "rules.decision",
+    "Sums": "tasks.classification",
     "Task": "tasks",
     "Update": "rules.decision",
     "Waits": "rules",

@@ -332,7 +332,7 @@ def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: st
     """Check a table against the schema that its `name` chooses.
 
     Args:
-        kinds: the schemas by name.
+        kinds: the schemas by name, which is no key of theirs.
         table: keys and values.
         where: the section, such as `rule`.
 
@@ -342,7 +342,7 @@ def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: st
     name = table.get("name")
     if not isinstance(name, str) or name not in kinds:
         raise ValueError(f"{where}.name = {name!r}: unknown {where}, expected one of: {', '.join(kinds)}")
-    return section(kinds[name], table, where)
+    return section(kinds[name], {key: value for key, value in table.items() if key != "name"}, where)
 
 
 def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:

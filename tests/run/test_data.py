@@ -28,8 +28,8 @@ def test_the_files_of_a_task_are_those_that_its_keys_name(tmp_path):
     for name in ("train.h5", "test.h5"):
         (tmp_path / name).write_bytes(b"x")
     task = tasks.load_task({"name": "femnist", "train": str(tmp_path / "train.h5"), "test": str(tmp_path / "test.h5")})
-    assert CheckedTask(task).paths() == {name: tmp_path / f"{name}.h5" for name in ("train", "test")}
-    assert CheckedTask(tasks.load_task({"name": "synthetic"})).paths() == {}
+    assert CheckedTask(task, "femnist").paths() == {name: tmp_path / f"{name}.h5" for name in ("train", "test")}
+    assert CheckedTask(tasks.load_task({"name": "synthetic"}), "synthetic").paths() == {}
 
 
 def test_what_differs_is_told(tmp_path):

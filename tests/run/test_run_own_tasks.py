@@ -11,7 +11,6 @@ from conftest import run
 from run.commands import ALSO_TO_A_FILE, HOST, refused
 
 OWN = """
-from typing import Literal
 import numpy as np, torch
 from torch import nn
 from asyncfeded import tasks
@@ -19,7 +18,6 @@ from asyncfeded.tasks.classification import Classification, Data
 from asyncfeded.cli import main
 
 class Own(Classification):
-    name: Literal["own"] = "own"
     samples: int = 32
     momentum: float | None = None
     fault: str = ""
@@ -46,15 +44,15 @@ class Own(Classification):
     def test_data(self):
         return self.client_data(0, 1, 0)
 
-    def loss(self, outputs, targets):
-        if self.fault == "later" and outputs.requires_grad and not calls.pop():
+    def loss(self, model, batch):
+        if self.fault == "later" and model.training and not calls.pop():
             raise RuntimeError("a bug of mine")
-        return super().loss(outputs, targets)
+        return super().loss(model, batch)
 
-    def evaluate(self, outputs, targets):
-        if self.fault == "evaluated":
+    def score(self, model, batch):
+        if self.fault == "scored":
             return 0.5
-        return super().evaluate(outputs, targets)
+        return super().score(model, batch)
 
 calls = [False] + [True] * 20  # the trial of client 0 takes about 6
 tasks.TASKS["own"] = Own
@@ -104,7 +102,7 @@ def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_str
             "a batch of 1 in training (client 0 has 33 samples",
             'training.last_batch = "join" or "drop"',
         ),
-        (("task.fault=evaluated",), "task own, evaluate: gave back float, expected three numbers", ""),
+        (("task.fault=scored",), "task own, score: gave back float, expected for each metric its sum and its count", ""),
         (("task.samples=0",), "task own, sizes: client 0 has 0 training samples, expected at least 1", ""),
     ],
 )

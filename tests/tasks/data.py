@@ -19,9 +19,15 @@ def digits(**keys):
     return tasks.load_task({"name": "digits", **keys})
 
 
+def table(task):
+    """The section of the config that gives the task."""
+    name = next(name for name, kind in tasks.TASKS.items() if kind is type(task))
+    return {"name": name} | task.model_dump(mode="json", by_alias=True)
+
+
 def changed(task, **keys):
     """The task with other keys."""
-    return tasks.load_task(task.model_dump(mode="json", by_alias=True) | keys)
+    return tasks.load_task(table(task) | keys)
 
 
 def samples(data):

@@ -12,8 +12,6 @@ from asyncfeded.tasks.contract import CheckedTask, TaskError, fault
 class Good:
     """Two clients of three samples."""
 
-    name = "good"
-
     def model(self):
         return nn.Linear(2, 2)
 
@@ -26,30 +24,30 @@ class Good:
     def test_data(self):
         return self.client_data(0, 1, 0)
 
-    def loss(self, outputs, targets):
-        return outputs.mean()
+    def loss(self, model, batch):
+        return model(batch[0]).mean()
 
-    def evaluate(self, outputs, targets):
-        return 1.0, 2, 3
+    def score(self, model, batch):
+        return {"accuracy": (2, 3), "loss": (torch.tensor(1.5), np.int64(3))}
 
 
 def but(**answers):
     """A good task that answers otherwise."""
-    return CheckedTask(type("Bad", (Good,), {name: lambda self, *asked, a=a: a for name, a in answers.items()})())
+    return CheckedTask(type("Bad", (Good,), {name: lambda self, *asked, a=a: a for name, a in answers.items()})(), "good")
 
 
 def ask(task, method):
-    arguments = {"sizes": (2, 0), "client_data": (1, 2, 0), "evaluate": (None, None)}.get(method, ())
+    arguments = {"sizes": (2, 0), "client_data": (1, 2, 0), "score": (None, None)}.get(method, ())
     task.sizes(2, 0)
     return getattr(task, method)(*arguments)
 
 
 def test_a_good_task_passes_through():
-    task = CheckedTask(Good())
+    task = CheckedTask(Good(), "good")
     assert isinstance(ask(task, "model"), nn.Linear)
     assert (task.sizes(2, 0).tolist(), task.sizes(2, 0).dtype) == ([3, 3], np.int64)
     assert len(ask(task, "client_data").targets) == len(ask(task, "test_data").targets) == 3
-    assert ask(task, "evaluate") == (1.0, 2.0, 3)
+    assert ask(task, "score") == {"accuracy": (2.0, 3.0), "loss": (1.5, 3.0)}
 
 
 X, Y = torch.ones(3, 2), torch.zeros(3)
@@ -83,15 +81,13 @@ PAIR = "expected a pair of torch.Tensor (inputs, targets), with one row per samp
         ("client_data", (X[:2], Y), "client_data of client 1: gave back 2 inputs and 3 targets, expected as many"),
         ("client_data", (X[:2], Y[:2]), "client_data of client 1: gave back 2 samples, but sizes says 3"),
         ("test_data", (X[:0], Y[:0]), "test_data: gave back no sample; the model cannot be tested without one"),
-        (
-            "evaluate",
-            0.5,
-            "evaluate: gave back float, expected three numbers: summed loss, correct predictions, predictions",
-        ),
-        ("evaluate", (0.5, 1, np.inf), "evaluate: gave back tuple (float, int, float), expected three numbers"),
-        ("evaluate", (0.5, 1), "evaluate: gave back tuple (float, int), expected three numbers"),
-        ("evaluate", (X, Y, 3), "evaluate: gave back tuple (Tensor, Tensor, int), expected three numbers"),
-        ("evaluate", (0.5, 0, 0), "evaluate: counts 0 predictions in a batch, expected at least 1"),
+        ("score", 0.5, "score: gave back float, expected for each metric its sum and its count, such as"),
+        ("score", (0.5, 1), "score: gave back tuple (float, int), expected for each metric"),
+        ("score", {"dice": 0.5}, "score, dice: gave back float, expected two numbers: sum and count"),
+        ("score", {"dice": (1, 2, 3)}, "score, dice: gave back tuple (int, int, int), expected two numbers"),
+        ("score", {"dice": (X, 3)}, "score, dice: gave back tuple (Tensor, int), expected two numbers"),
+        ("score", {"dice": (0.5, -1)}, "score: dice has the count -1, expected a number of at least 0"),
+        ("score", {"dice": (0.5, np.inf)}, "score: dice has the count inf, expected a number"),
     ],
 )
 def test_a_wrong_answer_is_told(method, answer, sentence):
@@ -102,19 +98,19 @@ def test_a_wrong_answer_is_told(method, answer, sentence):
 
 def test_a_task_without_a_method_is_told_what_it_lacks():
     class Half(Good):
-        evaluate, loss = None, 3
+        score, loss = None, 3
 
-    with pytest.raises(TaskError, match="task good has no loss, evaluate; a task has the methods model, sizes, client_data"):
-        CheckedTask(Half())
+    with pytest.raises(TaskError, match="task good has no loss, score; a task has the methods model, sizes, client_data"):
+        CheckedTask(Half(), "good")
 
 
 @pytest.mark.parametrize("error", [KeyError("k"), SystemExit(0), AssertionError(), MemoryError("no room"), StopIteration()])
-@pytest.mark.parametrize("method", ["model", "sizes", "client_data", "test_data", "evaluate"])
+@pytest.mark.parametrize("method", ["model", "sizes", "client_data", "test_data", "score"])
 def test_what_a_task_raises_is_told_with_its_own_traceback(method, error):
     def broken(self, *asked):
         raise type(error)(*error.args)
 
-    task = CheckedTask(type("Bad", (Good,), {method: broken})())
+    task = CheckedTask(type("Bad", (Good,), {method: broken})(), "good")
     with pytest.raises(TaskError) as told:
         ask(task, method)
     text = str(told.value)
@@ -127,7 +123,7 @@ def test_what_a_task_raises_is_told_with_its_own_traceback(method, error):
 
 def test_arguments_that_do_not_fit_are_told():
     with pytest.raises(TaskError, match=r"task good, test_data: raised TypeError: .*takes 0 positional arguments"):
-        CheckedTask(type("Bad", (Good,), {"test_data": lambda: None})()).test_data()
+        CheckedTask(type("Bad", (Good,), {"test_data": lambda: None})(), "good").test_data()
 
 
 def test_a_value_error_that_the_task_raises_is_a_sentence():
@@ -135,7 +131,7 @@ def test_a_value_error_that_the_task_raises_is_a_sentence():
         raise ValueError("the file has no digits")
 
     with pytest.raises(TaskError) as told:
-        CheckedTask(type("Bad", (Good,), {"test_data": test_data})()).test_data()
+        CheckedTask(type("Bad", (Good,), {"test_data": test_data})(), "good").test_data()
     assert str(told.value) == "task good, test_data: the file has no digits"
 
 
@@ -144,7 +140,7 @@ def test_a_value_error_of_a_library_is_told_with_the_traceback():
         return np.stack([np.ones(2), np.ones(3)])
 
     with pytest.raises(TaskError, match=r"(?s)raised ValueError: all input arrays.*Traceback.*np\.stack"):
-        CheckedTask(type("Bad", (Good,), {"test_data": test_data})()).test_data()
+        CheckedTask(type("Bad", (Good,), {"test_data": test_data})(), "good").test_data()
 
 
 def test_a_long_traceback_keeps_its_end():

@@ -5,7 +5,7 @@ import pytest
 from asyncfeded import tasks
 from asyncfeded.testing import TaskTests
 from conftest import num_calls
-from tasks.data import PLAYS, digits, leaf_file, synthetic, writers
+from tasks.data import PLAYS, digits, leaf_file, synthetic, table, writers
 
 
 @pytest.mark.parametrize("table", [{}, {"name": "mnist"}])
@@ -37,11 +37,11 @@ class TestEveryTask(TaskTests):
         self.task = every_task
 
     def make_task(self):
-        return tasks.load_task(self.task.model_dump(mode="json", by_alias=True))
+        return tasks.load_task(table(self.task))
 
 
 def test_the_resolved_keys_of_a_task_load_it_again(every_task):
-    assert tasks.load_task(every_task.model_dump(mode="json", by_alias=True)) == every_task
+    assert tasks.load_task(table(every_task)) == every_task
 
 
 @pytest.fixture(params=["even", "dirichlet", "h5", "synthetic", "text", "skipped"])

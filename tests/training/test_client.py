@@ -3,7 +3,6 @@
 import itertools
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,9 @@ from torch import nn
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
+from asyncfeded.tasks import load_task
 from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training import client
 from asyncfeded.training.client import ClientData, Trainer, work
 from asyncfeded.wire.messages import Order
@@ -23,8 +24,8 @@ class Squares:
 
     name = "mine"
 
-    def loss(self, outputs, targets):
-        return outputs.square().mean()
+    def loss(self, model, batch):
+        return model(batch[0]).square().mean()
 
 
 def line(w=1.0):
@@ -85,9 +86,9 @@ def test_every_sample_is_seen_once_an_epoch():
     seen = []
 
     class Watch(Squares):
-        def loss(self, outputs, targets):
-            seen.extend(targets.tolist())
-            return super().loss(outputs, targets)
+        def loss(self, model, batch):
+            seen.extend(batch[1].tolist())
+            return super().loss(model, batch)
 
     data = Data(torch.ones(7, 1), torch.arange(7))
     Trainer(Watch(), line(), Training(), 0.0, 0).round(Order(0, 0, 0, 2), ClientData(data, 3), never)
@@ -111,9 +112,9 @@ def test_the_last_batch_is_kept_dropped_or_joined_to_the_one_before(last_batch, 
     seen = []
 
     class Watch(Squares):
-        def loss(self, outputs, targets):
-            seen.append(len(targets))
-            return super().loss(outputs, targets)
+        def loss(self, model, batch):
+            seen.append(len(batch[1]))
+            return super().loss(model, batch)
 
     t = trainer(line(), [1.0] * samples, batch_size=2, last_batch=last_batch, task=Watch())
     go(t, 0, 2, never)
@@ -166,7 +167,7 @@ def test_a_round_is_that_of_torch_s_sgd_to_the_bit(keys):
     for _ in range(2):
         torch.manual_seed(0)
         modules.append(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
-    task = SimpleNamespace(name="mine", loss=nn.functional.cross_entropy)
+    task = CheckedTask(load_task({"name": "synthetic"}), "synthetic")
     training = Training(learning_rate=0.3, batch_size=8, **keys)
     one = Trainer(task, FlatModel(modules[0]), training, 0.0, 3)
     assert one.round(Order(0, 2, 0, 4), ClientData(Data(x, y), 8), lambda: False)
@@ -185,9 +186,10 @@ def test_no_compiler_of_torch_is_loaded_by_training():
     """It takes more than a second on every worker."""
     code = (
         "import sys; from asyncfeded import tasks; from asyncfeded.run import run;"
+        "from asyncfeded.tasks.contract import CheckedTask;"
         "from asyncfeded.training.client import *;"
         "from asyncfeded.config import Training;"
-        "task = tasks.load_task({'name': 'synthetic', 'samples_max': 60});"
+        "task = CheckedTask(tasks.load_task({'name': 'synthetic', 'samples_max': 60}), 'synthetic');"
         "trainer = Trainer(task, FlatModel(task.model()), Training(), 0.0, 0);"
         "assert trainer.round(Order(0, 0, 0, 1), ClientData(task.client_data(0, 30, 0), 32), lambda: False);"
         "sys.exit('torch._dynamo' in sys.modules)"

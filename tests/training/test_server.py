@@ -93,8 +93,8 @@ def test_busy_time_is_the_processor_time_of_the_updates(bench):
 
 def test_evaluating_time_is_that_of_the_evaluation(bench):
     b = bench([FIRST, *repeat(None, 4), (0, [1.0, 1.0])], updates=2)
-    evaluate = b.evaluator._task.evaluate
-    b.evaluator._task.evaluate = lambda *args: time.sleep(0.02) or evaluate(*args)
+    score = b.evaluator._task.score
+    b.evaluator._task.score = lambda *args: time.sleep(0.02) or score(*args)
     b.run()
     assert 0.06 <= b.server.state.evaluating_s <= b.outcome.seconds
 

@@ -72,8 +72,8 @@ def test_a_model_that_has_changed_waits_until_its_evaluation_is_due(bench):
 
 def test_an_evaluation_starts_only_where_all_before_it_took_their_share_or_less(bench):
     b = bench(cycle([(0, [1.0, 1.0]), None]), updates=200, every_s=1e-9, share=0.1)
-    evaluate, start, starts = b.evaluator._task.evaluate, b.evaluator.start, []
-    b.evaluator._task.evaluate = lambda *args: time.sleep(0.001) or evaluate(*args)
+    score, start, starts = b.evaluator._task.score, b.evaluator.start, []
+    b.evaluator._task.score = lambda *args: time.sleep(0.001) or score(*args)
     b.evaluator.start = lambda *args: starts.append((b.server.state.evaluating_s, b.server.elapsed_s)) or start(*args)
     b.run()
     during = starts[:-1]  # the last is the final evaluation's
@@ -88,11 +88,12 @@ def test_a_server_with_nothing_to_do_pauses(bench):
 
 @pytest.fixture
 def bad_score(bench):
-    """A server whose evaluations give a sum of losses, hits and no more."""
+    """A server whose evaluations give this loss and this accuracy."""
 
     def make(script, score, **settings):
         made = bench(script, **settings)
-        made.evaluator._task = SimpleNamespace(evaluate=lambda outputs, targets: (*score, 1))
+        loss, accuracy = score
+        made.evaluator._task = SimpleNamespace(score=lambda *asked: {"loss": (loss, 1), "accuracy": (accuracy, 1)})
         return made.run()
 
     return make

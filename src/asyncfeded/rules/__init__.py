@@ -27,8 +27,6 @@ from asyncfeded.rules.fedprox import FedProx
 class Rule(Protocol):
     """The interface between the server and a rule."""
 
-    name: str
-
     proximal: float
     """mu of the proximal term that this rule asks of the clients' local loss; 0 for none."""
 

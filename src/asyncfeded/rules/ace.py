@@ -1,6 +1,6 @@
 """ACE: every arrival makes a step by the mean of the latest updates of all clients."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ class Ace(Settings):
     (clients, parameters).
     """
 
-    name: Literal["ace"] = "ace"
     eta_g: float = Field(0.0, ge=0)
     """eta_g: the server's learning rate. 0: one over the number of clients."""
     proximal: ClassVar[float] = 0.0

@@ -1,6 +1,6 @@
 """AREA: the global model is the mean of the latest models of all clients, however often each client arrives."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ class Area(Settings):
     the parameters. `y`, float32 (clients, size).
     """
 
-    name: Literal["area"] = "area"
     M: int = Field(1, ge=1)
     """M: updates per step of the global model."""
     proximal: ClassVar[float] = 0.0

@@ -39,7 +39,6 @@ class AsyncFedED(Settings):
     State: `K`, int64 (clients,). With mahalanobis `variance`, float32 (parameters,), v.
     """
 
-    name: Literal["asyncfeded"] = "asyncfeded"
     lambda_: float = Field(1.0, gt=0, alias="lambda")
     """lambda: scale of the step size lambda / (gamma + epsilon)."""
     epsilon: float = Field(1.0, gt=0)

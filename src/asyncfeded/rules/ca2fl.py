@@ -1,6 +1,6 @@
 """CA2FL: FedBuff, calibrated by the last update of every client."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,6 @@ class Ca2fl(Settings):
     (clients, parameters).
     """
 
-    name: Literal["ca2fl"] = "ca2fl"
     M: int = Field(10, ge=1)
     """M: updates per step of the global model."""
     eta_g: float = Field(1.0, gt=0)

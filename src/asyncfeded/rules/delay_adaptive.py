@@ -1,6 +1,6 @@
 """Delay-adaptive asynchronous steps: constant up to a delay, then falling with one over the delay."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,6 @@ class DelayAdaptive(Settings):
     State: `K`, int64 (clients,), as first given.
     """
 
-    name: Literal["delay_adaptive"] = "delay_adaptive"
     eta_0: float = Field(1.0, gt=0)
     """eta_0: step size of an update no staler than tau_c."""
     tau_c: int = Field(0, ge=0)

@@ -1,6 +1,6 @@
 """Delayed Nesterov: momentum enters only with every n-th update; clients train in proportion to their speed."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -29,7 +29,6 @@ class DelayedNesterov(Settings):
     `buf` and `m`, float32 (parameters,).
     """
 
-    name: Literal["delayed_nesterov"] = "delayed_nesterov"
     eta: float = Field(0.7, gt=0)
     """eta: the server's learning rate."""
     beta: float = Field(0.9, ge=0, lt=1)

@@ -1,6 +1,6 @@
 """FADAS: FedBuff with an adaptive server step (AMSGrad) that is smaller after long delays."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ class Fadas(Settings):
     (size,), the sum of Delta. `m`, `v`, `v_max`, float32 (parameters,).
     """
 
-    name: Literal["fadas"] = "fadas"
     M: int = Field(10, ge=1)
     """M: updates per step of the global model."""
     eta: float = Field(0.01, gt=0)

@@ -24,7 +24,6 @@ class FedAsync(Settings):
     State: `K`, int64 (clients,), as first given.
     """
 
-    name: Literal["fedasync"] = "fedasync"
     alpha: float = Field(0.6, gt=0, le=1)
     """alpha: weight of a fresh model. It is a constant: staleness is counted anew for every update."""
     staleness: Literal["constant", "hinge", "polynomial"] = "constant"

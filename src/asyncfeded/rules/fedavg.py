@@ -1,6 +1,6 @@
 """FedAvg: all clients wait for the last one, then the model moves by the mean of all updates."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -27,7 +27,6 @@ class FedAvg(Settings):
     waits and, behind the parameters, its statistics.
     """
 
-    name: Literal["fedavg"] = "fedavg"
     proximal: ClassVar[float] = 0.0
 
     def init(self, model: GlobalModel, epochs: np.ndarray) -> State:

@@ -1,6 +1,6 @@
 """FedBuff: updates are gathered in a buffer, and the global model takes one step for every M of them."""
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 from pydantic import Field
@@ -25,7 +25,6 @@ class FedBuff(Settings):
     `B`, float32 (size,).
     """
 
-    name: Literal["fedbuff"] = "fedbuff"
     M: int = Field(10, ge=1)
     """M: updates per step of the global model. 1: every update is a step."""
     eta_g: float = Field(1.0, gt=0)

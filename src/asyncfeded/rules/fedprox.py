@@ -1,6 +1,6 @@
 """FedProx: FedAvg with a proximal term in the clients' local loss."""
 
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,6 @@ class FedProx(Settings):
     The server does the same as in FedAvg: see FedAvg for N_i, order, statistics and state.
     """
 
-    name: Literal["fedprox"] = "fedprox"
     mu: float = Field(1.0, ge=0)
     """mu: weight of the proximal term; the source tries 0.001, 0.01, 0.1, 0.5 and 1. 0: FedAvg."""
 

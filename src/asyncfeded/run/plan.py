@@ -86,7 +86,7 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
     wanted, key = (config.server_device, "server_device") if world.rank == config.server else (config.device, "device")
     device = placement.device(wanted, world.turn(config.server), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
-    return Plan(config, CheckedTask(task), rule, device)
+    return Plan(config, CheckedTask(task, config.task["name"]), rule, device)
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
@@ -108,7 +108,9 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
 
 def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
     """The config with the defaults of task and rule filled in."""
-    sections = {"task": task, "rule": rule}
-    # TOML has no word for None: such a key is left out, and None again when the config is read.
-    filled = {name: part.model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in sections.items()}  # type: ignore[attr-defined]
+    filled = {}
+    for section, part in {"task": task, "rule": rule}.items():
+        # TOML has no word for None: such a key is left out, and None again when the config is read.
+        keys = part.model_dump(mode="json", by_alias=True, exclude_none=True)  # type: ignore[attr-defined]
+        filled[section] = {"name": getattr(config, section)["name"]} | keys
     return config.model_copy(update=filled)

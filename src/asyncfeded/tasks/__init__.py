@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from asyncfeded.config import Settings, choose
-from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.classification import Batch, Data, Sums
 from asyncfeded.tasks.contract import fault
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
@@ -37,8 +37,6 @@ class Task(Protocol):
     exception is told with the task's own traceback. Both end the run on all ranks, before training where they can be found.
     """
 
-    name: str
-
     def model(self) -> nn.Module:
         """A new model, its trained parameters float32 and finite, its weights drawn from a global generator.
 
@@ -64,11 +62,14 @@ class Task(Protocol):
     def test_data(self) -> Data:
         """The data that the global model is tested on, at least one sample. Raises ValueError as `client_data`."""
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch, a tensor of one number, to be differentiated."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss of the model on a batch, a tensor of one number, to be differentiated."""
 
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
-        """Sum of the losses, number of correct predictions and number of predictions (at least 1) of a batch."""
+    def score(self, model: nn.Module, batch: Batch) -> Sums:
+        """The metrics of the model on a batch: for each its sum over the batch and the count that the sum is over.
+
+        Sums and counts of all batches are added, and the one is divided by the other.
+        """
 
 
 @runtime_checkable

@@ -1,10 +1,10 @@
 """What all tasks of classification share: the form of their data, how groups are dealt, the loss and the metric."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from asyncfeded.config import Settings
 
@@ -18,17 +18,27 @@ class Data(NamedTuple):
     targets: Tensor
 
 
+Batch: TypeAlias = Any
+"""A batch as the task's data gives it: of `Data` the pair (inputs, targets) of some rows."""
+
+Sums: TypeAlias = Mapping[str, tuple[float | Tensor, float | Tensor]]
+"""For each metric of a batch its sum, and the count that the sum is over."""
+
+
 class Classification(Settings):
-    """A task whose model returns one score per class."""
+    """A task whose model returns one score per class for the inputs of a batch (inputs, targets)."""
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats; outputs (n, classes), targets (n,)."""
-        return F.cross_entropy(outputs, targets)
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats; the model returns (n, classes), targets are (n,)."""
+        inputs, targets = batch
+        return F.cross_entropy(model(inputs), targets)
 
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, int, int]:
-        """Summed cross-entropy in nats, correct predictions, predictions."""
+    def score(self, model: nn.Module, batch: Batch) -> Sums:
+        """Correct predictions, and cross-entropy in nats."""
+        inputs, targets = batch
+        outputs, count = model(inputs), targets.numel()
         loss = F.cross_entropy(outputs, targets, reduction="sum")
-        return loss.item(), int((outputs.argmax(dim=1) == targets).sum().item()), targets.numel()
+        return {"accuracy": ((outputs.argmax(dim=1) == targets).sum(), count), "loss": (loss, count)}
 
 
 def deal(groups: Sequence[T], client: int, num_clients: int, having: str) -> Sequence[T]:

@@ -4,18 +4,18 @@ Whatever a task raises or gives back wrong becomes a `TaskError`. Nothing is tra
 """
 
 import linecache
+import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
 
-from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.classification import Batch, Data
 
-METHODS = ("model", "sizes", "client_data", "test_data", "loss", "evaluate")
+METHODS = ("model", "sizes", "client_data", "test_data", "loss", "score")
 """What every task has."""
 TENSOR_LIKE = ("to", "__len__", "__getitem__")
 """What the samples of a client must have, if they are no tensor."""
@@ -95,20 +95,21 @@ class CheckedTask:
 
     Args:
         task: the other.
+        name: its name in the config.
 
     Raises:
         TaskError: a method is missing. Every method raises it if that of the task raises or gives back something wrong.
 
     Attributes:
-        name: name of the task.
+        name: as given.
     """
 
-    def __init__(self, task: object) -> None:
-        self.name = str(getattr(task, "name", type(task).__name__))
+    def __init__(self, task: object, name: str) -> None:
+        self.name = name
         self._task, self._sizes = task, np.zeros(0, np.int64)
         if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
             raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
-        self.loss: Callable[[Tensor, Tensor], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
+        self.loss: Callable[[nn.Module, Batch], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
 
     def paths(self) -> dict[str, Path]:
         """The files and folders that its keys name, by key."""
@@ -157,17 +158,22 @@ class CheckedTask:
             raise TaskError(f"task {self.name}, test_data: gave back no sample; the model cannot be tested without one")
         return data
 
-    def evaluate(self, outputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
         """See `Task`."""
-        given = self._ask("evaluate", outputs, targets)
-        try:
-            loss, correct, count = cast("tuple[float, float, int]", given)
-            score = float(loss), float(correct), int(count)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            raise self._wrong("evaluate", given, "three numbers: summed loss, correct predictions, predictions") from None
-        if score[2] < 1:
-            raise TaskError(f"task {self.name}, evaluate: counts {count} predictions in a batch, expected at least 1")
-        return score
+        given = self._ask("score", model, batch)
+        expected = 'for each metric its sum and its count, such as {"accuracy": (correct, len(targets))}'
+        if not isinstance(given, Mapping):
+            raise self._wrong("score", given, expected)
+        scores = {}
+        for name, pair in given.items():
+            try:
+                total, count = pair
+                scores[str(name)] = float(total), float(count)
+            except (TypeError, ValueError, OverflowError, RuntimeError):
+                raise self._wrong(f"score, {name}", pair, "two numbers: sum and count") from None
+            if not 0 <= scores[name][1] < math.inf:
+                raise TaskError(f"task {self.name}, score: {name} has the count {count}, expected a number of at least 0")
+        return scores
 
     def remarks(self) -> list[str]:
         """See `Remarks`; none if the task has no such method."""

@@ -16,7 +16,6 @@ from asyncfeded.tasks.classification import Classification, Data
 class Digits(Classification):
     """Every fifth image is for testing (359), the others (1,438) are split over the clients."""
 
-    name: Literal["digits"] = "digits"
     split: Literal["dirichlet", "even"] = "dirichlet"
     """How training data is split: `even` (shuffled, equal parts) or `dirichlet` (unequal parts with unequal classes)."""
     alpha: float = Field(1.0, gt=0, le=1e6)

@@ -31,7 +31,6 @@ LEAF_CLASSES = 62
 class FederatedH5(Classification):
     """Writers are dealt to the clients in turn, in the order of their names: client i gets writers i, i + n, i + 2n, ..."""
 
-    name: Literal["federated_h5", "femnist"] = "federated_h5"
     train: UserPath
     """HDF5 file, or LEAF directory, of the training data."""
     test: UserPath

@@ -37,7 +37,6 @@ class Shakespeare(Classification):
     that int64 would take 640 bytes for each character, and a large client would not fit into memory.
     """
 
-    name: Literal["shakespeare"] = "shakespeare"
     train: UserPath
     """HDF5 file, or LEAF directory, of the training data."""
     test: UserPath

@@ -47,7 +47,6 @@ class Synthetic(Classification):
     the test data, which is everybody's, does not depend on who trains.
     """
 
-    name: Literal["synthetic"] = "synthetic"
     alpha: float = Field(1.0, ge=0, le=1e6)
     """Standard deviation of the u_k, the mean of a device's true weights; the law's classes do not depend on it."""
     beta: float = Field(1.0, ge=0, le=1e6)

@@ -36,17 +36,16 @@ class TaskTests:
 
     def test_every_answer_is_of_the_right_kind(self) -> None:
         """As the program checks it: types, shapes and lengths."""
-        task = CheckedTask(self.make_task())
+        task = CheckedTask(self.make_task(), "mine")
         task.sizes(self.most_clients, 5)
         for client in range(self.most_clients):
             task.client_data(client, self.most_clients, 5)
-        inputs, targets = task.test_data()
         with torch.inference_mode():
-            task.evaluate(task.model().eval()(inputs), targets)
+            task.score(task.model().eval(), task.test_data())
 
     def test_a_worker_finds_nothing_wrong(self) -> None:
         """Every batch of every client can be trained, and a round keeps nothing for the next one."""
-        task, clients = CheckedTask(self.make_task()), range(self.most_clients)
+        task, clients = CheckedTask(self.make_task(), "mine"), range(self.most_clients)
         config = Config.model_validate({"clock": "virtual", "clients": self.most_clients, "limits": {"updates": 1}})
         data = [ClientData(task.client_data(client, self.most_clients, 5), 16) for client in clients]
         flat = FlatModel(new_module(task, 5)[0], "cpu", find_statistics(task, 5, torch.device("cpu"), data[0]))
@@ -63,22 +62,25 @@ class TaskTests:
         torch.manual_seed(0)
         task = self.make_task()
         flat = FlatModel(task.model())
-        inputs, targets = task.client_data(0, 1, 0)
+        batch = task.client_data(0, 1, 0)
         before = flat.buffer.clone()
         optimizer = torch.optim.SGD(flat.module.parameters(), lr=self.learning_rate)
-        loss = task.loss(flat.module(inputs), targets)
+        loss = task.loss(flat.module, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         flat.check_views()
         assert not torch.equal(flat.buffer, before)
-        assert task.loss(flat.module(inputs), targets) < loss
+        assert task.loss(flat.module, batch) < loss
 
-    def test_an_evaluation_counts_every_prediction(self) -> None:
-        """Loss is a finite sum, and no more predictions are right than there are."""
-        task = self.make_task()
+    def test_the_scores_of_batches_add_up(self) -> None:
+        """Sums and counts of the test data in two batches are those of one; all are finite."""
+        task = CheckedTask(self.make_task(), "mine")
         inputs, targets = task.test_data()
-        module = task.model().eval()
+        module, half = task.model().eval(), (len(targets) + 1) // 2
         with torch.inference_mode():
-            loss, correct, count = task.evaluate(module(inputs), targets)
-        assert np.isfinite(loss)
-        assert 0 <= correct <= count == targets.numel()
+            whole = task.score(module, (inputs, targets))
+            parts = [task.score(module, (inputs[rows], targets[rows])) for rows in (slice(half), slice(half, None))]
+        for name, (total, count) in whole.items():
+            assert np.isfinite(total)
+            assert count > 0
+            assert np.allclose(np.sum([part[name] for part in parts], axis=0), (total, count), rtol=1e-4)

@@ -12,9 +12,8 @@ from torch.optim.sgd import sgd
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks import Task
-from asyncfeded.tasks.classification import Data
-from asyncfeded.tasks.contract import TaskError, check_loss, fault
+from asyncfeded.tasks.classification import Batch, Data
+from asyncfeded.tasks.contract import CheckedTask, TaskError, check_loss, fault
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
 
@@ -57,7 +56,7 @@ class Trainer:
         seed: seed of the run.
     """
 
-    def __init__(self, task: Task, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
+    def __init__(self, task: CheckedTask, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
         self._task, self._flat, self._seed, self._mu = task, flat, seed, proximal
         self._last_batch, self._name = training.last_batch, task.name
         self._params = [p for p in flat.module.parameters() if p.requires_grad]
@@ -106,7 +105,7 @@ class Trainer:
             for batch in torch.split(shuffled[: sum(sizes)], sizes):
                 began = time.perf_counter()
                 try:
-                    loss = self._loss(order, inputs[batch], targets[batch])
+                    loss = self._loss(order, (inputs[batch], targets[batch]))
                 except (Exception, SystemExit) as error:
                     doing = f"round {order.round} of client {order.client}, a batch of {len(batch)}"
                     raise fault(self._name, doing, error) from None
@@ -127,11 +126,11 @@ class Trainer:
             raise TaskError(f"task {self._name}, round {order.round} of client {order.client}: {error}") from None
         return True
 
-    def _loss(self, order: Order, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, order: Order, batch: Batch) -> Tensor:
         """The loss of a batch, with its gradients; the task's code."""
         for p in self._params:
             p.grad = None
-        loss = self._task.loss(self._flat.module(inputs), targets)
+        loss = self._task.loss(self._flat.module, batch)
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         except (AttributeError, RuntimeError):

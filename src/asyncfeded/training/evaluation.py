@@ -11,8 +11,7 @@ from torch import Tensor
 
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks import Task
-from asyncfeded.tasks.contract import fault
+from asyncfeded.tasks.contract import CheckedTask
 
 
 class Score(NamedTuple):
@@ -27,13 +26,13 @@ class Evaluator:
     """Tests snapshots of the global model.
 
     Args:
-        task: gives the test data and the metric.
+        task: gives the test data and the metrics.
         flat: a separate model for the snapshot, on the device that evaluates.
         batch_size: samples per step.
         seed: seed of the run. A model that draws random numbers when it is tested draws the same for every snapshot.
     """
 
-    def __init__(self, task: Task, flat: FlatModel, batch_size: int, seed: int) -> None:
+    def __init__(self, task: CheckedTask, flat: FlatModel, batch_size: int, seed: int) -> None:
         device = flat.buffer.device
         inputs, targets = task.test_data()
         self._task, self._flat, self._seed = task, flat, seed
@@ -42,7 +41,7 @@ class Evaluator:
         )
         self._next = len(self._batches)
         self._version = -1
-        self._loss, self._correct, self._count = 0.0, 0.0, 0
+        self._sums: dict[str, list[float]] = {}  # sum and count of each metric
         flat.module.eval()
 
     @property
@@ -61,22 +60,19 @@ class Evaluator:
         seed_globals(self._seed, Stream.EVALUATION)
         self._flat.buffer.copy_(x)
         self._version, self._next = version, 0
-        self._loss, self._correct, self._count = 0.0, 0.0, 0
+        self._sums = {}
 
     @torch.inference_mode()
     def step(self) -> Score | None:
         """Test the snapshot on its next batch; the score after the last one."""
-        inputs, targets = self._batches[self._next]
-        try:
-            outputs = self._flat.module(inputs)
-        except (Exception, SystemExit) as error:
-            raise fault(self._task.name, f"the model in evaluation, on a batch of {len(targets)}", error) from None
-        loss, correct, count = self._task.evaluate(outputs, targets)
-        self._loss, self._correct, self._count = self._loss + loss, self._correct + correct, self._count + count
+        for name, (total, count) in self._task.score(self._flat.module, self._batches[self._next]).items():
+            sums = self._sums.setdefault(name, [0.0, 0.0])
+            sums[0] += float(total)
+            sums[1] += float(count)
         self._next += 1
         if self.running:
             return None
-        return Score(self._version, self._correct / self._count, self._loss / self._count)
+        return Score(self._version, *(self._sums[name][0] / self._sums[name][1] for name in Score._fields[1:]))
 
     def try_out(self) -> None:
         """Test the model as it stands on its first batch and on the last, which may be smaller.

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel, ModuleState, named_views
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks import Task
 from asyncfeded.tasks.classification import Data
-from asyncfeded.tasks.contract import NO_GRADIENT, TaskError, check_loss, fault
+from asyncfeded.tasks.contract import NO_GRADIENT, CheckedTask, TaskError, check_loss, fault
 from asyncfeded.training.client import ClientData, Trainer, batch_sizes
 from asyncfeded.wire.messages import Order
 
@@ -23,7 +22,7 @@ NEARLY = 1e-3
 """Two trainings of a round may differ by this part of its change, where sums have no fixed order (GPU, threads)."""
 
 
-def new_module(task: Task, seed: int) -> tuple[nn.Module, ModuleState]:
+def new_module(task: CheckedTask, seed: int) -> tuple[nn.Module, ModuleState]:
     """The module of a task, as every call makes it, and its tensors.
 
     Raises:
@@ -37,7 +36,7 @@ def new_module(task: Task, seed: int) -> tuple[nn.Module, ModuleState]:
         raise TaskError(f"task {task.name}, model: {error}") from None
 
 
-def find_statistics(task: Task, seed: int, device: torch.device, data: ClientData) -> list[str]:
+def find_statistics(task: CheckedTask, seed: int, device: torch.device, data: ClientData) -> list[str]:
     """Find which tensors training changes besides the parameters; they travel with these.
 
     It makes a module, computes the gradients of up to two batches, and compares the module to a new one.
@@ -77,12 +76,12 @@ def find_statistics(task: Task, seed: int, device: torch.device, data: ClientDat
     return [name for name in made.candidates if name in differ or name in written]  # a mean of weights is still equal
 
 
-def _compute_gradients(task: Task, module: nn.Module, data: ClientData, part: Tensor) -> None:
+def _compute_gradients(task: CheckedTask, module: nn.Module, data: ClientData, part: Tensor) -> None:
     """Compute the gradients of the first batches of client 0, and check the loss."""
     inputs, targets = data.data
     rows = part.to(targets.device)
     try:
-        loss = task.loss(module(inputs[rows]), targets[rows])
+        loss = task.loss(module, (inputs[rows], targets[rows]))
     except (Exception, SystemExit) as error:
         raise _batch_fault(task.name, 0, len(part), data, False, error) from None
     check_loss(task.name, loss)
@@ -104,7 +103,7 @@ class Trial:
         config: of the run.
     """
 
-    def __init__(self, task: Task, flat: FlatModel, trainer: Trainer, config: Config) -> None:
+    def __init__(self, task: CheckedTask, flat: FlatModel, trainer: Trainer, config: Config) -> None:
         self._task, self._flat, self._trainer, self._config = task, flat, trainer, config
 
     def run(self, clients: Iterable[int], client_data: Callable[[int], ClientData]) -> None:
@@ -149,7 +148,7 @@ class Trial:
         self._flat.module.train()
         size, rows = len(rows), rows.to(targets.device)
         try:
-            loss = self._task.loss(self._flat.module(inputs[rows]), targets[rows])
+            loss = self._task.loss(self._flat.module, (inputs[rows], targets[rows]))
         except (Exception, SystemExit) as error:
             raise _batch_fault(self._task.name, client, size, data, smaller, error) from None
         value = float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else 0.0
