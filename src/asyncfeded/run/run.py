@@ -67,7 +67,6 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
             status, ranks_lost = _train(world, path, overrides, resumed)
         except RefusedError as error:
             status = refuse(error, world)
-        stopping.ignore(signal.SIGUSR1)  # hydra sends it when any rank has ended
         leave_job(status, ranks_lost)
     return status
 
