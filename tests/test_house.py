@@ -23,7 +23,7 @@ FLOORS = (
     ("run",),
     ("training",),
     ("rules", "store", "tasks", "wire"),
-    ("model", "mpi"),
+    ("model", "mpi", "own"),
     ("config", "seeds"),
     ("files", "override", "wording"),
 )
@@ -182,8 +182,11 @@ def test_a_package_is_imported_only_where_it_belongs(package):
 @every_module
 def test_nothing_is_pickled_to_disk(name):
     assert not {found.split(".")[0] for found in imported(name)} & NEVER
-    called = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
-    assert not called & {"torch.load", "torch.save", "np.load", "numpy.load"}
+    text = MODULES[name].read_text(encoding="utf-8")
+    loads = re.findall(r"torch\.load\b.*|torch\.save\b|\b(?:np|numpy)\.load\b", text)
+    if name == "files.weights":  # the one door, which unpickles tensors and nothing else
+        loads = [call for call in loads if call != "torch.save" and "weights_only=True" not in call]
+    assert loads == []
 
 
 @every_module

@@ -182,6 +182,7 @@ class Array:
         shape: as declared.
         dtype: as numpy has it.
         is_text: whether it holds strings.
+        place: of the values; the same for two names of one array.
     """
 
     def __init__(self, dataset: h5py.Dataset, file: _File, where: str) -> None:
@@ -189,10 +190,12 @@ class Array:
         try:
             shape, dtype = dataset.shape, dataset.dtype
             self.is_text = h5py.check_string_dtype(dtype) is not None
+            about = h5py.h5o.get_info(dataset.id)
         except Exception as error:  # such as a type that numpy has not
             raise FileFaultError(f"{where}: is of a kind that numpy cannot hold ({_reason(error)})") from None
         if shape is None:
             raise FileFaultError(f"{where}: is empty, without a shape")
+        self.place: tuple[int, int] = about.fileno, about.addr
         self.shape: tuple[int, ...] = shape
         self.dtype: np.dtype[np.generic] = dtype
 
