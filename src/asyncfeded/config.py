@@ -1,13 +1,13 @@
 """The schema of a run: it turns one TOML file and `key=value` overrides into a checked `Config`.
 
-The class that the `name` of a `task` or `rule` section chooses (tasks/, rules/) checks that section, through `choose`.
+The class that the `name` of a `task` or `rule` section chooses (tasks/, rules/) checks that section, through `own.load`.
 This module does not use MPI and reads only the config file.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,9 +25,9 @@ from pydantic import (
     model_validator,
 )
 
-from asyncfeded.files.paths import expand
+from asyncfeded.files.paths import absolute, expand
 from asyncfeded.files.plain import read_toml
-from asyncfeded.override import no_bool, override, read_words
+from asyncfeded.override import Word, no_bool, override, read_words
 from asyncfeded.wording import sentence
 
 
@@ -275,10 +275,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     Raises:
         ValueError: the file cannot be read, or a key or a value is wrong; the message lists every fault.
     """
-    table = read_toml(path, "give the path of a TOML file")
-    # Names first: a new name clears the keys of the previous task or rule.
-    for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
-        override(table, text)
+    table = _read_table(path, overrides)
     _check_command(Config, table, path)
     table.setdefault("limits", {})
     return section(Config, table, str(path), overrides)
@@ -286,11 +283,33 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
 def load_section(kind: type[S], path: Path, overrides: Sequence[str]) -> S:
     """Like `load_config`, for a file with another schema than a run's, such as a grid of runs."""
-    table = read_toml(path, "give the path of a TOML file")
-    for text in overrides:
-        override(table, text)
+    table = _read_table(path, overrides)
     _check_command(kind, table, path)
     return section(kind, table, str(path), overrides)
+
+
+def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The table of a file, with overrides; names of classes in files are made absolute.
+
+    Such a name is as seen from the folder of the file, in an override from where the command is typed.
+    """
+    table = read_toml(path, "give the path of a TOML file")
+    _find_files(table, path.parent)
+    # Names first: a new name clears the keys of the previous task or rule.
+    for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
+        key, _, value = text.partition("=")
+        named = re.fullmatch(r"(.*\.)?(task|rule)\.name", key.strip())
+        override(table, f"{key}={absolute(Word(value).text, Path())}" if named else text)
+    return table
+
+
+def _find_files(table: dict[str, Any], folder: Path) -> None:
+    """Make the names of classes in files absolute, in the sections `task` and `rule` of a run, or of the runs of a grid."""
+    for key, inner in table.items():
+        if isinstance(inner, dict):
+            if key in ("task", "rule") and isinstance(inner.get("name"), str):
+                inner["name"] = absolute(inner["name"], folder)
+            _find_files(inner, folder)
 
 
 COMMANDS = {
@@ -326,23 +345,6 @@ def section(kind: type[S], table: dict[str, Any], where: str, overrides: Sequenc
         return kind.model_validate(table)
     except ValidationError as error:
         raise ValueError("\n".join(sentence(kind, fault, where, overrides) for fault in error.errors())) from None
-
-
-def choose(kinds: Mapping[str, type[Settings]], table: dict[str, Any], where: str) -> Settings:
-    """Check a table against the schema that its `name` chooses.
-
-    Args:
-        kinds: the schemas by name, which is no key of theirs.
-        table: keys and values.
-        where: the section, such as `rule`.
-
-    Raises:
-        ValueError: an unknown name, an unknown key or a value out of range.
-    """
-    name = table.get("name")
-    if not isinstance(name, str) or name not in kinds:
-        raise ValueError(f"{where}.name = {name!r}: unknown {where}, expected one of: {', '.join(kinds)}")
-    return section(kinds[name], {key: value for key, value in table.items() if key != "name"}, where)
 
 
 def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:

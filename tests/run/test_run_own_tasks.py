@@ -1,21 +1,17 @@
 """Tasks of strangers in a real run: the same to the bit on any number of ranks; what is wrong with them is told once."""
 
-import sys
-
 import h5py
 import pytest
 import torch
 from torch import nn
 
 from conftest import run
-from run.commands import ALSO_TO_A_FILE, HOST, refused
+from run.commands import ALSO_TO_A_FILE, HOST, PYTHON_M, refused
 
 OWN = """
 import numpy as np, torch
 from torch import nn
-from asyncfeded import tasks
-from asyncfeded.tasks.classification import Classification, Data
-from asyncfeded.cli import main
+from asyncfeded import Classification, Data
 
 class Own(Classification):
     samples: int = 32
@@ -55,20 +51,17 @@ class Own(Classification):
         return super().score(model, batch)
 
 calls = [False] + [True] * 20  # the trial of client 0 takes about 6
-tasks.TASKS["own"] = Own
-main()
 """
-KEYS = ("task.name=own", "clock=virtual", "clients=4", "limits.updates=16")
+KEYS = ("task.name=own.py:Own", "clock=virtual", "clients=4", "limits.updates=16")
 
 
 @pytest.fixture
 def train(own_mpi, folder):
-    """`asyncfeded train run.toml` on some ranks, of a program that knows the task `own`."""
+    """`asyncfeded train run.toml` on some ranks, with a task in a file beside it."""
     (folder / "own.py").write_text(ALSO_TO_A_FILE + OWN)
 
     def start(ranks, *arguments):
-        python = [sys.executable, "own.py", "train", "run.toml", *KEYS, *arguments]
-        return run(own_mpi.command((ranks, python)), folder, own_mpi.env)
+        return run(own_mpi.command((ranks, [*PYTHON_M, "train", "run.toml", *KEYS, *arguments])), folder, own_mpi.env)
 
     return start
 
@@ -93,17 +86,17 @@ def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_str
     [
         (
             ("task.fault=made",),
-            "task own, made from its keys: raised KeyError: 'no such layer'",
+            "own.py:Own, made from its keys: raised KeyError: 'no such layer'",
             "KeyError: 'no such layer'",
         ),
-        (("task.fault=data",), "task own, client_data of client 1: raised KeyError: 'client 1'", "KeyError: 'client 1'"),
+        (("task.fault=data",), "own.py:Own, client_data of client 1: raised KeyError: 'client 1'", "KeyError: 'client 1'"),
         (
             ("task.samples=33",),
             "a batch of 1 in training (client 0 has 33 samples",
             'training.last_batch = "join" or "drop"',
         ),
-        (("task.fault=scored",), "task own, score: gave back float, expected for each metric its sum and its count", ""),
-        (("task.samples=0",), "task own, sizes: client 0 has 0 training samples, expected at least 1", ""),
+        (("task.fault=scored",), "own.py:Own, score: gave back float, expected for each metric its sum and its count", ""),
+        (("task.samples=0",), "own.py:Own, sizes: client 0 has 0 training samples, expected at least 1", ""),
     ],
 )
 def test_what_is_wrong_with_a_task_is_told_once_before_training(train, folder, arguments, sentence, last):
@@ -123,7 +116,7 @@ def test_what_a_task_raises_while_it_trains_ends_the_job_with_its_own_traceback(
     done = train(2, "run_dir=later", "limits.updates=100000", "task.fault=later")
     assert done.status not in (0, 2), str(done)
     said = (folder / "stderr-1").read_text()
-    head = f"asyncfeded: rank 1 (worker) on {HOST}: uncaught error, ending the job\ntask own, round "
+    head = f"asyncfeded: rank 1 (worker) on {HOST}: uncaught error, ending the job\ntask {folder}/own.py:Own, round "
     assert head in said, said
     assert ", a batch of 32: raised RuntimeError: a bug of mine\nTraceback (most recent call last):" in said
     assert said.count("a bug of mine") == 3  # the sentence, the line that raised, and the error

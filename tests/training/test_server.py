@@ -5,6 +5,7 @@ from itertools import repeat
 
 import pytest
 
+from asyncfeded.rules.contract import RuleError
 from asyncfeded.rules.decision import Decision, Reply
 from training.servers import FIRST, HAND_WORKED, Barrier, flood
 
@@ -207,10 +208,10 @@ def test_the_fake_notices_an_update_that_is_not_released(bench):
         b.run()
 
 
-def test_the_fake_notices_a_client_that_is_answered_twice(bench):
+def test_a_rule_that_answers_a_client_twice_is_told(bench):
     class Twice(Barrier):
         def on_arrival(self, update, model, state):
             return Decision(0.0, 0.0, (Reply(update.client, 1), Reply(update.client, 1)))
 
-    with pytest.raises(AssertionError, match="client 0 trains already"):
+    with pytest.raises(RuleError, match="rule Twice, on_arrival, round 0 of client 0: replies to client 0, which does not"):
         bench([(0, [1.0, 1.0]), (1, [1.0, 1.0])], updates=2, rule=Twice()).run()

@@ -30,17 +30,23 @@ def digest_files(places: Mapping[str, Path]) -> str:
     return "".join(lines)
 
 
+def differing(before: str, now: str) -> list[str]:
+    """The names whose lines are not the same in two results of `digest_files`."""
+    then, today = _by_name(before), _by_name(now)
+    return sorted(name for name in then.keys() | today.keys() if then.get(name) != today.get(name))
+
+
 def compare_digests(before: str, now: str) -> str:
     """What differs between two results of `digest_files`, as a sentence; empty if nothing does."""
     (then, today), differences = (_by_name(text) for text in (before, now)), []
-    for name in sorted(then.keys() | today.keys()):
+    for name in differing(before, now):
         if name not in today:
             differences.append(f"{name} is gone")
         elif name not in then:
             differences.append(f"{name} is new")
         elif then[name][1] != today[name][1]:
             differences.append(f"{name} had {then[name][1]} bytes and has {today[name][1]}")
-        elif then[name] != today[name]:
+        else:
             differences.append(f"{name} has other content")
     more = f", and {len(differences) - 3} more files differ" if len(differences) > 3 else ""
     return ", ".join(differences[:3]) + more

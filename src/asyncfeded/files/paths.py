@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 NAME_MAX = 255
 """Bytes of a name in a folder, on all file systems of Linux."""
@@ -29,3 +30,17 @@ def expand(text: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"{text!r}: there is no such user, whose home that would be; write ./{text} for a name with a ~")
     return expanded
+
+
+def absolute(name: str, folder: Path) -> str:
+    """The name of a class with its file, `FILE.py:CLASS`, as seen from anywhere; other names stay.
+
+    Args:
+        name: as a user writes it.
+        folder: where a relative path begins.
+
+    Raises:
+        ValueError: as `expand`.
+    """
+    file, colon, kind = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    return f"{os.path.abspath(folder / expand(file))}{colon}{kind}" if file.endswith(".py") else name  # noqa: PTH100, ..

@@ -7,7 +7,7 @@ Masks, tables, and frozen parameters must not change. This file knows nothing of
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -211,6 +211,15 @@ class FlatModel:
                 f"the model has written into {name}, which no step of the trial before training changed, so that it is not "
                 f"sent; change it in every step, or register it with persistent=False: it then begins every round as made"
             )
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], what: str) -> str:
+    """A line for each tensor with its SHA-256, its size in bytes and its name behind a word for it (as files/digest.py)."""
+    lines = []
+    for name, tensor in tensors.items():
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        lines.append(f"{hashlib.sha256(raw.data).hexdigest()} {raw.size} {what} {name}\n")
+    return "".join(lines)
 
 
 def named_views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -225,10 +225,13 @@ def share(world: World, root: int, array: np.ndarray) -> None:
 
 
 def broadcast_text(world: World, text: str) -> str:
-    """Returns the text of rank 0, cut to 1024 bytes, on every rank. Collective."""
-    statement = np.array([text.encode()], "S1024")
-    world.comm.Bcast(statement.view(np.uint8), 0)
-    return str(statement[0].decode(errors="replace"))
+    """Returns the text of rank 0 on every rank. Collective."""
+    raw = np.frombuffer(text.encode(), np.uint8)
+    size = np.array([raw.size])
+    share(world, 0, size)
+    raw = raw.copy() if world.rank == 0 else np.zeros(size[0], np.uint8)
+    share(world, 0, raw)
+    return raw.tobytes().decode()
 
 
 def compare(statements: np.ndarray) -> str:

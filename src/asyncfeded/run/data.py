@@ -28,4 +28,4 @@ def check_data(run_dir: Path, before: Tables, data: str, clients: np.ndarray) ->
         differences.append(f"client {client} had {then[client]} samples and has {now[client]}{more}")
     if differences:
         what = "; ".join(differences)
-        raise ValueError(f"{run_dir}: the data is not that of the run: {what}; put that data back, or train anew")
+        raise ValueError(f"{run_dir}: the run was made from something else: {what}; put that back, or train anew")

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from asyncfeded.config import Config
+from asyncfeded.own import short
 from asyncfeded.store import checkpoint, ownership, record
 from asyncfeded.store.ownership import Ownership
 
@@ -94,7 +95,8 @@ def _check_free(run_dir: Path) -> None:
 
 def _new(config: Config, cleanup: ExitStack) -> Path:
     """Make a folder with a name of its own: of two jobs that start in the same second, on any hosts, one finds it taken."""
-    runs, name = Path("runs"), f"{time.strftime('%Y-%m-%d-%H%M%S')}-{config.task['name']}-{config.rule['name']}"
+    runs, began = Path("runs"), time.strftime("%Y-%m-%d-%H%M%S")
+    name = f"{began}-{short(config.task['name'])}-{short(config.rule['name'])}"
     _make(runs, cleanup)
     for number in count(1):
         run_dir = runs / (name if number == 1 else f"{name}-{number}")

@@ -16,7 +16,7 @@ from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import limits
 from asyncfeded.mpi.world import World, make_statement
-from asyncfeded.rules import Rule
+from asyncfeded.rules.contract import Rule, init
 from asyncfeded.run.plan import agree_on
 
 
@@ -128,4 +128,4 @@ def slurm_memory(env: Mapping[str, str]) -> float:
 def _state_bytes(rule: Rule, num_clients: int, params: int) -> int:
     """Bytes of the state of a rule for a model of so many parameters."""
     model = GlobalModel(torch.zeros(params), Layout((Entry("w", (params,), 0),), params, params), num_clients)
-    return sum(int(array.nbytes) for array in rule.init(model, np.ones(num_clients, np.int64)).values())
+    return sum(int(array.nbytes) for array in init(rule, model, np.ones(num_clients, np.int64)).values())

@@ -8,10 +8,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from asyncfeded import rules, tasks
+from asyncfeded import own, rules, tasks
 from asyncfeded.config import Config, load_config
+from asyncfeded.files.digest import differing, digest_files
+from asyncfeded.files.weights import weights_file
 from asyncfeded.mpi import placement
-from asyncfeded.mpi.world import World, compare_statements, gather_places, make_statement, share_cores
+from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
 from asyncfeded.tasks.contract import CheckedTask
 
@@ -27,6 +29,8 @@ class Plan(NamedTuple):
     rule: rules.Rule
     device: torch.device
     """The device of this rank."""
+    origin: str
+    """Digests of what the run is made from, besides its data: see `digest_origin`; and of the frozen parameters."""
 
 
 def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndarray]) -> T:
@@ -74,6 +78,7 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
             )
         config = config.model_copy(update={"run_dir": str(resumed)})
     task, rule = tasks.load_task(config.task), rules.load_rule(config.rule)
+    origin = digest_origin(config)
     workers = world.size - 1
     num_clients = config.clients or workers
     if config.clock == "wall" and num_clients != workers:
@@ -86,7 +91,7 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
     wanted, key = (config.server_device, "server_device") if world.rank == config.server else (config.device, "device")
     device = placement.device(wanted, world.turn(config.server), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
-    return Plan(config, CheckedTask(task, config.task["name"]), rule, device)
+    return Plan(config, CheckedTask(task, config.task["name"], tasks.load_initial(config.task)), rule, device, origin)
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
@@ -108,9 +113,45 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
 
 def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
     """The config with the defaults of task and rule filled in."""
+    heads = {
+        "task": {"name": config.task["name"], "initial": tasks.load_initial(config.task)},
+        "rule": {"name": config.rule["name"]},
+    }
     filled = {}
     for section, part in {"task": task, "rule": rule}.items():
         # TOML has no word for None: such a key is left out, and None again when the config is read.
         keys = part.model_dump(mode="json", by_alias=True, exclude_none=True)  # type: ignore[attr-defined]
-        filled[section] = {"name": getattr(config, section)["name"]} | keys
+        head = {key: value for key, value in heads[section].items() if value}
+        filled[section] = head | {key: value for key, value in keys.items() if key not in heads[section]}
     return config.model_copy(update=filled)
+
+
+def digest_origin(config: Config) -> str:
+    """Digests of the files that own tasks, own rules and the first weights come from (files/digest.py); empty for none.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    initial = tasks.load_initial(config.task)
+    files = own.sources((config.task["name"], config.rule["name"])) + ([weights_file(Path(initial))] if initial else [])
+    return digest_files({str(path): path for path in files})
+
+
+def agree_on_digests(world: World, mine: str) -> None:
+    """Check that every rank has the same digests as rank 0. Collective.
+
+    Args:
+        world: all ranks.
+        mine: the digests of this rank, a line for each (files/digest.py).
+
+    Raises:
+        RefusedError: on every rank, with the same text, which says what differs.
+    """
+    first = broadcast_text(world, mine)
+
+    def check() -> None:
+        if names := differing(first, mine):
+            more = f" and {len(names) - 3} more" if names[3:] else ""
+            raise ValueError(f"{', '.join(names[:3])}{more}: not the same as on rank 0; every host must have the same")
+
+    agree_on(world, check, lambda _: make_statement())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from asyncfeded.model.flat import FlatModel, Layout, ModuleState
+from asyncfeded.model.flat import FlatModel, Layout, ModuleState, digest_tensors
 from asyncfeded.mpi import launcher, shield
 from asyncfeded.mpi.world import (
     RefusedError,
@@ -31,9 +31,10 @@ from asyncfeded.mpi.world import (
     seat_server,
     share,
 )
+from asyncfeded.own import CodeError
 from asyncfeded.run import folder, serve, stopping, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
-from asyncfeded.run.plan import Plan, agree_on, read_plan, take_place
+from asyncfeded.run.plan import Plan, agree_on, agree_on_digests, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_globals
@@ -67,6 +68,7 @@ def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
             status, ranks_lost = _train(world, path, overrides, resumed)
         except RefusedError as error:
             status = refuse(error, world)
+        stopping.ignore(signal.SIGUSR1)  # hydra sends it when any rank has ended
         leave_job(status, ranks_lost)
     return status
 
@@ -76,6 +78,7 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
     plan = agree_on(
         world, lambda: read_plan(world, path, overrides, resumed), lambda plan: make_statement(config=plan.config.digest())
     )
+    agree_on_digests(world, plan.origin)
     cleanup = ExitStack()  # gives up the run's folder
     try:
         plan, owned = agree_on(
@@ -86,7 +89,8 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         profiles, module, state = agree_on(world, lambda: _make_module(plan), lambda made: _statement(made[2]))
         agree_on_memory(world, *_need(seated, plan, state))
         loaded = agree_on(world, lambda: _load(seated, plan, profiles), lambda _: make_statement())
-        statistics = _share_module(seated, state, loaded.changed)
+        statistics, frozen = _share_module(seated, state, loaded.changed)
+        plan = plan._replace(origin=plan.origin + frozen)
         parts = agree_on(
             world,
             lambda: _prepare(
@@ -100,7 +104,7 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         raise
     run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
     resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
-    with launcher.guard("worker" if seated.rank else "server", told=(TaskError, DivergedError)):
+    with launcher.guard("worker" if seated.rank else "server", told=(CodeError, DivergedError)):
         if isinstance(parts, ServerParts):
             shield.note(resumable)
             return serve.serve(seated, parts)
@@ -174,23 +178,36 @@ def _load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
     return Loaded(client_data, changed)
 
 
-def _share_module(world: World, state: ModuleState, changed: list[str]) -> list[str]:
-    """Agree on what travels, which rank 1 has found; all else in the module becomes that of the server. Collective.
+def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple[list[str], str]:
+    """Agree on what travels, which rank 1 has found. Collective.
+
+    Frozen parameters must be the same everywhere, since they may be large; buffers that do not travel become those of the
+    server, since hosts of different processors may compute a table in them differently.
 
     Returns:
-        The names of the tensors that travel besides the parameters.
+        The names of the tensors that travel besides the parameters, and the digests of the frozen parameters.
+
+    Raises:
+        RefusedError: a frozen parameter differs between the ranks.
     """
     travels = np.array([name in changed for name in state.candidates], np.bool_)
     share(world, 1, travels)
     statistics = [name for name, one in zip(state.candidates, travels.tolist(), strict=True) if one]
+    frozen = {
+        name: tensor
+        for name, tensor in state.candidates.items()
+        if isinstance(tensor, nn.Parameter) and name not in statistics
+    }
+    digests = digest_tensors(frozen, "the frozen parameter")
+    agree_on_digests(world, digests)
     for name, tensor in (state.candidates | state.local).items():
-        if name not in statistics:
+        if name not in statistics and name not in frozen:
             host = tensor.detach().cpu().contiguous()
             share(world, 0, host.reshape(-1).view(torch.uint8).numpy())
             if not tensor.is_contiguous():  # its elements may share memory
                 tensor.data = tensor.data.contiguous()
             tensor.data.copy_(host)
-    return statistics
+    return statistics, digests
 
 
 def _flatten(plan: Plan, module: nn.Module, statistics: list[str]) -> FlatModel:

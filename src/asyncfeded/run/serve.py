@@ -18,6 +18,7 @@ from asyncfeded.model.flat import FlatModel, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
+from asyncfeded.rules import contract
 from asyncfeded.run import RESUMABLE, folder, result, resume
 from asyncfeded.run.data import check_data
 from asyncfeded.run.plan import Plan
@@ -105,7 +106,7 @@ def prepare(
     samples = np.array([sum(batch_sizes(*size, config.training.last_batch)) for size in sizes], np.int64)
     model = GlobalModel(flat.buffer, flat.layout, config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
-    state = ServerState(model, rule.init(model, epochs), epochs)
+    state = ServerState(model, contract.init(rule, model, epochs), epochs)
     seed_globals(config.seed, Stream.DATA)
     evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size, config.seed), tuple(plan.task.remarks())
     try:
@@ -114,7 +115,7 @@ def prepare(
         raise TaskError(f"task {plan.task.name}, model: {error}") from None
     evaluator.try_out()
     due: Due = profiles.due
-    data = digest_files(plan.task.paths())
+    data = digest_files(plan.task.paths()) + plan.origin
     if config.replay:
         recorded = record.read_record(Path(config.replay))
         check_data(Path(config.replay), recorded, data, profiles.clients)

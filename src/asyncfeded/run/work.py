@@ -45,7 +45,7 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, task, _, device = plan
+    config, task, _, device, _ = plan
 
     @cache
     def client_data(client: int) -> ClientData:
@@ -68,7 +68,7 @@ def prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, task, rule, _ = plan
+    config, task, rule, _, _ = plan
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
     Trial(task, flat, trainer, config).run(homes(world, config.clients), client_data)
     return ClientParts(config, flat, profiles, trainer, client_data)

@@ -4,14 +4,17 @@ A task is a section of the config with a few methods. It knows no MPI; a rank as
 that data lies where it is used.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from asyncfeded.config import Settings, choose
+from asyncfeded.config import Settings, section
+from asyncfeded.files.paths import expand
+from asyncfeded.own import load, wrong_methods
 from asyncfeded.tasks.classification import Batch, Data, Sums
-from asyncfeded.tasks.contract import fault
+from asyncfeded.tasks.contract import TaskError
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
 from asyncfeded.tasks.shakespeare import Shakespeare
@@ -84,6 +87,8 @@ class Remarks(Protocol):
         """
 
 
+OPTIONAL = (Remarks,)
+"""What a task may have besides the methods of `Task`."""
 TASKS: dict[str, type[Settings]] = {
     "digits": Digits,
     "federated_h5": FederatedH5,
@@ -93,16 +98,31 @@ TASKS: dict[str, type[Settings]] = {
 }
 
 
+class Initial(Settings):
+    """The key that every task has besides those of its class."""
+
+    initial: Annotated[str, AfterValidator(expand)] = ""
+    """Weights that the model begins with, instead of those that it is made with: a file (.pt, .pth, .safetensors, .h5) or
+    the folder of a run that has ended. Empty: none."""
+
+
+TAKEN = ("name", *Initial.model_fields)
+"""Keys of the section that are none of the task's class."""
+
+
 def load_task(table: dict[str, Any]) -> Task:
     """The task that a config's section `task` describes.
 
     Raises:
         ValueError: an unknown task, an unknown key or a value out of range; or whatever the task's class raises.
+        TaskError: the class is not one of a task.
     """
-    try:
-        task: Task = choose(TASKS, table, "task")  # type: ignore[assignment]
-    except ValueError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise fault(str(table["name"]), "made from its keys", error) from None
+    task: Task = load(TASKS, table, "task", TAKEN)  # type: ignore[assignment]
+    if faults := wrong_methods(task, Task, OPTIONAL):
+        raise TaskError(f"task {table['name']}: {'; '.join(faults)}")
     return task
+
+
+def load_initial(table: dict[str, Any]) -> str:
+    """`task.initial`, from a config's section `task`. Raises ValueError if it is no path."""
+    return section(Initial, {key: table[key] for key in Initial.model_fields if key in table}, "task").initial

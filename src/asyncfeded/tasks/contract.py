@@ -3,24 +3,22 @@
 Whatever a task raises or gives back wrong becomes a `TaskError`. Nothing is trained here (training/trial.py does that).
 """
 
-import linecache
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from torch import Tensor, nn
 
+from asyncfeded.files.weights import read_weights, weights_file
+from asyncfeded.model.initial import put_weights
+from asyncfeded.own import CodeError, raised
 from asyncfeded.tasks.classification import Batch, Data
 
 METHODS = ("model", "sizes", "client_data", "test_data", "loss", "score")
 """What every task has."""
 TENSOR_LIKE = ("to", "__len__", "__getitem__")
 """What the samples of a client must have, if they are no tensor."""
-LONGEST = 2500
-"""Characters of a traceback that are told, its end."""
 NO_GRADIENT = (
     "does not depend on the parameters (it has no gradient); compute it from the outputs, without detach(), item() or "
     "torch.no_grad()"
@@ -28,15 +26,12 @@ NO_GRADIENT = (
 """What is said of such a loss."""
 
 
-class TaskError(ValueError):
-    """What is wrong with a task, in sentences for its author; behind them the author's own traceback, where there is one."""
+class TaskError(CodeError):
+    """What is wrong with a task."""
 
 
 def fault(name: str, doing: str, error: BaseException, advice: str = "") -> TaskError:
-    """What a task's code has raised, as a `TaskError`.
-
-    A ValueError that the task raises itself is a sentence already and gets no traceback (tasks so say what is wrong with
-    their data); anything else gets the traceback, without the frames of the program that called the task.
+    """What a task's code has raised, as a `TaskError`; see `own.raised`.
 
     Args:
         name: name of the task.
@@ -44,34 +39,7 @@ def fault(name: str, doing: str, error: BaseException, advice: str = "") -> Task
         error: what it has raised.
         advice: what to change, if that is known.
     """
-    if isinstance(error, TaskError):
-        return error
-    trace = error.__traceback__
-    while trace and _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
-        trace = trace.tb_next
-    if isinstance(error, ValueError) and _raised_by_task(trace) and not advice:
-        return TaskError(f"task {name}, {doing}: {error}")
-    own = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
-    if len(own) > LONGEST:
-        own = f"{own[:200]}\n  ...\n{own[-LONGEST:].partition(chr(10))[2]}"
-    advice = advice and f"; {advice}"
-    return TaskError(f"task {name}, {doing}: raised {type(error).__name__}: {str(error)[:500]}{advice}\n{own}")
-
-
-def _is_ours(module: str) -> bool:
-    """Whether a module is of the program, and not a task."""
-    inside = module.startswith("asyncfeded.") and not module.startswith("asyncfeded.tasks.")
-    return inside or module in ("asyncfeded.tasks", __name__)
-
-
-def _raised_by_task(trace: TracebackType | None) -> bool:
-    """Whether an error was raised by a `raise` of the task's module or of the program, and not by what these call."""
-    if trace is None:
-        return False
-    *_, (last, line) = traceback.walk_tb(trace)
-    name = last.f_globals.get("__name__", "")
-    raised = linecache.getline(last.f_code.co_filename, line, last.f_globals).lstrip().startswith("raise ")
-    return raised and (name.startswith("asyncfeded.") or name == trace.tb_frame.f_globals.get("__name__"))
+    return error if isinstance(error, TaskError) else TaskError(raised(f"task {name}, {doing}", error, advice))
 
 
 def check_loss(name: str, loss: object, doing: str = "loss") -> None:
@@ -96,6 +64,7 @@ class CheckedTask:
     Args:
         task: the other.
         name: its name in the config.
+        initial: where the weights are that its model begins with; empty: those that it is made with.
 
     Raises:
         TaskError: a method is missing. Every method raises it if that of the task raises or gives back something wrong.
@@ -104,8 +73,8 @@ class CheckedTask:
         name: as given.
     """
 
-    def __init__(self, task: object, name: str) -> None:
-        self.name = name
+    def __init__(self, task: object, name: str, initial: str = "") -> None:
+        self.name, self._initial = name, initial
         self._task, self._sizes = task, np.zeros(0, np.int64)
         if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
             raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
@@ -120,6 +89,12 @@ class CheckedTask:
         module = self._ask("model")
         if not isinstance(module, nn.Module):
             raise self._wrong("model", module, "a torch.nn.Module")
+        if self._initial:
+            path = weights_file(Path(self._initial))
+            try:
+                put_weights(module, read_weights(path))
+            except ValueError as error:
+                raise TaskError(f"task {self.name}, task.initial = {self._initial!r}: {error}") from None
         return module
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from asyncfeded.config import Evaluation, Faults, Limits
-from asyncfeded.rules import Rule, Waits
+from asyncfeded.rules.contract import Rule, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply, Update
 from asyncfeded.store.record import EvaluationRow, UpdateRow
 from asyncfeded.training.evaluation import Evaluator, Score
@@ -217,7 +217,7 @@ class Server:
             again = self._note_refusal(client, refusal)
             decision = Decision(math.nan, 0.0, (Reply(client, int(state.epochs[client])),) if again else ())
         else:
-            decision = self._rule.on_arrival(update, model, state.rule)
+            decision = on_arrival(self._rule, arrival.round, update, model, state.rule, state.out)
             state.updates += 1
             state.counts[client] += 1
             self.recent.append((decision.gamma, decision.eta))
@@ -318,10 +318,10 @@ class Server:
             self._observer.say(f"goes on without client {client}: {reason}")
         if (self.state.lost | self.state.dropped).all():
             self.failed = f"no client is left ({reason})"
-        elif isinstance(self._rule, Waits):
-            for client in clients:
-                for reply in self._rule.on_loss(client, self.state.model, self.state.rule):
-                    self._send(reply)
+            return
+        for client in clients:
+            for reply in on_loss(self._rule, client, self.state.model, self.state.rule, self.state.out):
+                self._send(reply)
 
     def _diverged(self) -> str:
         return (

@@ -1,0 +1,116 @@
+"""What a rule is; and asks one, checks what it gives back, and says what is wrong with it, with the rule's own traceback."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from asyncfeded.config import INT32_MAX
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.own import CodeError, raised
+from asyncfeded.rules.decision import Decision, Reply, State, Update
+
+NUMBERS = (float, int, np.number)
+"""What gamma and eta of a decision may be."""
+
+
+class Rule(Protocol):
+    """The interface between the server and a rule."""
+
+    proximal: float
+    """mu of the proximal term that this rule asks of the clients' local loss; 0 for none."""
+
+    def init(self, model: GlobalModel, epochs: np.ndarray) -> State:
+        """The state before the first update.
+
+        Args:
+            model: the global model at its start.
+            epochs: int64 (clients,), K of each client's first round.
+
+        Raises:
+            ValueError: the rule does not allow such a K.
+        """
+
+    def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
+        """Take one update: write `model` and `state` in place; return what was done and which clients get a reply now."""
+
+
+@runtime_checkable
+class Waits(Rule, Protocol):
+    """A rule whose clients wait for each other: it must know which clients are lost."""
+
+    def on_loss(self, client: int, model: GlobalModel, state: State) -> tuple[Reply, ...]:
+        """A client is lost until it arrives again: write `model` and `state` in place; return who gets a reply now."""
+
+
+class RuleError(CodeError):
+    """What is wrong with a rule."""
+
+
+def init(rule: Rule, model: GlobalModel, epochs: np.ndarray) -> State:
+    """See `Rule.init`. Raises RuleError if the rule raises, or gives back something else."""
+    try:
+        state = rule.init(model, epochs)
+    except (Exception, SystemExit) as error:
+        raise _fault(rule, "init", error) from None
+    if not isinstance(state, dict) or not all(isinstance(value, np.ndarray | Tensor) for value in state.values()):
+        raise _wrong(rule, "init", f"gave back {state!r:.200}, expected a dict of arrays and tensors by name")
+    return state
+
+
+def on_arrival(rule: Rule, round_: int, update: Update, model: GlobalModel, state: State, out: np.ndarray) -> Decision:
+    """See `Rule.on_arrival`.
+
+    Args:
+        rule: the rule.
+        round_: round of the client, for messages.
+        update: the update.
+        model: the global model.
+        state: of the rule.
+        out: bool (clients,), who trains now.
+
+    Raises:
+        RuleError: the rule raises, or gives back something else, or a reply that no client waits for.
+    """
+    doing = f"on_arrival, round {round_} of client {update.client}"
+    try:
+        decision = rule.on_arrival(update, model, state)
+    except (Exception, SystemExit) as error:
+        raise _fault(rule, doing, error) from None
+    if not isinstance(decision, Decision) or not all(isinstance(value, NUMBERS) for value in decision[:2]):
+        raise _wrong(rule, doing, f"gave back {decision!r:.200}, expected Decision(gamma, eta, replies)")
+    _check(rule, doing, decision.replies, out)
+    return decision
+
+
+def on_loss(rule: Rule, client: int, model: GlobalModel, state: State, out: np.ndarray) -> tuple[Reply, ...]:
+    """See `Waits.on_loss`; none of a rule whose clients do not wait. Arguments and errors: see `on_arrival`."""
+    if not isinstance(rule, Waits):
+        return ()
+    try:
+        replies = rule.on_loss(client, model, state)
+    except (Exception, SystemExit) as error:
+        raise _fault(rule, f"on_loss of client {client}", error) from None
+    _check(rule, f"on_loss of client {client}", replies, out)
+    return replies
+
+
+def _check(rule: Rule, doing: str, replies: object, out: np.ndarray) -> None:
+    """Whether these replies can be sent."""
+    if not isinstance(replies, tuple) or not all(isinstance(reply, Reply) for reply in replies):
+        raise _wrong(rule, doing, f"gave back the replies {replies!r:.200}, expected a tuple of Reply(client, epochs)")
+    seen = set[int]()
+    for client, epochs in replies:
+        if not 0 <= client < len(out) or out[client] or client in seen:
+            raise _wrong(rule, doing, f"replies to client {client}, which does not wait for a reply")
+        if not 1 <= epochs <= INT32_MAX:
+            raise _wrong(rule, doing, f"gives client {client} K = {epochs}, expected 1 to {INT32_MAX}")
+        seen.add(client)
+
+
+def _fault(rule: Rule, doing: str, error: BaseException) -> RuleError:
+    return RuleError(raised(f"rule {type(rule).__name__}, {doing}", error))
+
+
+def _wrong(rule: Rule, doing: str, what: str) -> RuleError:
+    return RuleError(f"rule {type(rule).__name__}, {doing}: {what}")

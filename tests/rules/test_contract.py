@@ -1,0 +1,84 @@
+"""What a rule may give back, and how one that does otherwise is told: rule, method, round and client."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from asyncfeded import rules
+from asyncfeded.rules.contract import RuleError, init, on_arrival, on_loss
+from asyncfeded.rules.decision import Decision, Reply
+from asyncfeded.rules.fedavg import FedAvg
+from asyncfeded.testing.rule_tests import measure, new_model
+
+OUT = np.array([False, True, False, True])
+FINE = Decision(np.float32(0.5), 1, (Reply(0, 3), Reply(np.int64(2), 1)))
+
+
+class Mine:
+    """A rule that gives back what it is told to, or raises it."""
+
+    proximal: ClassVar[float] = 0.0
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def init(self, model, epochs):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def on_arrival(self, update, model, state):
+        return self.init(model, None)
+
+    def on_loss(self, client, model, state):
+        return self.init(model, None)
+
+
+def arrived(answer):
+    model = new_model()
+    return on_arrival(Mine(answer), 7, measure(model, 2, torch.ones(8)), model, {}, OUT)
+
+
+def test_a_good_answer_passes():
+    assert arrived(FINE) is FINE
+    assert on_loss(Mine((Reply(0, 1),)), 1, new_model(), {}, OUT) == (Reply(0, 1),)
+    state = {"K": np.ones(4), "v": torch.zeros(2)}
+    assert init(Mine(state), new_model(), np.ones(4)) is state
+
+
+def test_a_rule_whose_clients_do_not_wait_has_no_reply_for_a_lost_client():
+    rule = rules.load_rule({"name": "fedbuff"})
+    assert on_loss(rule, 1, new_model(), {}, OUT) == ()
+    assert isinstance(FedAvg(), rules.Waits)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (None, r"gave back None, expected Decision\(gamma, eta, replies\)"),
+        ((0.0, 1.0, ()), r"gave back \(0.0, 1.0, \(\)\), expected Decision"),
+        (Decision(None, 1.0, ()), "gave back Decision.*expected Decision"),
+        (Decision(0.0, 1.0, Reply(0, 1)), r"gave back the replies .* expected a tuple of Reply\(client, epochs\)"),
+        (Decision(0.0, 1.0, ((0, 1),)), r"gave back the replies \(\(0, 1\),\), expected a tuple of Reply"),
+        (Decision(0.0, 1.0, (Reply(4, 1),)), "replies to client 4, which does not wait for a reply"),
+        (Decision(0.0, 1.0, (Reply(1, 1),)), "replies to client 1, which does not wait"),
+        (Decision(0.0, 1.0, (Reply(0, 1), Reply(0, 1))), "replies to client 0, which does not wait"),
+        (Decision(0.0, 1.0, (Reply(0, 0),)), "gives client 0 K = 0, expected 1 to 2147483647"),
+        (KeyError("no such layer"), r"raised KeyError: 'no such layer'\nTraceback .*\n(.*\n)+KeyError: 'no such layer'"),
+    ],
+)
+def test_a_wrong_answer_is_told_with_round_and_client(answer, problem):
+    with pytest.raises(RuleError, match=f"^rule Mine, on_arrival, round 7 of client 2: {problem}") as told:
+        arrived(answer)
+    assert "/rules/contract.py" not in str(told.value)  # none of our own frames
+
+
+def test_other_methods_are_told_too():
+    with pytest.raises(RuleError, match=r"^rule Mine, on_loss of client 1: gave back the replies None, expected a tuple"):
+        on_loss(Mine(None), 1, new_model(), {}, OUT)
+    with pytest.raises(RuleError, match=r"^rule Mine, init: gave back None, expected a dict of arrays and tensors"):
+        init(Mine(None), new_model(), np.ones(4))
+    with pytest.raises(RuleError, match=r"^rule Mine, init: K must be equal$"):
+        init(Mine(ValueError("K must be equal")), new_model(), np.ones(4))
