@@ -94,3 +94,17 @@ def test_a_second_wish_a_moment_later_ends_the_process(number, times, status):
         f"for _ in range({times}): signal.raise_signal(signal.{number})\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == status
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_wish_that_comes_while_python_ends_changes_no_status(number):
+    """Objects of a module are deleted after Python has dropped its handlers."""
+    code = (
+        "import signal; from asyncfeded.run import stopping\n"
+        "class Late:\n"
+        f"    def __del__(self, send=signal.raise_signal, number=signal.{number}): send(number); print('signalled')\n"
+        "late = Late()\n"
+        "stopping.listen()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "signalled\n"), ended.stderr

@@ -6,6 +6,7 @@ server alone does what is asked, and the workers go on until it stops them. A wi
 for the next one. There is one `asked` in a process, as there is one handler of a signal.
 """
 
+import atexit
 import signal
 import time
 from collections.abc import Callable
@@ -38,10 +39,14 @@ class StopError(ValueError):
 
 
 def listen() -> None:
-    """From now on, keep what signals ask for in `asked`. A second wish to stop, a moment later, ends the process at once."""
+    """From now on, keep what signals ask for in `asked`. A second wish to stop, a moment later, ends the process at once.
+
+    While Python ends, nothing is left to ask for: who signals a rank then does not change the status of a run that is done.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     signal.signal(signal.SIGUSR1, _keep)
+    atexit.register(ignore, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # hydra sends SIGUSR1 when any rank has ended
 
 
 def ignore(*numbers: signal.Signals) -> None:
