@@ -259,6 +259,7 @@ OTHER = {
     "faults.on_death": "abort",
     "faults.bad_loss": "take",
     "training.last_batch": "join",
+    "training.optimizer_state": "kept",
 }
 
 

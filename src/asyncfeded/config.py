@@ -89,7 +89,12 @@ class Training(Settings):
     learning_rate: float = Field(0.05, gt=0)
     """Learning rate of SGD."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Momentum of SGD. It starts at zero in every round, since it was gathered on another model than the one received."""
+    """Momentum of SGD."""
+    optimizer_state: Literal["fresh", "kept"] = "fresh"
+    """What becomes of the optimizer's state, such as momentum, when a round ends: fresh (it begins anew in every round,
+    since it was gathered on another model than the one received) or kept (it is the client's own, and goes on in its next
+    round, wherever the client then trains). What is kept goes with every message, in both directions, and the server holds
+    it for each client: with momentum, a model more; with Adam, two."""
     weight_decay: float = Field(0.0, ge=0)
     """L2 penalty of SGD."""
     proximal: float = Field(0.0, ge=0)

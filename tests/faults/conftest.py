@@ -24,8 +24,9 @@ epochs = 1
 [rule]
 epochs_max = 2
 """
-VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=40", "heterogeneity.error_probability=0.2")
-"""Overrides of a run that ends, the same to the bit whatever happens to it."""
+KEPT = ("training.momentum=0.5", "training.optimizer_state=kept")
+VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=40", "heterogeneity.error_probability=0.2", *KEPT)
+"""Overrides of a run that ends, the same to the bit whatever happens to it; what the clients keep moves with them."""
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from asyncfeded.model.flat import FlatModel, named_views
+from asyncfeded.model.flat import FlatModel, named_views, own_views
 
 
 def small():
@@ -42,6 +42,18 @@ def test_parameters_come_first_then_float_buffers():
     assert names(flat) == ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
     assert [entry.offset for entry in flat.layout.entries] == [0, 6, 9, 12, 15, 18]
     assert (flat.layout.num_params, flat.layout.size) == (15, 21)
+
+
+def test_what_is_a_clients_own_lies_behind_the_model_and_is_no_part_of_it():
+    flat, without = (FlatModel(nn.Linear(2, 1), own=own) for own in ([("m", (1, 2)), ("step", ())], []))
+    assert [(entry.name, entry.offset) for entry in flat.layout.own] == [("m", 3), ("step", 5)]
+    assert (flat.layout.size, flat.layout.sent, len(flat.buffer)) == (3, 6, 6)
+    assert flat.buffer[3:].tolist() == [0.0, 0.0, 0.0]
+    own_views(flat.buffer, flat.layout)["m"].fill_(7.0)
+    assert flat.buffer[3:].tolist() == [7.0, 7.0, 0.0]
+    assert flat.state_dict(torch.arange(3.0))["bias"].tolist() == [2.0]
+    assert flat.layout.own_names == ("m (1, 2)", "step ()")
+    assert flat.layout.digest() != without.layout.digest() == flat.layout.with_own([]).digest()
 
 
 def test_integer_buffers_stay_out():

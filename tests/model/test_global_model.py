@@ -144,6 +144,49 @@ def test_memory_is_the_global_model_and_a_base_for_each_client():
     assert model([0.0, 0.0, 0.0], clients=4).num_bytes == 3 * 4 * (1 + 4)
 
 
+# --- what is a client's own
+
+
+def with_own(clients=2):
+    """A parameter, a statistic, and behind them two elements of each client's own; all clients have an order."""
+    m = GlobalModel(
+        torch.zeros(2), Layout((Entry("p", (1,), 0), Entry("s", (1,), 1)), 1, 2).with_own([("m", (2,))]), clients
+    )
+    for client in range(clients):
+        m.hand_out(client)
+    return m
+
+
+def test_what_a_client_keeps_goes_into_its_next_reply_and_nowhere_else():
+    m = with_own()
+    w = torch.tensor([3.0, 4.0, 5.0, 6.0])
+    assert m.distances(0, w) == (0.0, 3.0)
+    m.keep_own(0, w)
+    m.merge(0, w[:2], 1.0)
+    assert m.hand_out(0).tolist() == [3.0, 4.0, 5.0, 6.0]
+    assert m.hand_out(1).tolist() == [3.0, 4.0, 0.0, 0.0]
+    assert (m.x.tolist(), m.base[0].tolist()) == ([3.0, 4.0], [3.0, 4.0])
+    assert m.num_bytes == 4 * (2 + 2 * 4)
+
+
+@pytest.mark.parametrize("place", [2, 3])
+def test_a_state_that_is_not_finite_makes_the_change_not_finite(place):
+    m, w = with_own(), torch.ones(4)
+    w[place] = math.inf
+    assert not math.isfinite(m.distances(0, w)[1])
+
+
+def test_what_a_client_keeps_outlives_its_base():
+    m = with_own()
+    m.keep_own(0, torch.tensor([0.0, 0.0, 5.0, 6.0]))
+    for _ in range(2):
+        m.forget(0)
+        assert (m.base[0].numel(), m.own(0).tolist()) == (0, [5.0, 6.0])
+    m.hold(0)
+    m.mix(torch.ones(2), 1.0)
+    assert m.hand_out(0).tolist() == [1.0, 1.0, 5.0, 6.0]
+
+
 # --- part by part
 
 CHUNK = kernel.CHUNK

@@ -106,11 +106,12 @@ class Life:
         )  # fmt: skip
         torch.manual_seed(0)
         flat = FlatModel(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
-        model = GlobalModel(flat.buffer, flat.layout, CLIENTS)
+        layout = flat.layout.with_own([("there", (1,)), ("0.weight.momentum_buffer", (2, 3))])
+        model = GlobalModel(flat.buffer, layout, CLIENTS)
         rule, epochs, profiles = rules.load_rule(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, PROFILE)
         wire, toml = Workers(num_workers, rng or random.Random(0)), self.config.to_toml()
         state = ServerState(model, rule.init(model, epochs), epochs)
-        self.point = resume.find(folder, self.config, flat.layout, state.rule) if resumed else None
+        self.point = resume.find(folder, self.config, layout, state.rule) if resumed else None
         if at := self.point and self.point.snapshot:
             clock = OrderedClock(wire, Resumed(resume.kept_due(at), due), at.time_s)
             self.record = resume.reopen(self.config, places("here"), profiles, self.point)
@@ -166,12 +167,13 @@ class Life:
 
     @property
     def end(self):
-        """What must be the same to the bit: model, statistics, state of the rule, counts, record."""
+        """What must be the same to the bit: model, statistics, each client's own part, state of the rule, counts, record."""
         updates, evaluations, _ = record.read_record(self.folder)
         told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
         state = self.server.state
         return {
             "model": state.model.x.numpy().tobytes(),
+            "own": [state.model.own(client).numpy().tobytes() for client in range(CLIENTS)],
             "numbers": (state.model.version, state.updates, state.refused, state.counts.tolist(), self.outcome.seconds),
             "rule": {name: np.asarray(array).tobytes() for name, array in state.rule.items()},
             "updates": {name: updates[name].tobytes() for name in told},

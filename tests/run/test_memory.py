@@ -40,6 +40,17 @@ def test_a_server_on_a_gpu_needs_two_pinned_buffers_for_each_client():
     assert server_need(config(), rule, LAYOUT, pinned=True) == Need(2 * CLIENTS * MODEL, 2 * CLIENTS * MODEL)
 
 
+def test_what_is_a_clients_own_is_held_for_each_client_and_with_every_update():
+    """And copied for a checkpoint; a worker has it behind its model."""
+    rule, own = rules.load_rule({"name": "fedasync"}), 4 * 30
+    kept, table = LAYOUT.with_own([("there", (1,)), ("w.m", (29,))]), config(checkpoint={"every_s": 60})
+    less, more = (server_need(table, rule, layout, pinned=False) for layout in (LAYOUT, kept))
+    assert more.touched - less.touched == (CLIENTS + 1 + CLIENTS) * own
+    assert more.reserved - less.reserved == (2 * CLIENTS + CLIENTS) * own
+    assert server_need(table, rule, kept, pinned=True).touched == 2 * CLIENTS * (MODEL + own)
+    assert worker_need(table, 0.0, kept).touched - worker_need(table, 0.0, LAYOUT).touched == own
+
+
 @pytest.mark.parametrize("name", rules.RULES)
 def test_the_state_of_every_rule_is_foreseen(name):
     """On a model of parameters alone: to the byte."""

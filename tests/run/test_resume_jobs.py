@@ -26,6 +26,8 @@ name = "digits"
 split = "even"
 [training]
 epochs = 1
+momentum = 0.5
+optimizer_state = "kept"
 [rule]
 epochs_max = 2
 """

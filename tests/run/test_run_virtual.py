@@ -5,7 +5,8 @@ import pytest
 
 from asyncfeded.store import record
 
-VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=25", "heterogeneity.error_probability=0.2")
+KEPT = ("training.momentum=0.9", "training.optimizer_state=kept")
+VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=25", "heterogeneity.error_probability=0.2", *KEPT)
 
 
 @pytest.fixture(scope="module")

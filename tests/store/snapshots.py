@@ -46,6 +46,8 @@ def a_snapshot(rows=120, layout=LAYOUT, **changes):
         layout=layout,
         model=noise(layout.size, rows),
         bases={117: noise(layout.size, rows + 1), 1: noise(layout.size, rows + 2)},
+        own_names=() if "clients" in changes else ("there (1,)", "w.step ()", "w.mean (1, 3)"),
+        own={} if "clients" in changes else {client: noise(5, rows + client) for client in range(len(clients))},
         clients=clients,
         rule={
             "K": np.array([2, 5, 1]),

@@ -88,7 +88,7 @@ def test_a_file_holds_no_objects(tmp_path):
         found = []
         file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
         attributes = dict(file.attrs)
-        assert len(found) == 13
+        assert len(found) == 17
         assert not any(item.dtype.hasobject for item in found)
         assert {kind for item in found for kind in item.dtype.kind} <= set("iufbSV")
         assert not any(dict(item.attrs) for item in found)

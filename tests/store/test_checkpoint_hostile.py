@@ -112,7 +112,10 @@ HOSTILE = {
     "no bases": (instead("bases", lambda *_: None), "client 0 has an order without its base"),
     "a base without a version": (lambda f, d: f["bases"].move("117", "abc"), "bases: holds abc of (30011,), expected"),
     "a base of a negative version": (lambda f, d: f["bases"].move("117", "-1"), "bases: holds -1 of"),
-    "a short base": (array("bases/117", np.zeros(3, np.float32)), "bases: holds 117 of (3,), expected a version"),
+    "a short base": (array("bases/117", np.zeros(3, np.float32)), "bases: holds 117 of (3,), expected a number"),
+    "nothing of a client's own": (instead("own/1", lambda *_: None), "is there of 2 clients of 3"),
+    "own of two lengths": (array("own/2", np.zeros(3, np.float32)), "own: holds 2 of (3,), expected a number, and (5,)"),
+    "own without names": (instead("own_names", lambda *_: None), "own_names: no such array"),
     "no clients": (array("clients", np.zeros(0, a_snapshot().clients.dtype)), "it has no clients"),
     "clients of other columns": (array("clients", np.zeros(3, [("epochs", int)])), "expected a row of"),
 }

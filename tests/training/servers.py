@@ -69,6 +69,7 @@ class Bench:
         share=1.0,
         rule=None,
         statistics=0,
+        own=0,
         samples=None,
         **faults,
     ):
@@ -78,7 +79,7 @@ class Bench:
         flat = FlatModel(module)
         flat.buffer.zero_()
         rule = rule or AsyncFedED(**{"lambda": 1.0}, epsilon=0.5, gamma_bar=3.0, kappa=1.0)
-        model = GlobalModel(flat.buffer, flat.layout, 2)
+        model = GlobalModel(flat.buffer, flat.layout.with_own([("m", (own,))] if own else []), 2)
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1, seed=0)
         self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, PROFILE))

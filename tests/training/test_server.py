@@ -181,6 +181,15 @@ def test_a_rule_may_keep_clients_waiting_until_all_have_arrived(bench):
     assert later == [(0, 1, 7, [0.5, 0.5]), (1, 1, 7, [0.5, 0.5]), (0, 2, 7, [2.0, 2.0]), (1, 2, 7, [2.0, 2.0])]
 
 
+def test_a_rule_sees_nothing_of_a_clients_own_which_waits_with_the_client(bench):
+    """The last element. A message has a header of 64 bytes."""
+    script = [(1, [0.0, 1.0, 5.0]), (0, [1.0, 0.0, 6.0]), (0, [0.0, 0.0, 0.0])]
+    done = bench(script, updates=3, rule=Barrier(), own=1).run()
+    later = [(sent.client, sent.weights.tolist()) for sent in done.wire.replies[2:]]
+    assert later == [(0, [0.5, 0.5, 6.0]), (1, [0.5, 0.5, 5.0])]
+    assert done.rows["bytes"].tolist() == [76, 3 * 76, 76]
+
+
 def test_an_update_without_an_answer_is_recorded_so(bench):
     done = bench([(1, [0.0, 1.0]), (0, [1.0, 0.0]), (0, [3.0, 1.0])], updates=3, rule=Barrier()).run()
     assert done.rows["next_epochs"].tolist() == [0, 7, 0]

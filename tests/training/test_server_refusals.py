@@ -43,6 +43,15 @@ def test_a_refused_client_goes_on_from_the_model_of_now_with_its_k(bench, bad):
     assert (done.rows["base_version"][2], done.rows["moved_norm"][2]) == (1, 0.0)
 
 
+def test_a_refused_update_leaves_what_is_the_clients_own_as_it_was(bench):
+    """The last element. Also where nothing but that is not finite."""
+    script = [(0, [1.5, 2.0, 7.0]), (0, [math.nan, 0.0, 8.0]), (0, [3.0, 4.0, math.inf]), (0, [3.0, 4.0, 9.0])]
+    done = bench(script, updates=2, own=1).run()
+    assert [sent.weights.tolist() for sent in done.wire.replies] == 2 * [[0.0, 0.0, 0.0]] + 3 * [[3.0, 4.0, 7.0]]
+    assert done.rows["accepted"].tolist() == [True, False, False, True]
+    assert done.server.state.model.own(0).tolist() == [9.0]  # as a checkpoint has it
+
+
 def test_a_client_that_is_refused_too_often_is_asked_no_more(bench):
     nan = 3 * [(1, [math.nan, 0.0])]
     done = bench([*nan, (0, [1.0, 1.0]), (0, [2.0, 2.0])], updates=2, max_refusals=3).run()

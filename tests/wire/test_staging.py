@@ -20,12 +20,15 @@ DIGITS = Path(__file__).resolve().parents[2] / "launch" / "digits.toml"
 gpu_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 SIZE = 2 * CHUNK + 3
 """Of a model: three parts, the last of them short, with one statistic at the end."""
+SENT = SIZE + CHUNK + 1
+"""Of a message: behind the model, what is the client's own."""
 
 
 def new_model(clients=2, device="cpu"):
     initial = torch.from_numpy(np.random.default_rng(0).random(SIZE, np.float32))
     entries = (Entry("w", (SIZE - 1,), 0), Entry("s", (1,), SIZE - 1))
-    return GlobalModel(initial.to(device), Layout(entries, SIZE - 1, SIZE), clients)
+    layout = Layout(entries, SIZE - 1, SIZE).with_own([("m", (SENT - SIZE,))])
+    return GlobalModel(initial.to(device), layout, clients)
 
 
 def staged(model, script=()):
@@ -35,23 +38,24 @@ def staged(model, script=()):
 
 
 def weights(seed):
-    return torch.from_numpy(np.random.default_rng(seed).random(SIZE, np.float32))
+    return torch.from_numpy(np.random.default_rng(seed).random(SENT, np.float32))
 
 
 def serve(wire, model, rounds, measure=None):
     """Merge so many updates, each measured part by part as it arrives if `measure` takes the parts; the gammas seen."""
     for client in range(2):
-        wire.reply(Order(client, 0, 0, 1), model.base[client], partial(model.hand_out, client))
+        wire.reply(Order(client, 0, 0, 1), model.reply[client], partial(model.hand_out, client))
     told = []
     for number in range(rounds):
         if measure:
-            for start in range(0, SIZE, CHUNK):
-                measure(number % 2, weights(number), start, min(start + CHUNK, SIZE))
+            for start in range(0, SENT, CHUNK):
+                measure(number % 2, weights(number), start, min(start + CHUNK, SENT))
         arrival = wire.next()
         told.append(model.distances(arrival.client, arrival.weights))
-        model.merge(arrival.client, arrival.weights, 0.3)
+        model.keep_own(arrival.client, arrival.weights)
+        model.merge(arrival.client, arrival.weights[:SIZE], 0.3)
         order = Order(arrival.client, number, model.version, 1)
-        wire.reply(order, model.base[arrival.client], partial(model.hand_out, arrival.client))
+        wire.reply(order, model.reply[arrival.client], partial(model.hand_out, arrival.client))
         model.finish_merge()
         wire.release(arrival)
     return told
@@ -101,9 +105,9 @@ def test_a_run_whose_model_is_on_a_gpu_learns_and_goes_on(own_mpi, tmp_path, clo
 def test_nothing_of_the_model_is_given_to_the_wire_and_nothing_of_the_wire_to_the_model():
     model = new_model()
     staging = staged(model, script(1))
-    staging.reply(Order(0, 0, 0, 1), model.base[0], partial(model.hand_out, 0))
+    staging.reply(Order(0, 0, 0, 1), model.reply[0], partial(model.hand_out, 0))
     (sent,) = staging.below.replies
-    assert sent.buffer.data_ptr() != model.base[0].data_ptr()
+    assert sent.buffer.data_ptr() != model.reply[0].data_ptr()
     arrival = staging.next()
     assert arrival.weights.data_ptr() != staging.below._taken.weights.data_ptr()
 
@@ -117,15 +121,15 @@ def test_a_reply_is_made_in_one_go_and_handed_on_in_parts():
         made.append(stop)
         model.hand_out(0, stop)
 
-    staging.reply(Order(0, 0, 0, 1), model.base[0], ready)
-    assert made == [SIZE]
-    assert torch.equal(torch.cat(handed), model.x)
+    staging.reply(Order(0, 0, 0, 1), model.reply[0], ready)
+    assert made == [SENT]
+    assert torch.equal(torch.cat(handed)[:SIZE], model.x)
 
 
 def parts(weights, ready):
     """What is there of each part when it has been made ready."""
-    for start in range(0, SIZE, CHUNK):
-        stop = min(start + CHUNK, SIZE)
+    for start in range(0, SENT, CHUNK):
+        stop = min(start + CHUNK, SENT)
         ready(stop)
         yield weights[start:stop].clone()
 
@@ -133,12 +137,12 @@ def parts(weights, ready):
 def test_an_update_that_was_refused_half_way_leaves_nothing_behind():
     model = new_model()
     staging = staged(model, [Refused(0, "of another length", True), (0, weights(1))])
-    staging.reply(Order(0, 0, 0, 1), model.base[0], partial(model.hand_out, 0))
-    staging.measure(0, torch.full((SIZE,), math.nan), 0, CHUNK)
+    staging.reply(Order(0, 0, 0, 1), model.reply[0], partial(model.hand_out, 0))
+    staging.measure(0, torch.full((SENT,), math.nan), 0, CHUNK)
     assert isinstance(staging.next(), Refused)
-    staging.reply(Order(0, 1, 0, 1), model.base[0], partial(model.hand_out, 0))
-    for start in range(0, SIZE, CHUNK):
-        staging.measure(0, weights(1), start, min(start + CHUNK, SIZE))
+    staging.reply(Order(0, 1, 0, 1), model.reply[0], partial(model.hand_out, 0))
+    for start in range(0, SENT, CHUNK):
+        staging.measure(0, weights(1), start, min(start + CHUNK, SENT))
     arrival = staging.next()
     assert isinstance(arrival, Arrival)
     assert torch.equal(arrival.weights, weights(1))
@@ -155,4 +159,4 @@ def test_memory_is_a_reply_for_each_client_and_one_update_however_many_come():
     model = new_model()
     staging = staged(model, script(6))
     serve(staging, model, 6, staging.measure)
-    assert staging.num_bytes == 4 * SIZE * (2 + 1)
+    assert staging.num_bytes == 4 * SENT * (2 + 1)

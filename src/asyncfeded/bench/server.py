@@ -229,7 +229,7 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
     """Serve all clients for so many seconds. Rank 0."""
     clients = world.size - 1
     staging = Staging(model) if model.x.is_cuda else None
-    measured, size = (staging or model).measure, model.layout.size
+    measured, size = (staging or model).measure, model.layout.sent
     wire = ServerWire(world.comm, clients, size, world.backoff(wait), clients, measured, pinned=model.x.is_cuda)
     if staging:
         staging.below = wire

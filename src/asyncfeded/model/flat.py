@@ -7,8 +7,8 @@ Masks, tables, and frozen parameters must not change. This file knows nothing of
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from asyncfeded.model.as_made import AsMade
+
+Shape = tuple[str, tuple[int, ...]]
+"""Name and shape of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,37 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies where in a model's buffer: `entries` in order. The first `num_params` elements are parameters.
+    """What lies where in the buffer that a message carries: the model, and behind it what its client keeps for itself.
 
-    The rest after them holds the floating-point buffers ("statistics"): they are sent with the model, but do not count in
-    its norms.
+    The first `num_params` elements of the model are parameters. The rest up to `size` holds the floating-point buffers
+    ("statistics"): they are merged with the model, but do not count in its norms.
     """
 
     entries: tuple[Entry, ...]
+    """The tensors of the model, in order."""
     num_params: int
     size: int
+    """Elements of the model."""
+    own: tuple[Entry, ...] = ()
+    """The tensors that are the client's own, in order: they go with every message to and from it, and nowhere else."""
+
+    @property
+    def sent(self) -> int:
+        """Elements of a message."""
+        return self.size + sum(prod(entry.shape) for entry in self.own)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Name and shape of each tensor of `own`, in order, as text."""
+        return tuple(f"{entry.name} {entry.shape}" for entry in self.own)
+
+    def with_own(self, tensors: Iterable[Shape]) -> "Layout":
+        """The same model, with these tensors behind it."""
+        return replace(self, own=tuple(_place(tensors, self.size)))
 
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of names, shapes and order. Equal if and only if two buffers can be exchanged."""
-        text = "\n".join(f"{e.name} {e.shape} {e.offset}" for e in self.entries)
+        text = "\n".join(f"{e.name} {e.shape} {e.offset}" for e in (*self.entries, *self.own))
         return hashlib.sha256(f"{self.num_params}\n{text}".encode()).digest()
 
 
@@ -121,16 +142,21 @@ class FlatModel:
         device: where the buffer lives.
         statistics: names of the tensors that travel behind the parameters (of ModuleState.candidates); None: every
             persistent buffer of floating point.
+        own: the tensors behind the model, which are no part of the module; they are 0 at first.
 
     Raises:
         ValueError: a tensor that travels is not float32 or shares memory with another, or there is nothing to train.
 
     Attributes:
-        buffer: float32 (layout.size,), contiguous, owned by this object. Writing it changes the module.
+        buffer: float32 (layout.sent,), contiguous, owned by this object. Writing it changes the module.
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device | str = "cpu", statistics: Collection[str] | None = None
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        statistics: Collection[str] | None = None,
+        own: Iterable[Shape] = (),
     ) -> None:
         ModuleState(module)  # says what is wrong with it, before it is moved
         # Move first: moving a recurrent module later would give its parameters their own memory again.
@@ -143,12 +169,10 @@ class FlatModel:
             if tensor.dtype != torch.float32:
                 raise ValueError(f"{name} is {tensor.dtype}, {EXPECTED}")
         _check_memory(travelling, state.all | _named_views_in_attributes(module))
-        entries, offset = [], 0
-        for name, tensor in travelling.items():
-            entries.append(Entry(name, tuple(tensor.shape), offset))
-            offset += tensor.numel()
-        self.layout = Layout(tuple(entries), state.num_params, offset)
-        self.buffer = torch.empty(offset, dtype=torch.float32, device=device)
+        entries = tuple(_place(((name, tuple(tensor.shape)) for name, tensor in travelling.items()), 0))
+        size = sum(tensor.numel() for tensor in travelling.values())
+        self.layout = Layout(entries, state.num_params, size).with_own(own)
+        self.buffer = torch.zeros(self.layout.sent, dtype=torch.float32, device=device)
         self._views: list[tuple[Entry, Callable[[], Tensor]]] = []  # how to reach each tensor through the module
         places = _buffer_places(module)
         with torch.no_grad():
@@ -185,7 +209,7 @@ class FlatModel:
             ValueError: the module's state holds something other than tensors.
         """
         self.as_made.restore()
-        self.buffer.copy_(x)
+        self.buffer[: self.layout.size].copy_(x)
         state: dict[str, Tensor] = self.module.state_dict()
         for name, value in state.items():
             if not isinstance(value, Tensor):
@@ -223,8 +247,20 @@ def digest_tensors(tensors: Mapping[str, Tensor], what: str) -> str:
 
 
 def named_views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """The named tensors of a buffer (layout.size,), as views, not copies."""
+    """The named tensors of the model in a buffer (layout.size,) or longer, as views, not copies."""
     return {entry.name: _view(buffer, entry) for entry in layout.entries}
+
+
+def own_views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The named tensors behind the model in a buffer (layout.sent,), as views, not copies."""
+    return {entry.name: _view(buffer, entry) for entry in layout.own}
+
+
+def _place(tensors: Iterable[Shape], offset: int) -> Iterator[Entry]:
+    """The places of tensors that lie one behind the other, from an offset on."""
+    for name, shape in tensors:
+        yield Entry(name, shape, offset)
+        offset += prod(shape)
 
 
 def _view(buffer: Tensor, entry: Entry) -> Tensor:

@@ -1,11 +1,13 @@
 """The global model, the base models that clients train from, and the distances between them.
 
-This file holds x_t, its version t, and for each client the base model x_s that it was sent last. The base of a client is
-also the buffer that its reply is sent from: it may be written only after the client's next update has arrived. This file
+This file holds x_t, its version t, and for each client the base model x_s that it was sent last. The base of a client lies
+in the buffer that its reply is sent from: it may be written only after the client's next update has arrived. Behind the base
+that buffer holds what the client keeps for itself (`Layout.own`); it is merged with nothing, and no rule sees it. This file
 decides nothing: the rules decide how an update is merged.
 """
 
 import math
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,7 +33,7 @@ class Arriving:
     change_sq: float = 0.0
     """||w - x_s||^2 over the parts so far."""
     finite: bool = True
-    """Whether the statistics in the parts so far are finite."""
+    """Whether the parts so far are finite behind the parameters."""
 
 
 class GlobalModel:
@@ -47,8 +49,9 @@ class GlobalModel:
 
     Attributes:
         version: t, the number of updates merged.
-        base: float32 (size,) by client; x_s. Valid after the client's first `hand_out`. After a merge of the client's update
-            it is valid once that merge is finished.
+        reply: float32 (layout.sent,) by client; what it is sent: its base, and what is its own.
+        base: float32 (size,) by client; x_s, in `reply`. Valid after the client's first `hand_out`. After a merge of the
+            client's update it is valid once that merge is finished.
         base_version: int64 (clients,); s, or -1 before the first `hand_out`.
     """
 
@@ -56,7 +59,9 @@ class GlobalModel:
         self.layout = layout
         self._x = initial.detach().clone()
         self.version = 0
-        self.base = [torch.zeros_like(self._x) for _ in range(num_clients)]  # zeros: pages written now, not one by one later
+        self._sent = layout.sent
+        self.reply = [self._x.new_zeros(self._sent) for _ in range(num_clients)]  # pages written now, not one by one later
+        self.base = [reply[: layout.size] for reply in self.reply]
         self.base_version = np.full(num_clients, -1, np.int64)
         self._arriving: dict[int, Arriving] = {}  # by client: updates with a part measured
         self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
@@ -72,7 +77,7 @@ class GlobalModel:
     @property
     def num_bytes(self) -> int:
         """Memory of the global model and the bases."""
-        return 4 * (self._x.numel() + sum(base.numel() for base in self.base))
+        return 4 * (self._x.numel() + sum(reply.numel() for reply in self.reply))
 
     def is_finite(self) -> bool:
         """Whether all of x is finite."""
@@ -84,7 +89,7 @@ class GlobalModel:
 
         Args:
             client: whose base.
-            w: float32 (size,), the client's model; [start, stop) of it has arrived.
+            w: float32 (layout.sent,), the client's model; [start, stop) of it has arrived.
             start: first element: 0, or `stop` of the call before; a multiple of kernel.CHUNK.
             stop: end of the part.
         """
@@ -97,8 +102,8 @@ class GlobalModel:
             self._arriving[client] = Arriving(self.version, moved)
         arriving = self._arriving[client]
         if start < n:
-            arriving.change_sq = kernel.squared_distance(w, base, start, min(stop, n), arriving.change_sq)
-        arriving.finite &= self._statistics_are_finite(w, start, stop)
+            arriving.change_sq = kernel.squared_distance(w[: base.numel()], base, start, min(stop, n), arriving.change_sq)
+        arriving.finite &= self._rest_is_finite(w, start, stop)
 
     def distances(self, client: int, w: Tensor) -> tuple[float, float]:
         """The distances of the global model and of a client's model from the client's base.
@@ -107,22 +112,37 @@ class GlobalModel:
 
         Args:
             client: whose base.
-            w: float32 (size,), the client's model.
+            w: float32 (size,) or longer, the client's model.
 
         Returns:
-            ||x_t - x_s||_2 and ||w - x_s||_2 over the parameters. The second is not finite if any element of w is not
-            (parameters and statistics), or is too far from x_s for float32.
+            ||x_t - x_s||_2 and ||w - x_s||_2 over the parameters. The second is not finite if any element of w is not, or if
+            one is too far from x_s for float32.
         """
         n, base = self.layout.num_params, self.base[client]
         arriving = self._arriving.pop(client, None)
         if arriving is None:
-            moved_sq, change_sq = kernel.sums(self.x, w, base, n)
-            finite = self._statistics_are_finite(w, 0, w.numel())
+            moved_sq, change_sq = kernel.sums(self.x, w[: base.numel()], base, n)
+            finite = self._rest_is_finite(w, 0, w.numel())
         else:
             moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite
             if arriving.version != self.version:  # x has changed since then
                 moved_sq = kernel.squared_distance(self.x, base, 0, n)
         return math.sqrt(moved_sq), math.sqrt(change_sq) if finite else math.nan
+
+    def own(self, client: int) -> Tensor:
+        """What is a client's own: float32 (own,), in its reply; 0 before it has sent any."""
+        reply = self.reply[client]
+        return reply[reply.numel() - (self._sent - self.layout.size) :]
+
+    def keep_own(self, client: int, w: Tensor) -> None:
+        """Take what is a client's own from its update.
+
+        Args:
+            client: whose update.
+            w: float32 (layout.sent,), finite.
+        """
+        if self._sent > self._x.numel():
+            self.own(client).copy_(w[self._x.numel() :])
 
     def merge(self, client: int, w: Tensor, eta: float) -> None:
         """x_{t+1} = x_t + eta (w - x_s) for the parameters, and hand the result out to the client.
@@ -166,14 +186,14 @@ class GlobalModel:
             self._merge_up_to(self._x.numel())
 
     def hand_out(self, client: int, stop: int | None = None) -> Tensor:
-        """Make the base of a client equal to x_t, and return it: this is what to send to the client.
+        """Make the base of a client equal to x_t, and return the reply to send to the client.
 
         Args:
             client: whose base.
             stop: set only the elements up to here (None: all), after those of an earlier call. x must not change meanwhile.
         """
         size = self._x.numel()
-        stop = size if stop is None else stop
+        stop = size if stop is None else min(stop, size)
         if self._merging is not None and self._merging[0] == client:
             self._merge_up_to(stop)
         elif self.base_version[client] != self.version:
@@ -183,38 +203,46 @@ class GlobalModel:
                 self._copied[client] = stop
             else:
                 self.base_version[client] = self.version
-        return self.base[client]
+        return self.reply[client]
 
     def forget(self, client: int) -> None:
-        """Give the memory of a client's base back to the system."""
+        """Give the memory of a client's base back to the system, but not that of what is its own."""
         if self._merging is not None and self._merging[0] == client:
             self.finish_merge()
         self._arriving.pop(client, None)
         self._copied.pop(client, None)
+        self.reply[client] = self.own(client).clone()
         self.base[client], self.base_version[client] = torch.empty(0), -1
 
     def hold(self, client: int) -> None:
-        """Make a new buffer for the base of a client, if the base was forgotten."""
+        """Make a new buffer for the reply to a client, if its base was forgotten."""
         if not self.base[client].numel():
-            self.base[client] = torch.zeros_like(self._x)
+            reply = self._x.new_zeros(self._sent)
+            reply[self._x.numel() :].copy_(self.own(client))
+            self.reply[client], self.base[client] = reply, reply[: self._x.numel()]
 
-    def restore(self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor]) -> None:
+    def restore(
+        self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor], own: Iterable[Tensor]
+    ) -> None:
         """Take the state of a checkpoint.
 
         Args:
-            x: float32 (size,), x_t. It is copied, and so are the bases.
+            x: float32 (size,), x_t. It is copied, and so is all else.
             version: t.
             base_version: int64 (clients,), s of each client.
             bases: float32 (size,) by version, the x_s that clients train from; the base of `version` is x.
+            own: float32 (own,) of each client.
         """
         self._x.copy_(x)
         self.version, self.base_version[:] = version, base_version
         for base, s in zip(self.base, base_version.tolist(), strict=True):
             if s == version or s in bases:  # a client without an order gets a new base before its old one is read
                 base.copy_(x if s == version else bases[s])
+        for client, kept in enumerate(own):
+            self.own(client).copy_(kept)
 
-    def _statistics_are_finite(self, w: Tensor, start: int, stop: int) -> bool:
-        """Whether the statistics within a part are finite; they count in no norm."""
+    def _rest_is_finite(self, w: Tensor, start: int, stop: int) -> bool:
+        """Whether a part is finite behind the parameters; that counts in no norm."""
         n = self.layout.num_params
         return stop <= n or bool(torch.isfinite(w[max(start, n) : stop]).all())
 

@@ -54,19 +54,23 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
         layout: of the model.
         pinned: whether the models lie on a GPU, and their copies for the wire in pinned memory.
     """
-    n, size = config.clients, 4 * layout.size
+    n, size, sent = config.clients, 4 * layout.size, 4 * layout.sent
     small, large = (_state_bytes(rule, n, params) for params in (1, 2))
     state = small + (large - small) * (layout.num_params - 1)
     if pinned:
-        return Need(2 * n * size, 2 * n * size)
-    copies = size + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
-    return Need((n + 2) * size + state + copies, (2 * n + 1) * size + state + copies)
+        return Need(2 * n * sent, 2 * n * sent)
+    copies = size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
+    return Need((n + 1) * sent + size + state + copies, 2 * n * sent + size + state + copies)
 
 
 def worker_need(config: Config, proximal: float, layout: Layout) -> Need:
-    """What a worker will take besides its model, and the data of its clients: gradient, momentum and the anchor x_s."""
+    """What a worker will take besides its model, and the data of its clients.
+
+    That is gradient, momentum, the anchor x_s, and what is a client's own.
+    """
     vectors = 1 + bool(config.training.momentum) + bool(config.training.proximal or proximal)
-    return Need(4 * layout.num_params * vectors, 4 * layout.num_params * vectors)
+    needed = 4 * (layout.num_params * vectors + layout.sent - layout.size)
+    return Need(needed, needed)
 
 
 def agree_on_memory(world: World, need: Need, what: str) -> None:

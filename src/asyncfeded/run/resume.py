@@ -112,11 +112,13 @@ def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layou
     start = _in_host_memory(state)
     shapes = {name: (array.shape, array.dtype) for name, array in start.items()}
     if (
-        snapshot.layout != layout
+        snapshot.layout.with_own(()) != layout.with_own(())
         or len(snapshot.clients) != num_clients
         or {name: (array.shape, array.dtype) for name, array in snapshot.rule.items()} != shapes
     ):
         raise ValueError(f"{path}: holds another model, or another state of the rule, than this version of the program")
+    if snapshot.own_names != layout.own_names or any(len(own) != layout.sent - layout.size for own in snapshot.own.values()):
+        raise ValueError(f"{path}: holds another state of the optimizer than this version of the program, or of torch, has")
     for name, array in snapshot.rule.items():
         if array.dtype.kind == "f" and np.isfinite(start[name]).all() and not np.isfinite(array).all():
             raise ValueError(f"{path}: rule/{name} holds a value that is not finite")
@@ -187,7 +189,8 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
     """Replace the state of a server at its start by the state in a checkpoint."""
     at, clients = snapshot, snapshot.clients
     bases = {version: torch.from_numpy(base) for version, base in at.bases.items()}
-    state.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases)
+    own = [torch.from_numpy(at.own[client]) for client in sorted(at.own)]
+    state.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases, own)
     for name, array in state.rule.items():
         torch.as_tensor(array).copy_(torch.from_numpy(at.rule[name]))
     for name, column in BY_CLIENT.items():
@@ -235,13 +238,15 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         score_version=score.version,
         score_accuracy=score.accuracy,
         score_loss=score.loss,
-        layout=model.layout,
+        layout=model.layout.with_own(()),
         model=model.x.cpu().numpy(),
         bases={
             version: model.base[client].cpu().numpy()
             for client, (out, version) in enumerate(zip(state.out.tolist(), model.base_version.tolist(), strict=True))
             if out and version != model.version
         },
+        own_names=model.layout.own_names,
+        own={client: model.own(client).cpu().numpy() for client in range(len(clients) if model.layout.own else 0)},
         clients=clients,
         rule=_in_host_memory(state.rule),
         **{name: getattr(state, name) for name in NUMBERS},

@@ -6,10 +6,11 @@ user are found before training, and rank 0 alone reports them. After that no ran
 whole job (launcher.guard).
 """
 
+import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from asyncfeded.model.flat import FlatModel, Layout, ModuleState, digest_tensors
+from asyncfeded.model.flat import FlatModel, Layout, ModuleState, Shape, digest_tensors
 from asyncfeded.mpi import launcher, shield
 from asyncfeded.mpi.world import (
     RefusedError,
@@ -43,7 +44,7 @@ from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.client import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
 from asyncfeded.training.server import DivergedError
-from asyncfeded.training.trial import find_statistics, new_module
+from asyncfeded.training.trial import find_own, find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
 
 
@@ -91,10 +92,21 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
         loaded = agree_on(world, lambda: _load(seated, plan, profiles), lambda _: make_statement())
         statistics, frozen = _share_module(seated, state, loaded.changed)
         plan = plan._replace(origin=plan.origin + frozen)
+        if own := _share_own(seated, loaded.own):
+            agree_on_memory(world, *_need(seated, plan, state, own))
         parts = agree_on(
             world,
             lambda: _prepare(
-                seated, plan, _flatten(plan, module, statistics), profiles, places, owned, loaded, resumed, cleanup
+                seated,
+                plan,
+                _flatten(plan, module, statistics, own if seated.rank else []),
+                own,
+                profiles,
+                places,
+                owned,
+                loaded,
+                resumed,
+                cleanup,
             ),
             lambda _: make_statement(),
         )
@@ -147,15 +159,16 @@ def _make_module(plan: Plan) -> tuple[ClientProfiles, nn.Module, ModuleState]:
     return profiles, *new_module(plan.task, config.seed)
 
 
-def _need(world: World, plan: Plan, state: ModuleState) -> tuple[Need, str]:
-    """The memory that this rank has yet to take for the parameters, and for what, in words."""
+def _need(world: World, plan: Plan, state: ModuleState, own: Iterable[Shape] = ()) -> tuple[Need, str]:
+    """The memory that this rank has yet to take for the parameters and what is a client's own, and for what, in words."""
     config, num_params = plan.config, state.num_params
-    layout = Layout((), num_params, num_params)
+    layout = Layout((), num_params, num_params).with_own(own)
     if world.rank == 0:
         need = server_need(config, plan.rule, layout, plan.device.type == "cuda")
     else:
         need = worker_need(config, plan.rule.proximal, layout)
-    return need, f"the server holds a model of {num_params} parameters for each of {config.clients} clients"
+    kept = f" and {layout.sent - num_params} numbers of the optimizer's state" if layout.own else ""
+    return need, f"the server holds a model of {num_params} parameters{kept} for each of {config.clients} clients"
 
 
 class Loaded(NamedTuple):
@@ -165,6 +178,8 @@ class Loaded(NamedTuple):
     """Returns the data of a client."""
     changed: list[str]
     """On rank 1: what training changes besides the parameters; empty elsewhere."""
+    own: list[Shape]
+    """On rank 1: what of the optimizer's state is each client's own; empty elsewhere."""
 
 
 def _load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
@@ -174,8 +189,10 @@ def _load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
         ValueError, OSError: something is wrong that the user can correct.
     """
     client_data = work.load(world, plan, profiles)
-    changed = find_statistics(plan.task, plan.config.seed, plan.device, client_data(0)) if world.rank == 1 else []
-    return Loaded(client_data, changed)
+    if world.rank != 1:
+        return Loaded(client_data, [], [])
+    changed = find_statistics(plan.task, plan.config.seed, plan.device, client_data(0))
+    return Loaded(client_data, changed, find_own(plan.task, plan.config))
 
 
 def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple[list[str], str]:
@@ -210,14 +227,24 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple
     return statistics, digests
 
 
-def _flatten(plan: Plan, module: nn.Module, statistics: list[str]) -> FlatModel:
+def _share_own(world: World, own: list[Shape]) -> list[Shape]:
+    """Agree on what is each client's own, which rank 1 has found. Collective."""
+    text = np.frombuffer(json.dumps(own).encode(), np.uint8).copy()
+    length = np.array([len(text)])
+    share(world, 1, length)
+    text.resize(length)
+    share(world, 1, text)
+    return [(name, tuple(shape)) for name, shape in json.loads(text.tobytes())]
+
+
+def _flatten(plan: Plan, module: nn.Module, statistics: list[str], own: list[Shape]) -> FlatModel:
     """The model at its start.
 
     Raises:
         TaskError: it cannot be sent or merged.
     """
     try:
-        flat = FlatModel(module, plan.device, statistics)
+        flat = FlatModel(module, plan.device, statistics, own)
         flat.check_finite()
     except ValueError as error:
         raise TaskError(f"task {plan.task.name}, model: {error}") from None
@@ -228,6 +255,7 @@ def _prepare(
     world: World,
     plan: Plan,
     flat: FlatModel,
+    own: list[Shape],
     profiles: ClientProfiles,
     places: np.ndarray,
     owned: Ownership | None,
@@ -241,7 +269,7 @@ def _prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     if owned:
-        return serve.prepare(plan, flat, profiles, places, owned, resumed, cleanup)
+        return serve.prepare(plan, flat, own, profiles, places, owned, resumed, cleanup)
     return work.prepare(world, plan, flat, profiles, loaded.client_data)
 
 

@@ -14,7 +14,7 @@ from asyncfeded import rules
 from asyncfeded.config import Config
 from asyncfeded.files.digest import digest_files
 from asyncfeded.model import kernel
-from asyncfeded.model.flat import FlatModel, Layout
+from asyncfeded.model.flat import FlatModel, Layout, Shape
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
@@ -69,8 +69,8 @@ class ServerParts:
 
     @property
     def layout(self) -> Layout:
-        """What lies where in the model's buffer."""
-        return self.flat.layout
+        """What lies where in the buffer that a message carries."""
+        return self.state.model.layout
 
     @property
     def run_dir(self) -> Path:
@@ -81,6 +81,7 @@ class ServerParts:
 def prepare(
     plan: Plan,
     flat: FlatModel,
+    own: list[Shape],
     profiles: ClientProfiles,
     places: np.ndarray,
     owned: Ownership,
@@ -92,6 +93,7 @@ def prepare(
     Args:
         plan: the run.
         flat: the model at its start; the server evaluates snapshots in it.
+        own: what is each client's own.
         profiles: profiles of the clients.
         places: placement.PLACE (ranks,).
         owned: that of the run's folder.
@@ -104,7 +106,7 @@ def prepare(
     config, rule = plan.config, plan.rule
     sizes = zip(profiles.clients["samples"].tolist(), profiles.clients["batch_size"].tolist(), strict=True)
     samples = np.array([sum(batch_sizes(*size, config.training.last_batch)) for size in sizes], np.int64)
-    model = GlobalModel(flat.buffer, flat.layout, config.clients)
+    model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, contract.init(rule, model, epochs), epochs)
     seed_globals(config.seed, Stream.DATA)
@@ -126,7 +128,7 @@ def prepare(
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
         book = _open_run(config, places, profiles.clients, owned, cleanup, data)
         return ServerParts(config, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned)
-    point = resume.find(resumed, config, flat.layout, state.rule)
+    point = resume.find(resumed, config, model.layout, state.rule)
     check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
 
@@ -181,7 +183,7 @@ class ServerRun:
         self.wire = ServerWire(
             world.comm,
             world.size - 1,
-            parts.layout.size,
+            parts.layout.sent,
             world.backoff(config.wait),
             config.clients,
             None if ordered else (self._staging or model).measure,

@@ -14,6 +14,7 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Batch, Data
 from asyncfeded.tasks.contract import CheckedTask, TaskError, check_loss, fault
+from asyncfeded.training.kept import Kept
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
 
@@ -71,6 +72,8 @@ class Trainer:
             maximize=False,
         )
         self._momentum: list[Tensor | None] = []  # by parameter
+        self._names = [f"{name}.momentum_buffer" for name, p in flat.module.named_parameters() if p.requires_grad]
+        self._kept = Kept(flat) if flat.layout.own else None
         # The anchor x_s of the proximal term: a copy of the parameters at the start of a round; only with such a term.
         self._anchor = [torch.empty_like(p) for p in self._params] if proximal else []
         self.samples, self.steps, self.loss = 0, 0, 0.0
@@ -91,7 +94,10 @@ class Trainer:
         """
         self._flat.as_made.restore()
         seed_globals(self._seed, Stream.TRAINING, order.client, order.round)
-        self._momentum = [None] * len(self._params)  # momentum starts at zero in every round
+        self._momentum = [None] * len(self._params)
+        if self._kept:
+            kept = self._kept.load()
+            self._momentum = [kept.get(name) for name in self._names]
         with torch.no_grad():
             for anchor, p in zip(self._anchor, self._params, strict=False):
                 anchor.copy_(p)
@@ -120,6 +126,9 @@ class Trainer:
                 if stopped():
                     return False
         self.loss = float(loss_sum) / self.samples
+        if self._kept:
+            pairs = zip(self._names, self._momentum, strict=True)
+            self._kept.store({name: momentum for name, momentum in pairs if momentum is not None})
         try:
             self._flat.check_views()
         except ValueError as error:

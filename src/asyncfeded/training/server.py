@@ -111,7 +111,7 @@ class Server:
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.failed, self.interrupted, self.stopping = "", False, ""
         self._began = time.perf_counter()
-        self._update_bytes = HEADER.itemsize + 4 * state.model.layout.size
+        self._update_bytes = HEADER.itemsize + 4 * state.model.layout.sent
 
     @property
     def elapsed_s(self) -> float:
@@ -211,12 +211,14 @@ class Server:
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise DivergedError(self._diverged())
-        update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, arrival.weights)
+        w = arrival.weights[: model.layout.size]
+        update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w)
         refusal = self._fault(update, arrival.train_loss)
         if refusal:
             again = self._note_refusal(client, refusal)
             decision = Decision(math.nan, 0.0, (Reply(client, int(state.epochs[client])),) if again else ())
         else:
+            model.keep_own(client, arrival.weights)
             decision = on_arrival(self._rule, arrival.round, update, model, state.rule, state.out)
             state.updates += 1
             state.counts[client] += 1
@@ -339,7 +341,7 @@ class Server:
 
     def _give(self, client: int, version: int, ready: Callable[[int], object]) -> None:
         order = Order(client, int(self.state.rounds[client]) - 1, version, int(self.state.epochs[client]))
-        self._wire.reply(order, self.state.model.base[client], ready)
+        self._wire.reply(order, self.state.model.reply[client], ready)
 
     def _evaluate(self) -> bool:
         """Take a snapshot or evaluate one batch, if it is due and within its share of time. Returns whether it did."""

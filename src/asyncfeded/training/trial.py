@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from asyncfeded.config import Config
-from asyncfeded.model.flat import FlatModel, ModuleState, named_views
+from asyncfeded.model.flat import FlatModel, ModuleState, Shape, named_views
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.contract import NO_GRADIENT, CheckedTask, TaskError, check_loss, fault
 from asyncfeded.training.client import ClientData, Trainer, batch_sizes
+from asyncfeded.training.kept import own_tensors
 from asyncfeded.wire.messages import Order
 
 NEARLY = 1e-3
@@ -74,6 +75,19 @@ def find_statistics(task: CheckedTask, seed: int, device: torch.device, data: Cl
         )
     written = {name for name, tensor in used.candidates.items() if tensor._version != versions[name]}
     return [name for name in made.candidates if name in differ or name in written]  # a mean of weights is still equal
+
+
+def find_own(task: CheckedTask, config: Config) -> list[Shape]:
+    """Find what of the optimizer's state is each client's own, with training.optimizer_state = kept.
+
+    Raises:
+        TaskError: the task raises something.
+    """
+    training = config.training
+    if training.optimizer_state == "fresh" or not training.momentum:
+        return []
+    _, state = new_module(task, config.seed)
+    return list(own_tensors({f"{name}.momentum_buffer": parameter for name, parameter in state.trained.items()}))
 
 
 def _compute_gradients(task: CheckedTask, module: nn.Module, data: ClientData, part: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 Clients train on workers, which are all ranks except the server: client i trains on worker i modulo the number of workers,
 so that its data lies on one rank, unless that rank dies. An update is a header (64 bytes) and the model's raw buffer in
-chunks (transfer.py); so is a reply. The two sides take turns:
+chunks (transfer.py), with what is the client's own behind the model; so is a reply. The two sides take turns:
 
 1. The server replies to a client: header (round, version, K), weights. It does not touch that reply buffer until the
    client's next update: the buffer *is* the client's base model x_s. A worker has one order in hand at a time.

@@ -61,7 +61,7 @@ class ServerWire:
     Args:
         comm: the job's communicator; this is rank 0.
         num_workers: number of workers.
-        size: elements of a model.
+        size: elements of a message: a model, and what is a client's own.
         backoff: how to wait.
         num_clients: number of clients, and of receive buffers.
         measure: called with (client, weights, start, stop) for every part of an update, in order, as soon as the part is

@@ -28,8 +28,8 @@ class Staging:
     below: Wire
 
     def __init__(self, model: GlobalModel) -> None:
-        self._model, self._size, self._pinned = model, model.layout.size, model.x.is_cuda
-        # By client: a reply, float32 (size,) in host memory, a copy of the client's base.
+        self._model, self._size, self._pinned = model, model.layout.sent, model.x.is_cuda
+        # By client: a reply, float32 (size,) in host memory, a copy of the one that the model holds.
         self._replies = [torch.empty(self._size, pin_memory=self._pinned) for _ in model.base]
         self._there: dict[int, Tensor] = {}  # by client: its update, in the memory of the model
         self._staged: dict[int, int] = {}  # by client: how many elements of it are there
@@ -86,7 +86,7 @@ class Staging:
     def _stage(self, client: int, w: Tensor, start: int, stop: int) -> Tensor:
         """Copy [start, stop) of a client's update into the memory of the model. Returns the update in that memory."""
         if client not in self._there:
-            self._there[client] = self._spare.pop() if self._spare else torch.empty_like(self._model.x)
+            self._there[client] = self._spare.pop() if self._spare else self._model.x.new_empty(self._size)
         there = self._there[client]
         there[start:stop].copy_(w[start:stop], non_blocking=True)
         self._staged[client] = stop

@@ -9,6 +9,8 @@ A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it i
     names           text (tensors,), names of the model's tensors in the order of its buffer
     model/<name>    float32, a parameter or a statistic, under its name in the module
     bases/<version> float32 (size,), the base model of this version; stored once, however many clients train from it
+    own/<client>    float32 (own,), what is a client's own, if the clients have any: its optimizer's state
+    own_names       text (own tensors,), name and shape of each tensor in such an array, in order
     clients         CLIENT_STATE (clients,)
     rule/<name>     the rule's state
 

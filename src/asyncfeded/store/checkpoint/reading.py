@@ -89,6 +89,7 @@ def describe_checkpoint(path: Path) -> dict[str, str]:
         "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
         "accuracy": score,
         "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
+        "kept": f"{len(next(iter(at.own.values()), ()))} numbers of each client's own",
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "checksum": f"right (sha256 {digest})",
         "written by": " ".join(filter(None, ("asyncfeded", *map(at.provenance.get, ("asyncfeded", "commit"))))),
@@ -110,7 +111,9 @@ def _load(path: Path) -> Snapshot:
             provenance={name: value for name, value in attributes.items() if isinstance(value, str)},
             layout=layout,
             model=model,
-            bases=dict(_bases(file, layout.size)),
+            bases=dict(_numbered(file, "bases", layout.size)),
+            own_names=tuple(file.array("own_names").texts()) if file.kind("own") else (),
+            own=dict(_numbered(file, "own")),
             clients=_clients(file),
             rule={name: file.group("rule").array(name).read() for name in _members(file, "rule")},
             **values,
@@ -135,15 +138,17 @@ def _model(path: Path, file: Group, num_params: int) -> tuple[Layout, np.ndarray
     return layout, model
 
 
-def _bases(file: Group, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    if file.kind("bases") != "group":
+def _numbered(file: Group, what: str, size: int = -1) -> Iterator[tuple[int, np.ndarray]]:
+    """The arrays of a group, float32 (size,), by the number that is their name; without a size that of the first."""
+    if file.kind(what) != "group":
         return
-    bases = file.group("bases")  # of thousands of clients: not found anew for each
-    for name in bases.names():
-        base = _floats(bases, name)
-        if not re.fullmatch(r"0|[1-9]\d{0,18}", name) or base.shape != (size,):
-            raise FileFaultError(f"{file.where('bases')}: holds {name} of {base.shape}, expected a version, and ({size},)")
-        yield int(name), base
+    group = file.group(what)  # of thousands of clients: not found anew for each
+    for name in group.names():
+        array = _floats(group, name)
+        size = array.size if size < 0 else size
+        if not re.fullmatch(r"0|[1-9]\d{0,18}", name) or array.shape != (size,):
+            raise FileFaultError(f"{file.where(what)}: holds {name} of {array.shape}, expected a number, and ({size},)")
+        yield int(name), array
 
 
 def _clients(file: Group) -> np.ndarray:
@@ -199,4 +204,7 @@ def _fault(at: Snapshot) -> str:
         if len(at_clients := np.flatnonzero(where)):
             client = int(at_clients[0])
             return f"client {client} has {what}: {dict(zip(columns, clients[client].tolist(), strict=True))}"
-    return "" if len(clients) else "it has no clients"
+    if not len(clients):
+        return "it has no clients"
+    kept = sum(0 <= client < len(clients) for client in at.own)
+    return f"what is their own is there of {kept} clients of {len(clients)}" if at.own and kept < len(clients) else ""

@@ -69,10 +69,15 @@ class Snapshot:
     score_accuracy: float
     score_loss: float
     layout: Layout
+    """Of the model; `own` is empty."""
     model: np.ndarray
     """float32 (size,), x_t."""
     bases: dict[int, np.ndarray]
     """float32 (size,) by version: the bases that clients train from, except that of `version`, which is the model."""
+    own_names: tuple[str, ...]
+    """`Layout.own_names` of the messages."""
+    own: dict[int, np.ndarray]
+    """float32 (own,) by client: what is its own. Empty if the clients have nothing."""
     clients: np.ndarray
     """CLIENT_STATE (clients,)."""
     rule: dict[str, np.ndarray]
@@ -96,6 +101,9 @@ def save(path: Path, snapshot: Snapshot) -> int:
     for name, view in named_views(torch.from_numpy(snapshot.model), layout).items():
         arrays[f"model/{name}"] = view.numpy()
     arrays |= {f"bases/{version}": base for version, base in snapshot.bases.items()}
+    if snapshot.own:
+        arrays["own_names"] = text([name.encode() for name in snapshot.own_names])
+        arrays |= {f"own/{client}": own for client, own in snapshot.own.items()}
     arrays |= {f"rule/{name}": array for name, array in snapshot.rule.items()}
     values = {name: getattr(snapshot, name) for name in numbers()}
     return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | values | snapshot.provenance)

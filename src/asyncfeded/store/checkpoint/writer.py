@@ -73,6 +73,7 @@ class Writer:
             snapshot,
             model=self._copy("model", snapshot.model),
             bases={version: self._copy(f"base {i}", base) for i, (version, base) in enumerate(snapshot.bases.items())},
+            own={client: self._copy(f"own {client}", own) for client, own in snapshot.own.items()},
             clients=self._copy("clients", snapshot.clients),
             rule={name: self._copy(f"rule {name}", array) for name, array in snapshot.rule.items()},
         )
