@@ -19,7 +19,7 @@ FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
     ("bench", "plots", "testing"),
-    ("doctor", "studies"),
+    ("doctor", "script", "studies"),
     ("run",),
     ("training",),
     ("rules", "store", "tasks", "wire"),
@@ -90,7 +90,7 @@ def tracked():
 
 
 TESTS = [path.relative_to(ROOT / "tests") for path in sorted((ROOT / "tests").rglob("test_*.py"))]
-MIRRORED = {"files", "model", "mpi", "run", "store", "studies", "training", "wire"}
+MIRRORED = {"files", "model", "mpi", "run", "script", "store", "studies", "training", "wire"}
 """Parts whose every room has a test file of its own."""
 WHOLE = {"run.serve", "run.work", "training.server_state"}
 """Rooms that whole runs test (tests/run/test_run_*.py), and servers that are saved and restored."""
@@ -150,8 +150,8 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_the_public_surface_is_what_the_package_exports():
     """A name that is added or removed here is a promise made or broken: say so in CHANGELOG.md."""
     assert asyncfeded.__all__ == [
-        "Batch", "Classification", "Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Settings", "State",
-        "Sums", "Task", "Update", "Waits",
+        "Batch", "Classification", "Data", "Decision", "GlobalModel", "Layout", "Reply", "Rule", "Run", "RunFailed",
+        "Settings", "State", "Sums", "Task", "Update", "Waits", "open", "train",
     ]  # fmt: skip
     for name in asyncfeded.__all__:
         assert getattr(asyncfeded, name) is getattr(asyncfeded, name)

@@ -1,8 +1,9 @@
 """Asynchronous federated learning over MPI with Euclidean-distance staleness (AsyncFedED, arXiv 2205.13797).
 
 What a task or a rule of your own needs: the protocols `Task` and `Rule` (`Waits` for a rule whose clients wait for each
-other), `Settings`, the class of their keys, and what they take and give. Nothing is loaded before it is asked for, since
-every rank is started by a small process that needs none of it (mpi/shield.py).
+other), `Settings`, the class of their keys, and what they take and give. What a script or a notebook needs: `train`, and
+`open` for what a run has left; both give a `Run`. Nothing is loaded before it is asked for, since every rank is started by
+a small process that needs none of it (mpi/shield.py).
 """
 
 from importlib import import_module
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from asyncfeded.model.global_model import GlobalModel
     from asyncfeded.rules import Rule, Waits
     from asyncfeded.rules.decision import Decision, Reply, State, Update
+    from asyncfeded.script.opened import Run, open  # noqa: A004
+    from asyncfeded.script.start import RunFailed, train
     from asyncfeded.tasks import Task
     from asyncfeded.tasks.classification import Batch, Classification, Data, Sums
 
@@ -29,12 +32,16 @@ __all__ = [
     "Layout",
     "Reply",
     "Rule",
+    "Run",
+    "RunFailed",
     "Settings",
     "State",
     "Sums",
     "Task",
     "Update",
     "Waits",
+    "open",
+    "train",
 ]
 
 _ROOMS = {
@@ -46,12 +53,16 @@ _ROOMS = {
     "Layout": "model.flat",
     "Reply": "rules.decision",
     "Rule": "rules",
+    "Run": "script.opened",
+    "RunFailed": "script.start",
     "Settings": "config",
     "State": "rules.decision",
     "Sums": "tasks.classification",
     "Task": "tasks",
     "Update": "rules.decision",
     "Waits": "rules",
+    "open": "script.opened",
+    "train": "script.start",
 }
 
 

@@ -25,7 +25,7 @@ def train(
     with load_launcher().guard():
         from asyncfeded.run import run
 
-        status = run.train(file, overrides or [])
+        status = run.train(file, overrides or []).status
     raise typer.Exit(status)
 
 
@@ -43,7 +43,7 @@ def resume(
     with load_launcher().guard():
         from asyncfeded.run import run
 
-        status = run.train(run_dir / "config.toml", [setting("run_dir", str(run_dir)), *(overrides or [])], run_dir)
+        status = run.train(run_dir / "config.toml", [setting("run_dir", str(run_dir)), *(overrides or [])], run_dir).status
     raise typer.Exit(status)
 
 

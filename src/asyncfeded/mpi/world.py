@@ -286,7 +286,7 @@ def refuse(error: RefusedError, world: World | None) -> int:
     return error.status if world or rank == 0 else 0
 
 
-def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
+def leave_job(status: int = 0, ranks_lost: bool = False) -> int:
     """Wait for all ranks, and finalise MPI when this process ends, so that it can join again. Collective.
 
     Until every rank is here, it takes no core from ranks that still work.
@@ -294,15 +294,21 @@ def leave_job(status: int = 0, ranks_lost: bool = False) -> None:
     Args:
         status: exit status of this process.
         ranks_lost: whether a rank is lost. MPI_Finalize could wait for it for ever, so the process ends here.
+
+    Returns:
+        The status of the job: the highest of all ranks.
     """
     if ranks_lost:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    if MPI.Is_initialized() and not MPI.Is_finalized():
-        Backoff(spin=False).wait(MPI.COMM_WORLD.Ibarrier())
-        atexit.unregister(MPI.Finalize)
-        atexit.register(MPI.Finalize)
+    if not MPI.Is_initialized() or MPI.Is_finalized():
+        return status
+    statuses = np.zeros(MPI.COMM_WORLD.size, np.int64)
+    Backoff(spin=False).wait(MPI.COMM_WORLD.Iallgather(np.array([status]), statuses))
+    atexit.unregister(MPI.Finalize)
+    atexit.register(MPI.Finalize)
+    return int(statuses.max())
 
 
 def _foreign(launched: origin.Origin, trouble: str) -> str:

@@ -59,8 +59,23 @@ def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndar
     return made
 
 
-def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | None) -> Plan:
-    """Read the run in a file, for these ranks; `resumed` is the folder of the run to continue, None for a new run.
+def read_plan(
+    world: World,
+    path: Path,
+    overrides: list[str],
+    resumed: Path | None,
+    task: tasks.Task | None = None,
+    rule: rules.Rule | None = None,
+) -> Plan:
+    """Read the run in a file, for these ranks.
+
+    Args:
+        world: all ranks.
+        path: the file.
+        overrides: `key=value`, applied to the file.
+        resumed: folder of the run to continue; None: a new run.
+        task: the task; None: the one that the config names.
+        rule: the rule, likewise.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
@@ -77,7 +92,8 @@ def read_plan(world: World, path: Path, overrides: list[str], resumed: Path | No
                 f"folder and resume the copy"
             )
         config = config.model_copy(update={"run_dir": str(resumed)})
-    task, rule = tasks.load_task(config.task), rules.load_rule(config.rule)
+    task = tasks.load_task(config.task) if task is None else task
+    rule = rules.load_rule(config.rule) if rule is None else rule
     origin = digest_origin(config)
     workers = world.size - 1
     num_clients = config.clients or workers

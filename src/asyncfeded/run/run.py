@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from asyncfeded.mpi.world import (
     share,
 )
 from asyncfeded.own import CodeError
+from asyncfeded.rules import Rule
 from asyncfeded.run import folder, serve, stopping, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, agree_on_digests, read_plan, take_place
@@ -40,6 +42,7 @@ from asyncfeded.run.serve import ServerParts
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store.ownership import Ownership
+from asyncfeded.tasks import Task
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.client import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
@@ -48,58 +51,75 @@ from asyncfeded.training.trial import find_own, find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
 
 
-def train(path: Path, overrides: list[str], resumed: Path | None = None) -> int:
+class Ended(NamedTuple):
+    """How a run has ended."""
+
+    status: int
+    """Exit status of this rank: 0; RESUMABLE; REFUSED (mpi/world.py), after printing why on standard error; 1 if the model
+    could not be saved, or if no client was left before a limit was reached. A worker of a run that began has 0."""
+    of_job: int
+    """The same for the whole job, equal on all ranks."""
+    why: str
+    """Why the run was refused."""
+    run_dir: str
+    """Folder of the run; empty if it was refused."""
+
+
+def train(
+    path: Path, overrides: list[str], resumed: Path | None = None, task: Task | None = None, rule: Rule | None = None
+) -> Ended:
     """Run a training. Collective: one rank is the server (rank 0, unless the config names another); the others are workers.
 
     Args:
         path: the run's TOML file.
         overrides: `key=value`, applied to the file.
         resumed: folder of the run to continue; None: a new run.
-
-    Returns:
-        The exit status: 0; RESUMABLE; REFUSED (mpi/world.py) after printing why on standard error; 1 if the model could not
-        be saved, or if no client was left before a limit was reached.
+        task: the task, equal on all ranks; None: the one that the config names.
+        rule: the rule, likewise.
     """
     world: World | None = None
-    ranks_lost = False
+    ranks_lost, why, run_dir = False, "", ""
     with launcher.guard():
         try:
             world = join_job()
             stopping.listen()
-            status, ranks_lost = _train(world, path, overrides, resumed)
+            read = partial(read_plan, world, path, overrides, resumed, task, rule)
+            status, ranks_lost, run_dir = _train(world, read, resumed)
+            failed = status
         except RefusedError as error:
-            status = refuse(error, world)
-        stopping.ignore(signal.SIGUSR1)  # hydra sends it when any rank has ended
-        leave_job(status, ranks_lost)
-    return status
+            status, failed, why = refuse(error, world), error.status, str(error)
+        of_job = leave_job(status, ranks_lost)
+    return Ended(status, max(of_job, failed), why, run_dir)
 
 
-def _train(world: World, path: Path, overrides: list[str], resumed: Path | None) -> tuple[int, bool]:
-    """Prepare, agree, and act as server or worker. Returns the exit status, and whether ranks are lost."""
-    plan = agree_on(
-        world, lambda: read_plan(world, path, overrides, resumed), lambda plan: make_statement(config=plan.config.digest())
-    )
+def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tuple[int, bool, str]:
+    """Prepare, agree, and act as server or worker. Returns the exit status, whether ranks are lost, and the run's folder.
+
+    Args:
+        world: all ranks.
+        read: reads the plan.
+        resumed: folder of the run to continue; None: a new run.
+    """
+    plan = agree_on(world, read, lambda plan: make_statement(config=plan.config.digest()))
     agree_on_digests(world, plan.origin)
     cleanup = ExitStack()  # gives up the run's folder
     try:
-        plan, owned = agree_on(
-            world, lambda: _own_folder(world, plan, path, overrides, resumed, cleanup), lambda _: make_statement()
-        )
+        plan, owned = agree_on(world, lambda: _own_folder(world, plan, read, resumed, cleanup), lambda _: make_statement())
         world, places = take_place(world, plan)
         seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
-        profiles, module, state = agree_on(world, lambda: _make_module(plan), lambda made: _statement(made[2]))
-        agree_on_memory(world, *_need(seated, plan, state))
-        loaded = agree_on(world, lambda: _load(seated, plan, profiles), lambda _: make_statement())
+        profiles, module, state = agree_on(world, lambda: make_module(plan), lambda made: _statement(made[2]))
+        agree_on_memory(world, *needed_memory(seated, plan, state))
+        loaded = agree_on(world, lambda: load(seated, plan, profiles), lambda _: make_statement())
         statistics, frozen = _share_module(seated, state, loaded.changed)
         plan = plan._replace(origin=plan.origin + frozen)
         if own := _share_own(seated, loaded.own):
-            agree_on_memory(world, *_need(seated, plan, state, own))
+            agree_on_memory(world, *needed_memory(seated, plan, state, own))
         parts = agree_on(
             world,
             lambda: _prepare(
                 seated,
                 plan,
-                _flatten(plan, module, statistics, own if seated.rank else []),
+                flatten(plan, module, statistics, own if seated.rank else []),
                 own,
                 profiles,
                 places,
@@ -119,20 +139,20 @@ def _train(world: World, path: Path, overrides: list[str], resumed: Path | None)
     with launcher.guard("worker" if seated.rank else "server", told=(CodeError, DivergedError)):
         if isinstance(parts, ServerParts):
             shield.note(resumable)
-            return serve.serve(seated, parts)
+            return *serve.serve(seated, parts), run_dir
         shield.note("")
         # A launcher forwards signals to all ranks. The server does what they ask, and stops the workers.
         stopping.ignore(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         try:
-            return 0, work.train_for_server(seated, parts)
+            return 0, work.train_for_server(seated, parts), run_dir
         except ServerLostError as error:
             if seated.rank == 1:
                 print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
-            return 1, True
+            return 1, True, run_dir
 
 
 def _own_folder(
-    world: World, plan: Plan, path: Path, overrides: list[str], resumed: Path | None, cleanup: ExitStack
+    world: World, plan: Plan, read: Callable[[], Plan], resumed: Path | None, cleanup: ExitStack
 ) -> tuple[Plan, Ownership | None]:
     """Make the rank of the server the owner of the run's folder. Returns the plan with its name; other ranks own nothing.
 
@@ -142,12 +162,12 @@ def _own_folder(
     if world.rank != plan.config.server:
         return plan, None
     config, owned = folder.take(plan.config, resumed, cleanup)
-    if resumed and read_plan(world, path, overrides, resumed).config != config:
+    if resumed and read().config != config:
         raise ValueError(f"{resumed}: another job has just gone on with this run; type the same again")
     return plan._replace(config=config), owned
 
 
-def _make_module(plan: Plan) -> tuple[ClientProfiles, nn.Module, ModuleState]:
+def make_module(plan: Plan) -> tuple[ClientProfiles, nn.Module, ModuleState]:
     """Draw the profiles of the clients, and make the module as it is at the start.
 
     Raises:
@@ -159,7 +179,7 @@ def _make_module(plan: Plan) -> tuple[ClientProfiles, nn.Module, ModuleState]:
     return profiles, *new_module(plan.task, config.seed)
 
 
-def _need(world: World, plan: Plan, state: ModuleState, own: Iterable[Shape] = ()) -> tuple[Need, str]:
+def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Shape] = ()) -> tuple[Need, str]:
     """The memory that this rank has yet to take for the parameters and what is a client's own, and for what, in words."""
     config, num_params = plan.config, state.num_params
     layout = Layout((), num_params, num_params).with_own(own)
@@ -182,7 +202,7 @@ class Loaded(NamedTuple):
     """On rank 1: what of the optimizer's state is each client's own; empty elsewhere."""
 
 
-def _load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
+def load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
     """Load the data of this worker's clients. Rank 1 finds what training changes, by training client 0.
 
     Raises:
@@ -237,7 +257,7 @@ def _share_own(world: World, own: list[Shape]) -> list[Shape]:
     return [(name, tuple(shape)) for name, shape in json.loads(text.tobytes())]
 
 
-def _flatten(plan: Plan, module: nn.Module, statistics: list[str], own: list[Shape]) -> FlatModel:
+def flatten(plan: Plan, module: nn.Module, statistics: list[str], own: list[Shape]) -> FlatModel:
     """The model at its start.
 
     Raises:

@@ -109,13 +109,7 @@ def prepare(
     model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, contract.init(rule, model, epochs), epochs)
-    seed_globals(config.seed, Stream.DATA)
-    evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size, config.seed), tuple(plan.task.remarks())
-    try:
-        flat.state_dict(model.x)  # what cannot be saved is found now
-    except ValueError as error:
-        raise TaskError(f"task {plan.task.name}, model: {error}") from None
-    evaluator.try_out()
+    evaluator, remarks = make_evaluator(plan, flat)
     due: Due = profiles.due
     data = digest_files(plan.task.paths()) + plan.origin
     if config.replay:
@@ -139,6 +133,26 @@ def prepare(
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     newest = point.path.name
     return ServerParts(config, places, flat, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
+
+
+def make_evaluator(plan: Plan, flat: FlatModel) -> tuple[Evaluator, tuple[str, ...]]:
+    """Make what tests the global model, and try it; also whether the model can be saved.
+
+    Returns:
+        It, and what the task has to say about its data.
+
+    Raises:
+        ValueError, OSError: something is wrong that the user can correct.
+    """
+    config = plan.config
+    seed_globals(config.seed, Stream.DATA)
+    evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size, config.seed), tuple(plan.task.remarks())
+    try:
+        flat.state_dict(flat.buffer)  # what cannot be saved is found now
+    except ValueError as error:
+        raise TaskError(f"task {plan.task.name}, model: {error}") from None
+    evaluator.try_out()
+    return evaluator, remarks
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:

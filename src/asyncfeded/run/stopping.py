@@ -43,6 +43,7 @@ def listen() -> None:
 
     While Python ends, nothing is left to ask for: who signals a rank then does not change the status of a run that is done.
     """
+    asked.stop = asked.checkpoint = False  # what was asked of a run before this one
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     signal.signal(signal.SIGUSR1, _keep)
