@@ -7,7 +7,7 @@ table reads it (`config.Settings`), also that of a task or a rule, which is foun
 import sys
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 
@@ -86,6 +86,8 @@ def _holds(kind: Any, some: tuple[Any, ...]) -> bool:  # noqa: ANN401, the annot
 
 
 def _holds_text(kind: Any) -> bool:  # noqa: ANN401, the annotation of any field
+    if get_origin(kind) is Annotated:
+        return _holds_text(get_args(kind)[0])
     if get_origin(kind) is Literal:
         return all(isinstance(choice, str) for choice in get_args(kind))
     if get_origin(kind) in (Union, UnionType):

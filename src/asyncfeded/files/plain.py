@@ -14,7 +14,7 @@ import stat
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,7 @@ def read_text(path: Path, advice: str = "") -> str:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, MemoryError, zlib.error) as error:
             raise FileFaultError(f"{path}: cannot be unpacked ({str(error) or type(error).__name__})") from None
-    if kind := known_kind(raw):
-        raise FileFaultError(f"{path}: {kind}")
-    if raw.startswith(UTF_16) or b"\0" in raw:
-        raise FileFaultError(f"{path}: is no text in UTF-8 (but perhaps in UTF-16); save it as UTF-8")
+    check_text(path, raw)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -111,6 +108,14 @@ def read_text(path: Path, advice: str = "") -> str:
         raise FileFaultError(
             f"{path}: line {line}: the byte {raw[error.start]:#04x} is no UTF-8; save the file as UTF-8"
         ) from None
+
+
+def check_text(path: Path, raw: bytes) -> None:
+    """Whether the content of a file is text, though perhaps not in UTF-8. Raises FileFaultError if it is not."""
+    if kind := known_kind(raw):
+        raise FileFaultError(f"{path}: {kind}")
+    if raw.startswith(UTF_16) or b"\0" in raw:
+        raise FileFaultError(f"{path}: is no text in UTF-8 (but perhaps in UTF-16); save it as UTF-8")
 
 
 def known_kind(head: bytes) -> str:
@@ -189,8 +194,17 @@ def read_csv(path: Path, columns: Sequence[str], advice: str = "") -> list[tuple
     Raises:
         FileFaultError: as `read_text`, a column is missing, or a row has not as many cells as the first line.
     """
+    rows = csv_cells(path, columns, advice)
+    _, head = next(rows)
+    return [(line, dict(zip(head, cells, strict=True))) for line, cells in rows]
+
+
+def csv_cells(path: Path, columns: Sequence[str], advice: str = "") -> Iterator[tuple[int, list[str]]]:
+    """The cells of the first line of a CSV file, which name the columns, and then of each row, with the number of the line.
+
+    Arguments and errors are those of `read_csv`.
+    """
     reader = csv.reader(io.StringIO(read_text(path, advice), newline=""), strict=True)
-    rows: list[tuple[int, dict[str, str]]] = []
     try:
         head = next(reader, [])
         if twice := [name for name, times in Counter(head).items() if times > 1]:
@@ -198,11 +212,11 @@ def read_csv(path: Path, columns: Sequence[str], advice: str = "") -> list[tuple
         if missing := [name for name in columns if name not in head]:
             other = next((f"; they are separated by {mark!r}, expected ','" for mark in ";\t|" if mark in "".join(head)), "")
             raise FileFaultError(f"{path}: line 1: no column {missing[0]}, expected {', '.join(columns)}{other}")
+        yield 1, head
         for cells in reader:
             if cells and len(cells) != len(head):
                 raise FileFaultError(f"{path}: line {reader.line_num}: {len(cells)} cells, expected {len(head)}")
             if cells:
-                rows.append((reader.line_num, dict(zip(head, cells, strict=True))))
+                yield reader.line_num, cells
     except csv.Error as error:
         raise FileFaultError(f"{path}: line {reader.line_num}: is not CSV: {error}") from None
-    return rows
