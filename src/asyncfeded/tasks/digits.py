@@ -10,6 +10,7 @@ from torch import nn
 
 from asyncfeded.seeds import Stream, numpy_rng
 from asyncfeded.tasks.classification import Classification, Data
+from asyncfeded.tasks.splits import split_dirichlet, split_even
 
 
 @final
@@ -77,25 +78,7 @@ def _parts(task: Digits, num_clients: int, seed: int) -> list[np.ndarray]:
             f"{task.samples_min}; lower clients or task.samples_min"
         )
     if task.split == "even":
-        return np.array_split(rng.permutation(train), num_clients)
-    return [train[part] for part in _dirichlet(labels[train], num_clients, task.alpha, task.samples_min, rng)]
-
-
-def _dirichlet(
-    labels: np.ndarray, num_clients: int, alpha: float, samples_min: int, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """Indices of each client's samples, classes dealt in Dirichlet proportions."""
-    for _ in range(1000):
-        parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            shares = np.cumsum(rng.dirichlet(np.full(num_clients, alpha)))[:-1]
-            for part, piece in zip(parts, np.split(members, (shares * len(members)).astype(int)), strict=True):
-                part.append(piece)
-        drawn = [np.concatenate(part) for part in parts]
-        if min(map(len, drawn)) >= samples_min:
-            return drawn
-    raise ValueError(
-        f"no Dirichlet({alpha}) split of {len(labels)} images over {num_clients} clients gave each at least {samples_min} "
-        f"in 1000 draws; raise task.alpha, or lower clients or task.samples_min"
-    )
+        parts = split_even(len(train), num_clients, rng)
+    else:
+        parts = split_dirichlet(labels[train], num_clients, task.alpha, task.samples_min, rng)
+    return [train[part] for part in parts]

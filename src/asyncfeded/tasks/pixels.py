@@ -26,6 +26,15 @@ def magnitude(images: np.ndarray) -> float:
 def to_unit(images: np.ndarray, scale: Scale, where: str, like: float) -> np.ndarray:
     """Images as float32, divided by what a full pixel is: 0 to 1, unless they are taken as they are.
 
+    Arguments and errors are those of `full_pixel`.
+    """
+    full = full_pixel(images, scale, where, like)
+    return images.astype(np.float32) / np.float32(full) if full != 1 else images.astype(np.float32, copy=False)
+
+
+def full_pixel(images: np.ndarray, scale: Scale, where: str, like: float) -> float:
+    """What a full pixel is; 1 where images are taken as they are.
+
     Args:
         images: numbers of any type, at least one.
         scale: a full pixel; `auto`: 255 for uint8, 1 for floats; `as_is`: there is none.
@@ -47,7 +56,7 @@ def to_unit(images: np.ndarray, scale: Scale, where: str, like: float) -> np.nda
             raise ValueError(
                 f"{goes}, the first training images to {like:.6g}: these are two scales; convert one of the files"
             )
-        return images.astype(np.float32)
+        return 1.0
     if scale == "auto":
         if images.dtype.kind != "f" and images.dtype != np.uint8:
             raise ValueError(f"{goes} as {images.dtype}; say what a full pixel is, such as task.scale = 255")
@@ -64,7 +73,7 @@ def to_unit(images: np.ndarray, scale: Scale, where: str, like: float) -> np.nda
             f"{goes}, hardly anything where a full pixel is {full:g} ({images.dtype}, task.scale = {scale}); set task.scale "
             f"to what a full pixel is in all of the data, or convert what has another scale"
         )
-    return images.astype(np.float32) / np.float32(full) if full != 1 else images.astype(np.float32, copy=False)
+    return full
 
 
 def to_labels(labels: np.ndarray, classes: int, where: str) -> np.ndarray:

@@ -120,7 +120,7 @@ class Shakespeare(Classification):
     def _to_predict(self, path: Path, roles: Sequence[str]) -> Iterator[str]:
         """The text of some roles, of LEAF the characters that follow its windows."""
         if not path.is_dir():
-            yield from (text for _, _, text in _texts(path, roles, self.snippets))
+            yield from (text for _, _, text in tff.texts(path, roles, self.snippets))
         else:
             yield from ("".join(piece.y) for _, pieces in leaf.read_leaf(path, roles, "role", True) for piece in pieces)
 
@@ -169,7 +169,7 @@ class Shakespeare(Classification):
                     raise _nothing(path, role)
                 yield role, counts[role]
         else:
-            for role, where, text in _texts(path, roles, self.snippets):
+            for role, where, text in tff.texts(path, roles, self.snippets):
                 yield role, 0 if allow_none and len(text) <= self.window else self._checked(where, text)
 
     def _checked(self, where: str, text: str) -> int:
@@ -192,7 +192,7 @@ class Shakespeare(Classification):
 
     def _tff_windows(self, path: Path, roles: Sequence[str]) -> Iterator[np.ndarray]:
         """For each role all windows with the character after them, uint8 (n, window + 1): views of the text."""
-        for _, where, text in _texts(path, roles, self.snippets):
+        for _, where, text in tff.texts(path, roles, self.snippets):
             self._checked(where, text)
             yield np.lib.stride_tricks.sliding_window_view(encode(text), self.window + 1)
 
@@ -251,17 +251,3 @@ def _names(path: Path) -> list[str]:
         return list(leaf.counts(path))
     with tff.open_examples(path, "role") as examples:
         return tff.names(examples, path, "role")
-
-
-def _texts(path: Path, roles: Sequence[str], field: str) -> Iterator[tuple[str, str, str]]:
-    """Roles, their places and their whole texts."""
-    with tff.open_examples(path, "role") as examples:
-        for role in roles:
-            where = f"{path}: role {role}"
-            snippets = tff.find(examples, where, role, field, "task.snippets")
-            if len(snippets.shape) != 1 or not snippets.is_text:
-                raise ValueError(f"{where}: {field} is {snippets.dtype} {snippets.shape}, expected strings of shape (n,)")
-            try:
-                yield role, where, " ".join(snippet.decode("utf-8") for snippet in snippets.read())
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: {field} holds bytes that are not UTF-8 ({error})") from None

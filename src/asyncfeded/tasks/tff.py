@@ -3,7 +3,7 @@
 Opens such files and finds their fields; the task checks the contents of a field.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,3 +70,26 @@ def find(examples: Group, where: str, name: str, field: str, key: str) -> Array:
             f"{where}: no field {field!r}, it has {here or 'none'}{here and f'; name the right one with {key}'}"
         )
     return group.array(field)
+
+
+def texts(path: Path, roles: Sequence[str], field: str) -> Iterator[tuple[str, str, str]]:
+    """Roles, their places and their whole texts: a role's snippets, joined with a space.
+
+    Args:
+        path: of the file.
+        roles: their names.
+        field: of the snippets, strings of shape (n,).
+
+    Raises:
+        ValueError: as `open_examples` and `find`, or a field holds anything else.
+    """
+    with open_examples(path, "role") as examples:
+        for role in roles:
+            where = f"{path}: role {role}"
+            snippets = find(examples, where, role, field, "task.snippets")
+            if len(snippets.shape) != 1 or not snippets.is_text:
+                raise ValueError(f"{where}: {field} is {snippets.dtype} {snippets.shape}, expected strings of shape (n,)")
+            try:
+                yield role, where, " ".join(snippet.decode("utf-8") for snippet in snippets.read())
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: {field} holds bytes that are not UTF-8 ({error})") from None
