@@ -88,6 +88,8 @@ def test_a_key_of_a_task_that_holds_a_path_takes_it_as_typed(toml, text):
     given = load_config(toml(), [f"task.test={text}", f"task.train={text}", "task.name=federated_h5", "task.classes=1_0"])
     task = tasks.load_task(given.task)
     assert (str(task.train), str(task.test), task.classes) == (str(Path(text)), str(Path(text)), 10)
+    given = load_config(toml(), [f"task.test={text}", "task.name=images", "task.data=a"])  # a path that may be left out
+    assert str(tasks.load_task(given.task).test) == str(Path(text))
 
 
 @pytest.mark.parametrize("text", [*NOT_TOML, '"', "'a'", '"a"', "\\", "ä\t€", ""])

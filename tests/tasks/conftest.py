@@ -1,6 +1,7 @@
 """These fixtures write the files of a task and give the task that reads them."""
 
 import h5py
+import numpy as np
 import pytest
 
 from asyncfeded import tasks
@@ -54,5 +55,33 @@ def plays(tmp_path):
         write_leaf(tmp_path, files)
         paths = {name: str(tmp_path / name) for name in ("train", "test")}
         return tasks.load_task({"name": "shakespeare", "window": 4, "hidden": 6} | paths | keys)
+
+    return write
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Writes arrays as a *.npz, by default 30 images of 4 x 5 pixels whose label is the number by 3; gives the task."""
+
+    def write(arrays=None, name="data.npz", **keys):
+        number = np.arange(30, dtype=np.uint8)
+        good = {"images": np.full((30, 1, 4, 5), 255, np.uint8), "labels": number % 3, "groups": number // 5}
+        good["images"][:, 0, 0, 0] = number
+        np.savez(tmp_path / name, **{key: value for key, value in (good | (arrays or {})).items() if value is not None})
+        return tasks.load_task({"name": "images", "data": str(tmp_path / name), "width": 2, "hidden": 8} | keys)
+
+    return write
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Writes files of text, by default of the letters below; gives the task, with samples of 4 tokens."""
+
+    def write(files=None, **keys):
+        for name, content in (files or {"a.txt": "abcdefghijklmnopqrstuvwxyz", "b/c.txt": "0123456789" * 2}).items():
+            (tmp_path / "text" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "text" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        small = {"context": 4, "layers": 1, "heads": 2, "width": 8}
+        return tasks.load_task({"name": "language", "data": str(tmp_path / "text")} | small | keys)
 
     return write

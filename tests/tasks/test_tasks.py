@@ -1,5 +1,6 @@
 """Every task counts its samples, trains its model and loads from its own keys; an unknown task is refused."""
 
+import numpy as np
 import pytest
 
 from asyncfeded import tasks
@@ -14,14 +15,25 @@ def test_an_unknown_task_is_refused_and_the_known_ones_named(table):
         tasks.load_task(table)
 
 
-@pytest.fixture(params=["even", "dirichlet", "h5", "leaf", "logistic", "mlp", "text", "windows"])
+OWN_DATA = {
+    "images": ("pictures", {"split": "class"}),
+    "resnet": ("pictures", {"model": "resnet", "split": "group"}),
+    "blocks": ("text", {"test_share": 0.5}),
+}
+"""Tasks of arrays, text and tables: fixture and keys."""
+
+
+@pytest.fixture(params=["even", "dirichlet", "h5", "leaf", "logistic", "mlp", "roles", "windows", *OWN_DATA])
 def every_task(request):
     """A small one of every kind, with 3 clients at least."""
     if request.param in ("even", "dirichlet"):
         return digits(split=request.param)
     if request.param in ("logistic", "mlp"):
         return synthetic(model=request.param, devices=4, samples_max=60)
-    if request.param == "text":
+    if request.param in OWN_DATA:
+        fixture, keys = OWN_DATA[request.param]
+        return request.getfixturevalue(fixture)(**keys)
+    if request.param == "roles":
         return request.getfixturevalue("shakespeare")(stride=2, windows_max=4)
     if request.param == "windows":
         more = {"train/c.json": leaf_file({"C": (["slee", "leep", "eep "], ["p", " ", "n"])})}
@@ -44,7 +56,7 @@ def test_the_resolved_keys_of_a_task_load_it_again(every_task):
     assert tasks.load_task(table(every_task)) == every_task
 
 
-@pytest.fixture(params=["even", "dirichlet", "h5", "synthetic", "text", "skipped"])
+@pytest.fixture(params=["even", "dirichlet", "h5", "synthetic", "roles", "skipped", "class", "files"])
 def task_of(request):
     """A task of so many clients, writers, devices or roles."""
 
@@ -56,6 +68,14 @@ def task_of(request):
             return synthetic(devices=clients, samples_max=60)
         if request.param == "h5":
             return request.getfixturevalue("h5")(writers(clients))
+        if request.param == "class":
+            labels = np.arange(3 * clients) % 5
+            return request.getfixturevalue("pictures")(
+                {"images": np.ones((len(labels), 1, 4, 5)), "labels": labels}, f"{clients}.npz", split="class"
+            )
+        if request.param == "files":
+            files = {f"{clients}/{name}.txt": "To be, or not" for name in names}
+            return request.getfixturevalue("text")(files, split="file", pattern=f"{clients}/*.txt")
         texts = {name: ["To be, or not to be"] for name in names}
         too_short = "skip" if request.param == "skipped" else "refuse"
         return request.getfixturevalue("shakespeare")(texts, {"N000": ["or not"]}, too_short=too_short)

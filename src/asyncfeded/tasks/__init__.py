@@ -17,6 +17,8 @@ from asyncfeded.tasks.classification import Batch, Data, Sums
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
+from asyncfeded.tasks.images import Images
+from asyncfeded.tasks.language import Language
 from asyncfeded.tasks.shakespeare import Shakespeare
 from asyncfeded.tasks.synthetic import Synthetic
 
@@ -95,6 +97,8 @@ TASKS: dict[str, type[Settings]] = {
     "femnist": FederatedH5,  # its name in the literature
     "synthetic": Synthetic,
     "shakespeare": Shakespeare,
+    "images": Images,
+    "language": Language,
 }
 
 
