@@ -144,6 +144,12 @@ class Job:
         return self.process.wait(100), self.said()
 
 
+def is_dead(pid):
+    """Whether a process has ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def descendants(pid):
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):

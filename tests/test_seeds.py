@@ -69,6 +69,7 @@ def test_the_values_of_the_streams_are_never_renumbered():
         "ERRORS": 4,
         "DATA": 5,
         "EVALUATION": 6,
+        "BATCH": 7,
     }
     expected = np.random.default_rng(np.random.SeedSequence(7, spawn_key=(2, 3, 5))).integers(1 << 62)
     assert draw_numpy(7, Stream.TRAINING, 3, 5) == expected

@@ -97,6 +97,9 @@ class Training(Settings):
     it for each client: with momentum, a model more; with Adam, two."""
     weight_decay: float = Field(0.0, ge=0)
     """L2 penalty of SGD."""
+    loader_workers: int = Field(0, ge=0)
+    """Processes of each rank that read batches ahead, where the task gives a data set and not tensors; they take a second or
+    two to start. 0: the rank reads them itself. The result is the same with any number."""
     proximal: float = Field(0.0, ge=0)
     """mu of the proximal term (mu / 2) ||w - x_s||^2 in the local loss (FedProx). 0: off."""
 

@@ -5,6 +5,8 @@ the same data, the same initial model and the same local training on any number 
 """
 
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -21,6 +23,7 @@ class Stream(IntEnum):
     ERRORS = 4
     DATA = 5
     EVALUATION = 6
+    BATCH = 7
 
 
 def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
@@ -30,8 +33,25 @@ def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
 
 def seed_globals(seed: int, stream: Stream, *indices: int) -> None:
     """Seed the global generators for a stream: torch's (initial weights, shuffling, dropout), numpy's and Python's."""
-    state = np.random.SeedSequence(seed, spawn_key=(stream, *indices)).generate_state(1, np.uint64)
     # Without a GPU the same bits, at once: torch.manual_seed notes the stack for every kind of GPU, 0.1 to 1 ms.
-    (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(int(state[0]))
+    _seed(torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed, seed, stream, *indices)
+
+
+@contextmanager
+def seeded(seed: int, *key: int) -> Iterator[None]:
+    """Seed the CPU's global generators for a stream and its indices; afterwards they go on as if nothing had been drawn."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    _seed(torch.default_generator.manual_seed, seed, *key)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+def _seed(seed_torch: Callable[[int], object], seed: int, *key: int) -> None:
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    seed_torch(int(state[0]))
     random.seed(int(state[0]))
     np.random.seed(state.view(np.uint32))

@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from asyncfeded.mpi.tether import tethered
+from conftest import is_dead
 
 PARENT = """
 import subprocess, sys
@@ -16,11 +16,6 @@ from asyncfeded.mpi.tether import tethered
 child = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
 subprocess.run(tethered([sys.executable, "-c", child], {number}))
 """
-
-
-def is_dead(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

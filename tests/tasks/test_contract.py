@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.contract import CheckedTask, TaskError, fault
@@ -51,7 +52,22 @@ def test_a_good_task_passes_through():
 
 
 X, Y = torch.ones(3, 2), torch.zeros(3)
-PAIR = "expected a pair of torch.Tensor (inputs, targets), with one row per sample"
+PAIR = (
+    "expected a pair of torch.Tensor (inputs, targets) with one row per sample, a data set with __len__ and __getitem__, or"
+)
+
+
+class Stream:
+    """Samples that can only be iterated over, and tell how many they are."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(range(self.samples))
+
+    def __len__(self):
+        return self.samples
 
 
 @pytest.mark.parametrize(
@@ -70,7 +86,20 @@ PAIR = "expected a pair of torch.Tensor (inputs, targets), with one row per samp
         ("client_data", None, f"client_data of client 1: gave back None, {PAIR}"),
         ("client_data", X, f"client_data of client 1: gave back Tensor of torch.float32 (3, 2), {PAIR}"),
         ("client_data", (X, Y, Y), f"client_data of client 1: gave back tuple (Tensor, Tensor, Tensor), {PAIR}"),
-        ("client_data", (i for i in (X, Y)), f"client_data of client 1: gave back generator, {PAIR}"),
+        (
+            "client_data",
+            (i for i in (X, Y)),
+            "client_data of client 1: gave back generator, expected what can be read again",
+        ),
+        (
+            "client_data",
+            DataLoader([1, 2]),
+            "client_data of client 1: gave back DataLoader, expected its data set; training",
+        ),
+        ("client_data", Dataset(), f"client_data of client 1: gave back Dataset, {PAIR}"),
+        ("client_data", {"x": X, "y": Y}, f"client_data of client 1: gave back dict, {PAIR}"),
+        ("client_data", [1, 2], "client_data of client 1: gave back 2 samples, but sizes says 3"),
+        ("client_data", Stream(2), "client_data of client 1: gave back 2 samples, but sizes says 3"),
         ("client_data", (X.numpy(), Y), f"client_data of client 1, inputs: gave back ndarray of float32 (3, 2), {PAIR}"),
         ("client_data", (X, [0, 1, 0]), f"client_data of client 1, targets: gave back list (int, int, int), {PAIR}"),
         (
@@ -94,6 +123,25 @@ def test_a_wrong_answer_is_told(method, answer, sentence):
     with pytest.raises(TaskError) as told:
         ask(but(**{method: answer}), method)
     assert str(told.value).startswith(f"task good, {sentence}")
+
+
+@pytest.mark.parametrize("samples", [[1, 2, 3], range(3), Stream(3), Stream(100), Subset([1, 2, 3, 4], [0, 1, 2])])
+def test_samples_of_other_kinds_pass_through(samples):
+    assert ask(but(client_data=samples), "client_data") is samples
+
+
+def test_a_length_that_fails_is_told_with_the_traceback():
+    class Broken:
+        def __len__(self):
+            return {}["length"]
+
+        def __getitem__(self, row):
+            return row
+
+    with pytest.raises(
+        TaskError, match=r"(?s)client_data of client 1, its length: raised KeyError.*return \{\}\[.length.\]"
+    ):
+        ask(but(client_data=Broken()), "client_data")
 
 
 def test_a_task_without_a_method_is_told_what_it_lacks():

@@ -19,11 +19,16 @@ def tethered(command: Sequence[str], number: int) -> list[str]:
     return [sys.executable, "-m", "asyncfeded.mpi.tether", str(os.getpid()), str(number), *command]
 
 
+def tie(parent: int, number: int) -> bool:
+    """Tie this process to its parent, whose death sends it signal `number`. Returns whether the parent still lives."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    return os.getppid() == parent
+
+
 def main() -> None:
     """Become the command that the arguments give."""
     parent, number, *command = sys.argv[1:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
-    if os.getppid() == int(parent):  # otherwise it has died meanwhile
+    if tie(int(parent), int(number)):
         os.execvp(command[0], command)
 
 

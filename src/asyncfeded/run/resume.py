@@ -24,7 +24,17 @@ from asyncfeded.training.evaluation import Score
 from asyncfeded.training.server import Server
 from asyncfeded.training.server_state import ServerState
 
-MAY_CHANGE = ("limits", "evaluation", "checkpoint", "faults", "wait", "device", "server", "server_device")
+MAY_CHANGE = (
+    "limits",
+    "evaluation",
+    "checkpoint",
+    "faults",
+    "wait",
+    "device",
+    "server",
+    "server_device",
+    "training.loader_workers",
+)
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
 
 
@@ -341,7 +351,7 @@ def _changed(then: Config, now: Config) -> tuple[str, Any, Any] | None:
     may = (*MAY_CHANGE, "threads") if now.clock == "wall" else MAY_CHANGE
     before, after = _flat(then.model_dump(mode="json", by_alias=True)), _flat(now.model_dump(mode="json", by_alias=True))
     for key in before | after:
-        if before.get(key) != after.get(key) and key.partition(".")[0] not in may:
+        if before.get(key) != after.get(key) and not {key, key.partition(".")[0]} & {*may}:
             return key, before.get(key), after.get(key)
     return None
 

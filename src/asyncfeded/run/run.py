@@ -44,7 +44,7 @@ from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.contract import TaskError
-from asyncfeded.training.client import ClientData
+from asyncfeded.training.batches import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
 from asyncfeded.training.server import DivergedError
 from asyncfeded.training.trial import find_own, find_statistics, new_module

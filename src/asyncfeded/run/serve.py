@@ -30,7 +30,7 @@ from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
 from asyncfeded.tasks.contract import TaskError
-from asyncfeded.training.client import batch_sizes
+from asyncfeded.training.batches import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import ClientProfiles

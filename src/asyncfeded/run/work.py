@@ -11,9 +11,10 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi.world import World
 from asyncfeded.run.plan import Plan
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks.classification import Data
-from asyncfeded.training.client import ClientData, Trainer, work
+from asyncfeded.training.batches import ClientData
+from asyncfeded.training.client import Trainer, work
 from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.training.loader import Loader
 from asyncfeded.training.trial import Trial
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
@@ -47,13 +48,15 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
     """
     config, task, _, device, _ = plan
 
+    loader = Loader(task, device, config.training.loader_workers, config.seed)
+
     @cache
     def client_data(client: int) -> ClientData:
         seed_globals(config.seed, Stream.DATA, client)
-        inputs, targets = task.client_data(client, config.clients, config.seed)
+        data = loader.add(task.client_data(client, config.clients, config.seed), int(profiles.clients["samples"][client]))
         slowdown = float(profiles.clients["slowdown"][client]) if config.clock == "wall" else 1.0
         batch_size = int(profiles.clients["batch_size"][client])
-        return ClientData(Data(inputs.to(device), targets.to(device)), batch_size, slowdown)
+        return ClientData(data, batch_size, slowdown)
 
     for client in homes(world, config.clients):
         client_data(client)  # now, so that faulty data is reported; data of other clients is loaded when they move here

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asyncfeded.config import Settings, section
 from asyncfeded.files.paths import expand
 from asyncfeded.own import load, wrong_methods
-from asyncfeded.tasks.classification import Batch, Data, Sums
+from asyncfeded.tasks.classification import Batch, Data, Samples, Sums
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
@@ -57,8 +57,13 @@ class Task(Protocol):
             ValueError: as `client_data`, where a look at the sizes tells.
         """
 
-    def client_data(self, client: int, num_clients: int, seed: int) -> Data:
+    def client_data(self, client: int, num_clients: int, seed: int) -> Samples:
         """The training data of one client, as many samples as `sizes` says.
+
+        `Data` lies on the worker's device. Of other samples each batch is read when it is trained, and nothing else is held.
+        The global generators are seeded for each batch that is read, so that a sample may draw random numbers; it comes out
+        the same in whichever process it is read (training.loader_workers). What can only be iterated over is not shuffled:
+        an epoch takes as many samples as `sizes` says from a new iteration, which may be endless, and may draw its start.
 
         Raises:
             ValueError: the data is missing or broken, or does not suffice for so many clients.
@@ -75,6 +80,14 @@ class Task(Protocol):
 
         Sums and counts of all batches are added, and the one is divided by the other.
         """
+
+
+@runtime_checkable
+class Collates(Protocol):
+    """A task that makes batches of its samples itself, where torch's default_collate does not do it."""
+
+    def collate(self, samples: list[Any]) -> Batch:
+        """A batch of some samples, of any structure of tensors. It is called in loader processes too."""
 
 
 @runtime_checkable

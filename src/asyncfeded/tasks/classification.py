@@ -1,10 +1,11 @@
-"""What all tasks of classification share: the form of their data, how groups are dealt, the loss and the metric."""
+"""What tasks share: the forms of their data, how groups are dealt, and the loss and the metrics of classification."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from asyncfeded.config import Settings
 
@@ -18,8 +19,13 @@ class Data(NamedTuple):
     targets: Tensor
 
 
+Samples: TypeAlias = Data | Dataset[Any] | Iterable[Any]
+"""Tensors, the fastest; or anything with `len(samples)` and `samples[i]`, which is read when a batch needs it; or anything
+that can be iterated over, again and again from the first sample on."""
+
 Batch: TypeAlias = Any
-"""A batch as the task's data gives it: of `Data` the pair (inputs, targets) of some rows."""
+"""A batch as the task's data gives it: of `Data` the pair (inputs, targets) of some rows, of other samples what `collate` or
+torch's default_collate makes of some."""
 
 Sums: TypeAlias = Mapping[str, tuple[float | Tensor, float | Tensor]]
 """For each metric of a batch its sum, and the count that the sum is over."""
@@ -39,6 +45,11 @@ class Classification(Settings):
         outputs, count = model(inputs), targets.numel()
         loss = F.cross_entropy(outputs, targets, reduction="sum")
         return {"accuracy": ((outputs.argmax(dim=1) == targets).sum(), count), "loss": (loss, count)}
+
+
+def is_stream(samples: object) -> bool:
+    """Whether samples can only be iterated over: `len(samples)` and `samples[i]` are not both there."""
+    return isinstance(samples, IterableDataset) or not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__"))
 
 
 def deal(groups: Sequence[T], client: int, num_clients: int, having: str) -> Sequence[T]:

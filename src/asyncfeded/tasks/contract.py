@@ -4,21 +4,26 @@ Whatever a task raises or gives back wrong becomes a `TaskError`. Nothing is tra
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from asyncfeded.files.weights import read_weights, weights_file
 from asyncfeded.model.initial import put_weights
 from asyncfeded.own import CodeError, raised
-from asyncfeded.tasks.classification import Batch, Data
+from asyncfeded.tasks.classification import Batch, Data, Samples, is_stream
 
 METHODS = ("model", "sizes", "client_data", "test_data", "loss", "score")
 """What every task has."""
-TENSOR_LIKE = ("to", "__len__", "__getitem__")
-"""What the samples of a client must have, if they are no tensor."""
+SAMPLES = (
+    "a pair of torch.Tensor (inputs, targets) with one row per sample, a data set with __len__ and __getitem__, or an "
+    "iterable of samples"
+)
+"""What samples may be."""
 NO_GRADIENT = (
     "does not depend on the parameters (it has no gradient); compute it from the outputs, without detach(), item() or "
     "torch.no_grad()"
@@ -78,6 +83,7 @@ class CheckedTask:
         self._task, self._sizes = task, np.zeros(0, np.int64)
         if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
             raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
+        self.collate: Callable[[list[Any]], Batch] | None = getattr(task, "collate", None)
         self.loss: Callable[[nn.Module, Batch], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
 
     def paths(self) -> dict[str, Path]:
@@ -116,22 +122,23 @@ class CheckedTask:
         self._sizes = sizes
         return sizes
 
-    def client_data(self, client: int, num_clients: int, seed: int) -> Data:
+    def client_data(self, client: int, num_clients: int, seed: int) -> Samples:
         """See `Task`; as many samples as `sizes` has said, if that was asked before."""
         method = f"client_data of client {client}"
-        data = self._data(method, self._ask("client_data", client, num_clients, seed, doing=method))
-        if self._sizes.size and len(data.targets) != self._sizes[client]:
-            raise TaskError(
-                f"task {self.name}, {method}: gave back {len(data.targets)} samples, but sizes says {self._sizes[client]}"
-            )
-        return data
+        samples = self._samples(method, self._ask("client_data", client, num_clients, seed, doing=method))
+        count, size = self._count(method, samples), int(self._sizes[client]) if self._sizes.size else None
+        if size is not None and count is not None and (count < size or (count > size and not is_stream(samples))):
+            raise TaskError(f"task {self.name}, {method}: gave back {count} samples, but sizes says {size}")
+        return samples
 
     def test_data(self) -> Data:
         """See `Task`; at least one sample."""
-        data = self._data("test_data", self._ask("test_data"))
-        if not len(data.targets):
+        samples = self._samples("test_data", self._ask("test_data"))
+        if not isinstance(samples, Data):
+            raise self._wrong("test_data", samples, "a pair of torch.Tensor")
+        if self._count("test_data", samples) == 0:
             raise TaskError(f"task {self.name}, test_data: gave back no sample; the model cannot be tested without one")
-        return data
+        return samples
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
         """See `Task`."""
@@ -165,19 +172,40 @@ class CheckedTask:
         except (Exception, SystemExit) as error:
             raise fault(self.name, doing or method, error) from None
 
-    def _data(self, doing: str, given: object) -> Data:
-        """The samples, if they are tensors of equal length, or stand in for tensors as far as the program uses them."""
-        expected = "a pair of torch.Tensor (inputs, targets), with one row per sample"
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise self._wrong(doing, given, expected)
+    def _samples(self, doing: str, given: object) -> Samples:
+        """The samples, if they are tensors of equal length, or can be read one by one."""
+        if isinstance(given, DataLoader):
+            raise self._wrong(doing, given, "its data set; training.batch_size and training.loader_workers make the batches")
+        if isinstance(given, Iterator):
+            raise self._wrong(doing, given, "what can be read again and again: an object whose __iter__ begins anew")
+        tensors = isinstance(given, list) and len(given) == 2 and isinstance(given[0], Tensor)
+        if isinstance(given, tuple) or tensors:
+            return self._data(doing, cast("Sequence[object]", given))
+        if isinstance(given, Tensor | np.ndarray | Mapping | str) or (is_stream(given) and not hasattr(given, "__iter__")):
+            raise self._wrong(doing, given, SAMPLES)
+        return cast("Samples", given)
+
+    def _data(self, doing: str, given: Sequence[object]) -> Data:
+        if len(given) != 2:
+            raise self._wrong(doing, given, SAMPLES)
+        parts = []
         for name, part in zip(Data._fields, given, strict=True):
-            if getattr(part, "shape", (1,)) == () or not all(hasattr(part, word) for word in TENSOR_LIKE):
-                raise self._wrong(f"{doing}, {name}", part, expected)
-        data = Data(*(part.detach() if isinstance(part, Tensor) else part for part in given))
-        if len(data.inputs) != len(data.targets):
-            counts = f"{len(data.inputs)} inputs and {len(data.targets)} targets"
+            if not isinstance(part, Tensor) or not part.ndim:
+                raise self._wrong(f"{doing}, {name}", part, SAMPLES)
+            parts.append(part.detach())
+        if len(parts[0]) != len(parts[1]):
+            counts = f"{len(parts[0])} inputs and {len(parts[1])} targets"
             raise TaskError(f"task {self.name}, {doing}: gave back {counts}, expected as many")
-        return data
+        return Data(*parts)
+
+    def _count(self, doing: str, samples: Samples) -> int | None:
+        """The number of samples; None if they do not tell."""
+        if isinstance(samples, Data):
+            return len(samples.targets)
+        try:
+            return len(samples) if isinstance(samples, Sized) else None
+        except (Exception, SystemExit) as error:
+            raise fault(self.name, f"{doing}, its length", error) from None
 
     def _wrong(self, doing: str, given: object, expected: str) -> TaskError:
         kind = "None" if given is None else type(given).__name__

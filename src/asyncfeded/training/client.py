@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,38 +11,12 @@ from torch.optim.sgd import sgd
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks.classification import Batch, Data
+from asyncfeded.tasks.classification import Batch
 from asyncfeded.tasks.contract import CheckedTask, TaskError, check_loss, fault
+from asyncfeded.training.batches import ClientData, batch_sizes, read_round
 from asyncfeded.training.kept import Kept
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Order
-
-
-class ClientData(NamedTuple):
-    """The data and the pace of one client."""
-
-    data: Data
-    """On the model's device."""
-    batch_size: int
-    slowdown: float = 1.0
-    """Factor by which the client lengthens the time of a round."""
-
-
-def batch_sizes(samples: int, batch_size: int, last_batch: str) -> list[int]:
-    """The sizes of the batches of one epoch, in order; with `drop` their sum may be less than `samples`.
-
-    Args:
-        samples: number of the client's training samples, at least 1.
-        batch_size: samples per step of this client.
-        last_batch: training.last_batch.
-    """
-    full, rest = divmod(samples, batch_size)
-    sizes = [batch_size] * full
-    if rest and (not full or last_batch == "keep"):
-        sizes.append(rest)
-    elif last_batch == "join":
-        sizes[-1] += rest
-    return sizes
 
 
 class Trainer:
@@ -102,29 +75,27 @@ class Trainer:
             for anchor, p in zip(self._anchor, self._params, strict=False):
                 anchor.copy_(p)
         self._flat.module.train()
-        inputs, targets = client_data.data
-        sizes = batch_sizes(len(targets), client_data.batch_size, self._last_batch)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=inputs.device)
+        sizes = batch_sizes(client_data.samples, client_data.batch_size, self._last_batch)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._flat.buffer.device)
         self.samples = self.steps = 0
-        for _ in range(order.epochs):
-            shuffled = torch.randperm(len(targets)).to(inputs.device)
-            for batch in torch.split(shuffled[: sum(sizes)], sizes):
-                began = time.perf_counter()
-                try:
-                    loss = self._loss(order, (inputs[batch], targets[batch]))
-                except (Exception, SystemExit) as error:
-                    doing = f"round {order.round} of client {order.client}, a batch of {len(batch)}"
-                    raise fault(self._name, doing, error) from None
-                self._step()
-                loss_sum += loss.double() * len(batch)
-                self.samples += len(batch)
-                self.steps += 1
-                if client_data.slowdown > 1:
-                    if inputs.is_cuda:
-                        torch.cuda.synchronize(inputs.device)
-                    time.sleep((client_data.slowdown - 1) * (time.perf_counter() - began))
-                if stopped():
-                    return False
+        began = time.perf_counter()
+        for batch, count in read_round(client_data, sizes, order.epochs * len(sizes), order.client, order.round):
+            try:
+                loss = self._loss(order, batch)
+            except (Exception, SystemExit) as error:
+                doing = f"round {order.round} of client {order.client}, a batch of {count}"
+                raise fault(self._name, doing, error) from None
+            self._step()
+            loss_sum += loss.double() * count
+            self.samples += count
+            self.steps += 1
+            if client_data.slowdown > 1:
+                if loss_sum.is_cuda:
+                    torch.cuda.synchronize(loss_sum.device)
+                time.sleep((client_data.slowdown - 1) * (time.perf_counter() - began))
+            if stopped():
+                return False
+            began = time.perf_counter()
         self.loss = float(loss_sum) / self.samples
         if self._kept:
             pairs = zip(self._names, self._momentum, strict=True)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel, ModuleState, Shape, named_views
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks.classification import Data
+from asyncfeded.tasks.classification import Batch, Data
 from asyncfeded.tasks.contract import NO_GRADIENT, CheckedTask, TaskError, check_loss, fault
-from asyncfeded.training.client import ClientData, Trainer, batch_sizes
+from asyncfeded.training.batches import ClientData, batch_sizes, read, successive
+from asyncfeded.training.client import Trainer
 from asyncfeded.training.kept import own_tensors
 from asyncfeded.wire.messages import Order
 
@@ -57,9 +58,10 @@ def find_statistics(task: CheckedTask, seed: int, device: torch.device, data: Cl
     module, begun = new_module(task, seed)
     module.to(device).train()
     versions = {name: tensor._version for name, tensor in ModuleState(module).candidates.items()}
-    for part in torch.split(torch.arange(len(data.data.targets)), data.batch_size)[:2]:
-        if part[0] == 0 or len(part) == data.batch_size:  # the trial of all sizes comes later
-            _compute_gradients(task, module, data, part)
+    first, *more = batch_sizes(data.samples, data.batch_size, "keep")[:2]
+    sizes = [first, *(size for size in more if size == first)]  # the trial of all sizes comes later
+    for batch, size in read(data.data, successive(sizes), (Stream.BATCH, 0, 0), "client 0"):
+        _compute_gradients(task, module, data, batch, size)
     used, (_, made) = ModuleState(module), new_module(task, seed)
     if appeared := [name for name in used.all if name not in begun.all]:
         raise TaskError(
@@ -90,19 +92,17 @@ def find_own(task: CheckedTask, config: Config) -> list[Shape]:
     return list(own_tensors({f"{name}.momentum_buffer": parameter for name, parameter in state.trained.items()}))
 
 
-def _compute_gradients(task: CheckedTask, module: nn.Module, data: ClientData, part: Tensor) -> None:
-    """Compute the gradients of the first batches of client 0, and check the loss."""
-    inputs, targets = data.data
-    rows = part.to(targets.device)
+def _compute_gradients(task: CheckedTask, module: nn.Module, data: ClientData, batch: Batch, size: int) -> None:
+    """Compute the gradients of a batch of client 0, and check the loss."""
     try:
-        loss = task.loss(module, (inputs[rows], targets[rows]))
+        loss = task.loss(module, batch)
     except (Exception, SystemExit) as error:
-        raise _batch_fault(task.name, 0, len(part), data, False, error) from None
+        raise _batch_fault(task.name, 0, size, data, False, error) from None
     check_loss(task.name, loss)
     try:
         loss.backward()  # type: ignore[no-untyped-call]
     except (Exception, SystemExit) as error:
-        raise fault(task.name, f"the gradient of the loss, {_batch(0, len(part), data)}", error) from None
+        raise fault(task.name, f"the gradient of the loss, {_batch(0, size, data)}", error) from None
     if all(parameter.grad is None for parameter in module.parameters()):
         raise TaskError(f"task {task.name}, loss: {NO_GRADIENT}")
 
@@ -134,19 +134,22 @@ class Trial:
         sizes: dict[int, int] = {}  # a client for each size of batch
         for client in clients:
             data = client_data(client)
-            for size in set(batch_sizes(len(data.data.targets), data.batch_size, self._config.training.last_batch)):
+            for size in set(batch_sizes(data.samples, data.batch_size, self._config.training.last_batch)):
                 sizes.setdefault(size, client)
         largest = max(sizes, default=0)
         for size, client in sorted(sizes.items(), reverse=True):
-            self._forward(client, client_data(client), torch.arange(size), size < largest)
+            self._forward(client, client_data(client), range(size), size < largest)
         low, high = math.inf, -math.inf
         for client in clients:
             data = client_data(client)
+            if not isinstance(data.data, Data):
+                continue  # it would take a look at every sample
             broken, ends, least, most = _extremes(data.data)
             if len(broken) or least < low or most > high:
                 low, high = min(low, least), max(high, most)
-                rest = torch.arange(min(data.batch_size, len(data.data.targets)))
-                self._forward(client, data, torch.cat([broken[:1], ends, broken[1:], rest])[: len(rest)], False)
+                rest = torch.arange(min(data.batch_size, data.samples))
+                rows = torch.cat([broken[:1], ends, broken[1:], rest])[: len(rest)]
+                self._forward(client, data, rows.to(data.data.targets.device), False)
         self._flat.buffer.copy_(x)
         if clients:
             self._train_twice(clients[0], client_data(clients[0]), x)
@@ -154,20 +157,19 @@ class Trial:
         self._flat.as_made.restore()
 
     @torch.no_grad()
-    def _forward(self, client: int, data: ClientData, rows: Tensor, smaller: bool) -> None:
+    def _forward(self, client: int, data: ClientData, rows: Tensor | range, smaller: bool) -> None:
         """Compute the loss of a batch in training mode; `smaller`: the model has taken a larger one."""
-        inputs, targets = data.data
+        [(batch, size)] = read(data.data, [rows], (Stream.BATCH, client, 0), f"client {client}")
         self._flat.as_made.restore()
         seed_globals(self._config.seed, Stream.TRAINING, client, 0)
         self._flat.module.train()
-        size, rows = len(rows), rows.to(targets.device)
         try:
-            loss = self._task.loss(self._flat.module, (inputs[rows], targets[rows]))
+            loss = self._task.loss(self._flat.module, batch)
         except (Exception, SystemExit) as error:
             raise _batch_fault(self._task.name, client, size, data, smaller, error) from None
         value = float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else 0.0
         if not math.isfinite(value) and self._config.faults.bad_loss == "refuse":
-            broken = _broken_rows(data.data).tolist()
+            broken = _broken_rows(data.data).tolist() if isinstance(data.data, Data) else []
             where = f"; sample {broken[0]} of the client holds a value that is not finite" if broken else ""
             raise TaskError(
                 f"task {self._task.name}, {_batch(client, size, data)}: its loss is {value:g} with the weights that the "
@@ -176,9 +178,7 @@ class Trial:
 
     def _train_twice(self, client: int, data: ClientData, x: Tensor) -> None:
         """Train the same short round twice, and compare."""
-        inputs, targets = data.data
-        rows = torch.arange(min(len(targets), 2 * data.batch_size), device=targets.device)
-        part = ClientData(Data(inputs[rows], targets[rows]), data.batch_size)
+        part = data.first(min(data.samples, 2 * data.batch_size))._replace(slowdown=1.0)
         self._flat.buffer.copy_(x)
         self._trainer.round(Order(client, 0, 0, 2), part, lambda: False)
         one, two = self._flat.buffer.clone(), self._flat.buffer
@@ -199,14 +199,13 @@ class Trial:
 
 
 def _batch(client: int, size: int, data: ClientData) -> str:
-    samples = len(data.data.targets)
-    return f"a batch of {size} in training (client {client} has {samples} samples, in batches of {data.batch_size})"
+    return f"a batch of {size} in training (client {client} has {data.samples} samples, in batches of {data.batch_size})"
 
 
 def _batch_fault(name: str, client: int, size: int, data: ClientData, smaller: bool, error: BaseException) -> TaskError:
     """What the model or the loss has raised for a batch, with what to change if that may be its size."""
     advice = ""
-    if len(data.data.targets) > data.batch_size and size % data.batch_size:
+    if data.samples > data.batch_size and size % data.batch_size:
         advice = 'set training.last_batch = "join" or "drop", or another training.batch_size'
     elif smaller or size == 1:
         advice = "if the model needs more than so many (batch norm does), give the client more samples, or lower clients"
