@@ -88,7 +88,7 @@ def test_a_file_holds_no_objects(tmp_path):
         found = []
         file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
         attributes = dict(file.attrs)
-        assert len(found) == 17
+        assert len(found) == 16
         assert not any(item.dtype.hasobject for item in found)
         assert {kind for item in found for kind in item.dtype.kind} <= set("iufbSV")
         assert not any(dict(item.attrs) for item in found)
@@ -110,10 +110,10 @@ def test_a_module_takes_the_weights_as_the_docstring_says(tmp_path):
 
 
 def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 3)
+    monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 4)
     save(tmp_path / "it.h5", a_snapshot())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"it\.h5: expected a checkpoint of schema 2, this has schema 3"):
+    with pytest.raises(ValueError, match=r"it\.h5: expected a checkpoint of schema 3, this has schema 4"):
         read_checkpoint(tmp_path / "it.h5")
 
 

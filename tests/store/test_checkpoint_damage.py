@@ -53,7 +53,7 @@ def place(path, what):
     whole = path.read_bytes()
     with h5py.File(path) as file:
         offsets = {
-            name: file[name].id.get_offset() for name in ("model/0.weight", "bases/117", "rule/K", "clients", "config")
+            name: file[name].id.get_offset() for name in ("model/0.weight", "bases/rows", "rule/K", "clients", "config")
         }
     marks = {
         "superblock": b"\x89HDF",
@@ -69,7 +69,7 @@ def place(path, what):
     "what",
     [
         *("superblock", "group", "heap", "name", "attribute"),
-        *("model/0.weight", "bases/117", "rule/K", "clients", "config"),
+        *("model/0.weight", "bases/rows", "rule/K", "clients", "config"),
     ],
 )
 def test_damage_of_every_kind_is_named_and_the_one_before_is_used(tmp_path, what):

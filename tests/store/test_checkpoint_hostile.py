@@ -42,6 +42,17 @@ def array(name, values):
     return instead(name, lambda file, name, folder: file.__setitem__(name, values))
 
 
+def both(group, numbers, rows):
+    """Other rows of a group, and their numbers."""
+
+    def edit(file, folder):
+        for name, values in (("numbers", numbers), ("rows", rows)):
+            del file[group][name]
+            file[group][name] = values
+
+    return edit
+
+
 def elsewhere(folder):
     """A file of the same numbers elsewhere, which only this user can read."""
     with h5py.File(folder / "secret.h5", "w") as file:
@@ -68,6 +79,14 @@ def huge(file, name, folder):
     file.create_dataset(name, (1 << 40, 60), np.float32, chunks=(1024, 60))
 
 
+def chunked(file, name, folder):
+    file.create_dataset(name, (2, 30011), np.float32, chunks=(1, 1024))
+
+
+def unwritten(file, name, folder):
+    file.create_dataset(name, (2, 30011), np.float32)
+
+
 def references(file, name, folder):
     file.create_dataset(name, (3,), h5py.ref_dtype)
 
@@ -79,12 +98,20 @@ HOSTILE = {
     "virtual": (instead(WEIGHT, virtual), "0.weight: does not hold its values itself"),
     "values outside": (instead(WEIGHT, raw), "its values lie in "),
     "huge": (instead(WEIGHT, huge), "names 4 tensors of 65970697666571 elements"),
-    "huge base": (instead("bases/117", huge), "bases/117: does not hold its values itself"),
+    "huge bases": (instead("bases/rows", huge), f"bases: holds rows of ({1 << 40}, 60) for numbers"),
     "object references": (instead("clients", references), "clients: is object (3,), expected a row of"),
     "a weight less": (array(WEIGHT, np.zeros((150, 199), np.float32)), "4 tensors of 29861 elements, 30008 of"),
     "a weight of double precision": (array(WEIGHT, np.full(SHAPE, 1e300)), "0.weight: is float64, expected float32"),
     "NaN": (array(WEIGHT, np.full(SHAPE, np.nan, np.float32)), "0.weight: holds a value that is not finite"),
-    "a base of infinity": (array("bases/117", np.full(30011, np.inf, np.float32)), "bases/117: holds a value that is not"),
+    "bases in chunks": (instead("bases/rows", chunked), "bases/rows: does not hold its values itself"),
+    "bases more than the file": (
+        instead("bases/rows", unwritten),
+        "bases/rows: declares float32 (2, 30011), of which 0% was written",
+    ),
+    "a base of infinity": (
+        lambda f, d: f["bases/rows"].__setitem__((1, 7), np.inf),
+        "bases/rows: holds a value that is not finite",
+    ),
     "no weight": (instead(WEIGHT, lambda *_: None), "0.weight: no such array"),
     "a group for a weight": (instead(WEIGHT, lambda f, n, d: f.create_group(n)), "0.weight: is not an array"),
     "no model": (instead("model", lambda *_: None), "model: no such group"),
@@ -110,11 +137,25 @@ HOSTILE = {
     "a base that is not there": (column("base_version", 500), "client 0 has an order without its base"),
     "a base to come": (column("base_version", 10**9), "client 0 has a base that is newer than the model"),
     "no bases": (instead("bases", lambda *_: None), "client 0 has an order without its base"),
-    "a base without a version": (lambda f, d: f["bases"].move("117", "abc"), "bases: holds abc of (30011,), expected"),
-    "a base of a negative version": (lambda f, d: f["bases"].move("117", "-1"), "bases: holds -1 of"),
-    "a short base": (array("bases/117", np.zeros(3, np.float32)), "bases: holds 117 of (3,), expected a number"),
-    "nothing of a client's own": (instead("own/1", lambda *_: None), "is there of 2 clients of 3"),
-    "own of two lengths": (array("own/2", np.zeros(3, np.float32)), "own: holds 2 of (3,), expected a number, and (5,)"),
+    "bases without versions": (instead("bases/numbers", lambda *_: None), "bases/numbers: no such array"),
+    "versions without bases": (instead("bases/rows", lambda *_: None), "bases/rows: no such array"),
+    "a version less": (array("bases/numbers", np.array([117])), "bases: holds rows of (2, 30011) for numbers of int64 (1,)"),
+    "a version twice": (array("bases/numbers", np.array([117, 117])), "bases/numbers: holds a number below 0, or one twice"),
+    "a version below 0": (array("bases/numbers", np.array([117, -1])), "bases/numbers: holds a number below 0, or one"),
+    "versions that are text": (array("bases/numbers", np.array([b"117", b"1"])), "bases: holds rows of (2, 30011) for"),
+    "a table of versions": (
+        array("bases/numbers", np.array([[117, 1]])),
+        "for numbers of int64 (1, 2), expected (n, 30011)",
+    ),
+    "short bases": (array("bases/rows", np.zeros((2, 3), np.float32)), "bases: holds rows of (2, 3) for numbers"),
+    "a base alone": (array("bases/rows", np.float32(3)), "bases: holds rows of () for numbers"),
+    "bases of double precision": (array("bases/rows", np.zeros((2, 30011))), "bases/rows: is float64, expected float32"),
+    "a client's own less": (array("own/numbers", np.array([0, 1])), "own: holds rows of (3, 5) for numbers of int64 (2,)"),
+    "own of two clients": (both("own", np.array([0, 2]), np.zeros((2, 5), np.float32)), "is there of 2 clients of 3"),
+    "own that is one number": (
+        array("own/rows", np.float32(3)),
+        "own: holds rows of () for numbers of int64 (3,), expected",
+    ),
     "own without names": (instead("own_names", lambda *_: None), "own_names: no such array"),
     "no clients": (array("clients", np.zeros(0, a_snapshot().clients.dtype)), "it has no clients"),
     "clients of other columns": (array("clients", np.zeros(3, [("epochs", int)])), "expected a row of"),

@@ -21,13 +21,16 @@ SMALL = 1 << 16  # bytes: HDF5 itself writes what is smaller
 BLOCK = 8 << 20  # bytes written, and added to the checksum, at a time
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | str]) -> int:
+Arrays = Mapping[str, np.ndarray | list[np.ndarray]]
+"""By name: an array, or the rows of one, which lie anywhere. C-contiguous, of any dtype except object."""
+
+
+def write(path: Path, arrays: Arrays, attributes: Mapping[str, int | float | str]) -> int:
     """Write a file under another name. Once it is on the disk, rename it.
 
     Args:
         path: the file; replaced if it exists. `<path>.part` is the name until then.
-        arrays: C-contiguous, of any dtype except object, by name. A slash in a name makes a group. An array that stands
-            under several names is written once.
+        arrays: a slash in a name makes a group. An array that stands under several names is written once.
         attributes: attributes of the file.
 
     Returns:
@@ -106,7 +109,7 @@ def _head(size: int, digest: str) -> bytes:
     return f"asyncfeded, HDF5 behind 512 bytes\nbytes {size}\nsha256 {digest}\n".encode().ljust(HEAD, b"\0")
 
 
-def _hdf5(arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | str]) -> list[memoryview]:
+def _hdf5(arrays: Arrays, attributes: Mapping[str, int | float | str]) -> list[memoryview]:
     """An HDF5 file without its head, as pieces: what HDF5 writes, and between that the large arrays themselves.
 
     HDF5 writes to a file in memory. There it reserves the places of the large arrays, and leaves them as holes. On a full
@@ -117,26 +120,28 @@ def _hdf5(arrays: dict[str, np.ndarray], attributes: Mapping[str, int | float | 
     contiguous.set_layout(h5py.h5d.CONTIGUOUS)
     contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    places: list[tuple[int, np.ndarray]] = []
+    places: list[tuple[int, list[np.ndarray]]] = []
     with os.fdopen(os.memfd_create("hdf5"), "w+b", buffering=0) as memory:
         with h5py.File(memory, "w", userblock_size=HEAD) as file:
             for name, value in attributes.items():
                 file.attrs[name] = value
             names: dict[int, str] = {}
             for name, array in arrays.items():
-                assert not array.dtype.hasobject, name
+                rows = array if isinstance(array, list) else [array]
+                shape = (len(rows), *rows[0].shape) if array is rows else rows[0].shape
+                assert not rows[0].dtype.hasobject, name
                 if (first := names.setdefault(id(array), name)) != name:
                     file[name] = file[first]  # a second name of the same dataset
-                elif array.nbytes < SMALL or not array.shape:  # h5py reserves no place for an array without shape
-                    file[name] = array
+                elif sum(row.nbytes for row in rows) < SMALL or not shape:  # h5py reserves no place for one without shape
+                    file[name] = np.asarray(array)
                 else:
-                    dataset = file.create_dataset(name, array.shape, array.dtype, dcpl=contiguous)
-                    places.append((dataset.id.get_offset(), array))
+                    dataset = file.create_dataset(name, shape, rows[0].dtype, dcpl=contiguous)
+                    places.append((dataset.id.get_offset(), rows))
         number, at = memory.fileno(), HEAD
         pieces: list[memoryview] = []
-        for offset, array in sorted(places, key=lambda place: place[0]):
+        for offset, rows in sorted(places, key=lambda place: place[0]):
             pieces.append(memoryview(os.pread(number, offset - at, at)))
-            pieces.append(memoryview(array.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]  # numpy's stubs
-            at = offset + array.nbytes
+            pieces += [memoryview(row.reshape(-1).view(np.uint8)) for row in rows]  # type: ignore[arg-type]  # numpy's stubs
+            at = offset + sum(row.nbytes for row in rows)
         pieces.append(memoryview(os.pread(number, os.fstat(number).st_size - at, at)))
     return pieces

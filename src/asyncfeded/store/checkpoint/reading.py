@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -111,9 +111,9 @@ def _load(path: Path) -> Snapshot:
             provenance={name: value for name, value in attributes.items() if isinstance(value, str)},
             layout=layout,
             model=model,
-            bases=dict(_numbered(file, "bases", layout.size)),
+            bases=_numbered(file, "bases", layout.size),
             own_names=tuple(file.array("own_names").texts()) if file.kind("own") else (),
-            own=dict(_numbered(file, "own")),
+            own=_numbered(file, "own"),
             clients=_clients(file),
             rule={name: file.group("rule").array(name).read() for name in _members(file, "rule")},
             **values,
@@ -138,17 +138,22 @@ def _model(path: Path, file: Group, num_params: int) -> tuple[Layout, np.ndarray
     return layout, model
 
 
-def _numbered(file: Group, what: str, size: int = -1) -> Iterator[tuple[int, np.ndarray]]:
-    """The arrays of a group, float32 (size,), by the number that is their name; without a size that of the first."""
+def _numbered(file: Group, what: str, size: int | None = None) -> dict[int, np.ndarray]:
+    """The rows of a group's array, float32 (size,), by their numbers; without a size they may have any."""
     if file.kind(what) != "group":
-        return
-    group = file.group(what)  # of thousands of clients: not found anew for each
-    for name in group.names():
-        array = _floats(group, name)
-        size = array.size if size < 0 else size
-        if not re.fullmatch(r"0|[1-9]\d{0,18}", name) or array.shape != (size,):
-            raise FileFaultError(f"{file.where(what)}: holds {name} of {array.shape}, expected a number, and ({size},)")
-        yield int(name), array
+        return {}
+    group = file.group(what)
+    numbers, rows = group.array("numbers"), group.array("rows")
+    length = rows.shape[-1] if size is None and rows.shape else size
+    if numbers.dtype != np.int64 or len(numbers.shape) != 1 or rows.shape != (*numbers.shape, length):
+        raise FileFaultError(
+            f"{group.where()}: holds rows of {rows.shape} for numbers of {numbers.dtype} {numbers.shape}, expected (n, "
+            f"{'any' if size is None else size}) for int64 (n,)"
+        )
+    found = numbers.read()
+    if found.min(initial=0) < 0 or len(np.unique(found)) < len(found):
+        raise FileFaultError(f"{numbers.where}: holds a number below 0, or one twice")
+    return dict(zip(found.tolist(), _floats(group, "rows"), strict=True))
 
 
 def _clients(file: Group) -> np.ndarray:
@@ -166,7 +171,7 @@ def _floats(group: Group, name: str) -> np.ndarray:
     if array.dtype != np.float32:
         raise FileFaultError(f"{array.where}: is {array.dtype}, expected float32")
     values = array.read()
-    if not np.isfinite(values).all():
+    if not np.isfinite([values.min(initial=0), values.max(initial=0)]).all():  # nothing is made of the size of all bases
         raise FileFaultError(f"{array.where}: holds a value that is not finite")
     return values
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from asyncfeded.model.flat import Layout, named_views
-from asyncfeded.store.checkpoint.file import text, write
+from asyncfeded.store.checkpoint.file import Arrays, text, write
 
-SCHEMA = 2
-"""Version of the layout of a checkpoint. Version 1 had no `workers_s`."""
+SCHEMA = 3
+"""Version of the layout of a checkpoint. Version 2 had a dataset for each base; version 1 had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
 
@@ -97,16 +97,25 @@ def save(path: Path, snapshot: Snapshot) -> int:
     """
     layout = snapshot.layout
     names = [entry.name.encode() for entry in layout.entries]
-    arrays = {"config": text(snapshot.config.encode()), "names": text(names), "clients": snapshot.clients}
-    for name, view in named_views(torch.from_numpy(snapshot.model), layout).items():
-        arrays[f"model/{name}"] = view.numpy()
-    arrays |= {f"bases/{version}": base for version, base in snapshot.bases.items()}
-    if snapshot.own:
-        arrays["own_names"] = text([name.encode() for name in snapshot.own_names])
-        arrays |= {f"own/{client}": own for client, own in snapshot.own.items()}
-    arrays |= {f"rule/{name}": array for name, array in snapshot.rule.items()}
+    arrays: Arrays = {
+        "config": text(snapshot.config.encode()),
+        "names": text(names),
+        "clients": snapshot.clients,
+        **{f"model/{name}": view.numpy() for name, view in named_views(torch.from_numpy(snapshot.model), layout).items()},
+        **_numbered("bases", snapshot.bases),
+        **_numbered("own", snapshot.own),
+        **({"own_names": text([name.encode() for name in snapshot.own_names])} if snapshot.own else {}),
+        **{f"rule/{name}": array for name, array in snapshot.rule.items()},
+    }
     values = {name: getattr(snapshot, name) for name in numbers()}
     return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | values | snapshot.provenance)
+
+
+def _numbered(what: str, rows: Mapping[int, np.ndarray]) -> Arrays:
+    """Arrays of one shape as one array, beside their numbers; nothing where there is none."""
+    if not rows:
+        return {}
+    return {f"{what}/numbers": np.array(list(rows), np.int64), f"{what}/rows": list(rows.values())}
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], version: int) -> None:
