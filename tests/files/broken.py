@@ -61,13 +61,13 @@ def part(start, stop):
 
 
 def virtual(*sources, shape=(3, SIDE, SIDE), dtype=np.float32, source_shape=None):
-    """Pixels of sources (file, name, from, to), which may be absent."""
+    """Pixels of sources (file, name, from, to), which may be absent: all of a source, or the beginning of `source_shape`."""
 
     def make(writer, field, path):
         layout = h5py.VirtualLayout(shape, dtype)
         for file, name, start, stop in sources:
             of = h5py.VirtualSource(file, name, (source_shape or (stop - start, SIDE, SIDE)), dtype)
-            layout[start:stop] = of[: stop - start]
+            layout[start:stop] = of[: stop - start] if source_shape else of
         writer.create_virtual_dataset(field, layout)
 
     return replace("pixels", make)
@@ -223,7 +223,10 @@ HDF5 = {
         virtual(("good.h5", "examples/a/pixels", 0, 2), ("gone.h5", "p", 2, 3), source_shape=(3, SIDE, SIDE)),
         "its source p in gone.h5 cannot be read",
     ),
-    "virtual, a part without source": (virtual(("good.h5", "examples/a/pixels", 0, 2)), "fill only 32 of 48 values"),
+    "virtual, a part without source": (
+        virtual(("good.h5", "examples/a/pixels", 0, 2), source_shape=(3, SIDE, SIDE)),
+        "fill only 32 of 48 values",
+    ),
     "virtual, its own source": (replace("pixels", own_source), "more than 8 virtual datasets stand behind each other"),
 }
 """The ways of data in HDF5."""
@@ -236,8 +239,12 @@ ARRAY = {
     ),
     "large and never written": (unwritten((1 << 22, SIDE, SIDE)), "of which 0% was written"),
     "virtual, source too small": (
-        virtual(("good.h5", "examples/a/pixels", 0, 9), shape=(9, SIDE, SIDE)),
-        "has shape (3, 4, 4), too small for what is taken from it",
+        virtual(("good.h5", "examples/a/pixels", 0, 9), shape=(9, SIDE, SIDE), source_shape=(9, SIDE, SIDE)),
+        "has shape (3, 4, 4), which does not fit what is taken from it",
+    ),
+    "virtual, source of another size": (
+        virtual(("good.h5", "examples/a/pixels", 0, 2), shape=(2, SIDE, SIDE)),
+        "has shape (3, 4, 4), which does not fit what is taken from it",
     ),
 }
 """The ways of one array of it, which a task would refuse for its shape already."""

@@ -287,10 +287,14 @@ class Array:
                 array._check(depth + 1)
             except FileFaultError as error:
                 raise FileFaultError(f"{told} cannot be read ({error}); put it there, or write the file again") from None
-            _, last = source.src_space.get_select_bounds()
-            if len(last) != len(array.shape) or any(at >= size for at, size in zip(last, array.shape, strict=True)):
-                raise FileFaultError(f"{told} has shape {array.shape}, too small for what is taken from it")
-            filled += source.vspace.get_select_npoints()
+            filled += (taken := source.vspace.get_select_npoints())
+            if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:  # all of it, whatever its shape: it has no bounds
+                fits = prod(array.shape) == taken
+            else:
+                _, last = source.src_space.get_select_bounds()
+                fits = len(last) == len(array.shape) and all(at < size for at, size in zip(last, array.shape, strict=True))
+            if not fits:
+                raise FileFaultError(f"{told} has shape {array.shape}, which does not fit what is taken from it")
         if filled < prod(self.shape) and None not in self._dataset.maxshape:
             raise FileFaultError(
                 f"{self.where}: is virtual, and its sources fill only {filled} of {prod(self.shape)} values"
