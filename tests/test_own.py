@@ -122,9 +122,7 @@ def test_a_module_has_its_class(folder, monkeypatch):
 
 def test_what_a_class_is_made_from_is_its_file_and_what_it_imports_beside_it(folder):
     assert digest_origin(Config.model_validate({"limits": {"updates": 1}})) == ""
-    config = load_config(folder / "run.toml", [])
-    resolved(config)
-    lines = digest_origin(config).splitlines()
+    lines = digest_origin(resolved(load_config(folder / "run.toml", []))).splitlines()
     assert [line.split(" ", 2)[2] for line in lines] == [f"{folder}/{name}.py" for name in ("models", "my_rule", "my_task")]
 
 

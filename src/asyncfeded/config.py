@@ -362,7 +362,8 @@ def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str
         key = prefix + (field.alias or name)
         if isinstance(field.default, Settings):
             rows += describe_keys(type(field.default), f"{key}.")
-        elif field.description and name not in ("task", "rule"):
-            default = "required" if field.is_required() else json.dumps(field.default)
-            rows.append((key, default, " ".join(field.description.split())))
+        elif name not in ("task", "rule", "name"):
+            default = field.get_default(call_default_factory=True)
+            told = "required" if field.is_required() else json.dumps(default, default=str)
+            rows.append((key, told, " ".join((field.description or "").split())))
     return rows

@@ -34,14 +34,14 @@ def test_the_files_of_a_task_are_those_that_its_keys_name(tmp_path):
 
 def test_what_differs_is_told(tmp_path):
     check_data(tmp_path, record_of((3, 4), "1 2 train\n"), "1 2 train\n", profiles(3, 4))
-    said = "train had 2 bytes and has 3; client 1 had 4 samples and has 5, and 1 more clients differ; put that data back"
+    said = "train had 2 bytes and has 3; client 1 had 4 samples and has 5, and 1 more clients differ: not what"
     with pytest.raises(ValueError, match=said):
         check_data(tmp_path, record_of((3, 4, 5), "1 2 train\n"), "1 3 train\n", profiles(3, 5, 4))
 
 
 def test_an_older_record_without_a_digest_is_compared_by_samples(tmp_path):
     check_data(tmp_path, record_of((3, 4), None), "1 3 train\n", profiles(3, 4))
-    with pytest.raises(ValueError, match=r"the data is not that of the run: client 0 had 3 samples and has 2; put"):
+    with pytest.raises(ValueError, match=r"client 0 had 3 samples and has 2: not what the run was made from; put that back"):
         check_data(tmp_path, record_of((3, 4), None), "1 3 train\n", profiles(2, 4))
 
 
@@ -69,7 +69,7 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
     done = run_asyncfeded("train", "run.toml", "run_dir=run", "--ranks", 2, cwd=tmp_path)
     assert done.status == 0, str(done)
     write(tmp_path / "train.h5", [0, 1, 0])
-    said = "run: the data is not that of the run: train has other content; put that data back, or train anew\n"
+    said = "run: train has other content: not what the run was made from; put that back, or train anew\n"
     refused(run_asyncfeded("resume", "run", "limits.updates=8", cwd=tmp_path), said)
     refused(run_asyncfeded("replay", "run", cwd=tmp_path), said)
     write(tmp_path / "train.h5", [0, 1, 1])

@@ -1,4 +1,4 @@
-"""Commands of one run: train, resume, replay."""
+"""Commands of one run: train, resume, replay, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +45,21 @@ def resume(
 
         status = run.train(run_dir / "config.toml", [setting("run_dir", str(run_dir)), *(overrides or [])], run_dir).status
     raise typer.Exit(status)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    to: Annotated[Path, typer.Option(help="The file: NAME.pt or NAME.safetensors; none is replaced.")],
+) -> None:
+    """Write the newest model of a run, also one that goes on, as a state dict, which `load_state_dict` takes strictly."""
+    load_launcher()
+    from asyncfeded.run import export as room
+
+    try:
+        print(room.export(run_dir, to))  # noqa: T201
+    except ValueError as error:
+        fail(str(error))
 
 
 @app.command()

@@ -22,7 +22,11 @@ def info(
         updates, evaluations, about = read_record(path)
         places = about.pop("placement")
         digests = str(about["data"] or "").splitlines()
-        about |= {"clients": len(about["clients"]), "data": f"{len(digests)} files", "config": path / "config.toml"}
+        about |= {
+            "clients": len(about["clients"]),
+            "data": f"{len(digests)} files and frozen parameters",
+            "config": path / "config.toml",
+        }
         print_rows({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
         print("", *placement.table(places), sep="\n")  # noqa: T201
         return
@@ -73,19 +77,31 @@ def doctor(
 
 
 @app.command()
-def keys() -> None:
+def keys(
+    file: Annotated[Path | None, typer.Argument(help="TOML file of a run: of all tasks and rules only its own.")] = None,
+) -> None:
     """Print every key of a run's TOML file with its default and its meaning."""
-    from asyncfeded import config, rules, tasks
+    from asyncfeded import config, own, rules, tasks
 
+    kinds = {"rule": rules.RULES, "task": tasks.TASKS}
+    if file:
+        try:
+            run = config.load_config(file, [])
+            names = {"rule": run.rule["name"], "task": run.task["name"]}
+            kinds = {section: {name: own.find(kinds[section], name, section)} for section, name in names.items()}
+        except ValueError as error:
+            fail(str(error))
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("key", no_wrap=True)
     table.add_column("default")
     table.add_column("meaning")
     for row in config.describe_keys(config.Config):
         table.add_row(*row)
-    for section, kinds in (("rule", rules.RULES), ("task", tasks.TASKS)):
-        for name, kind in kinds.items():
-            table.add_row(f"\n{section}.name", f'\n"{name}"', "\n" + (kind.__doc__ or "").split("\n")[0])
+    for row in config.describe_keys(tasks.Initial, "task."):
+        table.add_row(*row)
+    for section, named in kinds.items():
+        for name, kind in named.items():
+            table.add_row(f"\n{section}.name", f'\n"{Path(name).name}"', "\n" + (kind.__doc__ or "").split("\n")[0])
             for row in config.describe_keys(kind, f"{section}."):
                 table.add_row(*row)
     Console().print(table)

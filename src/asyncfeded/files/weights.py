@@ -92,6 +92,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         save(state, part)
+        part.chmod(path.stat().st_mode)  # safetensors makes files that nobody else may read
         part.replace(path)
     except Exception as error:  # torch and safetensors have errors of their own for a full disk
         path.unlink(missing_ok=True)

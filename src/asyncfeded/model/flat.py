@@ -127,6 +127,14 @@ class ModuleState:
         """All of them, in the order of the attributes."""
         return self.trained | self.candidates | self.local
 
+    def frozen(self, statistics: Collection[str]) -> dict[str, Tensor]:
+        """The frozen parameters that do not travel: those that are not among the statistics."""
+        return {
+            name: tensor
+            for name, tensor in self.candidates.items()
+            if isinstance(tensor, nn.Parameter) and name not in statistics
+        }
+
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of names, shapes, types and roles."""
         roles = enumerate((self.trained, self.candidates, self.local))
@@ -237,12 +245,12 @@ class FlatModel:
             )
 
 
-def digest_tensors(tensors: Mapping[str, Tensor], what: str) -> str:
-    """A line for each tensor with its SHA-256, its size in bytes and its name behind a word for it (as files/digest.py)."""
+def digest_frozen(tensors: Mapping[str, Tensor]) -> str:
+    """A line for each frozen parameter, in the form of files/digest.py: its SHA-256, its size in bytes, and its name."""
     lines = []
     for name, tensor in tensors.items():
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        lines.append(f"{hashlib.sha256(raw.data).hexdigest()} {raw.size} {what} {name}\n")
+        lines.append(f"{hashlib.sha256(raw.data).hexdigest()} {raw.size} the frozen parameter {name}\n")
     return "".join(lines)
 
 

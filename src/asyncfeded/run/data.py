@@ -1,4 +1,7 @@
-"""Whether the data of a run is still that of its record: a run that is resumed or replayed on other data is another run."""
+"""Whether a run is still made from what its record says: one that is resumed or replayed on other data is another run.
+
+Besides the data this is code of the user's, first weights, and frozen parameters (plan.Plan.origin).
+"""
 
 from pathlib import Path
 
@@ -9,12 +12,12 @@ from asyncfeded.store.record import Tables
 
 
 def check_data(run_dir: Path, before: Tables, data: str, clients: np.ndarray) -> None:
-    """Whether data is that of a run.
+    """Whether data, and what else a run is made from, is that of the run.
 
     Args:
         run_dir: folder of the run.
         before: its record.
-        data: what its files are now (files/digest.py).
+        data: what all of it is now (files/digest.py).
         clients: heterogeneity.PROFILE (clients,) now.
 
     Raises:
@@ -28,4 +31,4 @@ def check_data(run_dir: Path, before: Tables, data: str, clients: np.ndarray) ->
         differences.append(f"client {client} had {then[client]} samples and has {now[client]}{more}")
     if differences:
         what = "; ".join(differences)
-        raise ValueError(f"{run_dir}: the run was made from something else: {what}; put that back, or train anew")
+        raise ValueError(f"{run_dir}: {what}: not what the run was made from; put that back, or train anew")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from asyncfeded.model.flat import FlatModel, Layout, ModuleState, Shape, digest_tensors
+from asyncfeded.model.flat import FlatModel, Layout, ModuleState, Shape, digest_frozen
 from asyncfeded.mpi import launcher, shield
 from asyncfeded.mpi.world import (
     RefusedError,
@@ -230,12 +230,8 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple
     travels = np.array([name in changed for name in state.candidates], np.bool_)
     share(world, 1, travels)
     statistics = [name for name, one in zip(state.candidates, travels.tolist(), strict=True) if one]
-    frozen = {
-        name: tensor
-        for name, tensor in state.candidates.items()
-        if isinstance(tensor, nn.Parameter) and name not in statistics
-    }
-    digests = digest_tensors(frozen, "the frozen parameter")
+    frozen = state.frozen(statistics)
+    digests = digest_frozen(frozen)
     agree_on_digests(world, digests)
     for name, tensor in (state.candidates | state.local).items():
         if name not in statistics and name not in frozen:

@@ -4,6 +4,7 @@ A run is done when its result.json exists and its `<name>.toml`, which is there 
 only that run. Of several processes one does a run: that of `<name>.owner`. This module does not know what the runs are for.
 """
 
+import hashlib
 import os
 import re
 import time
@@ -20,7 +21,7 @@ from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word, setting
 from asyncfeded.run import folder as run_folder
-from asyncfeded.run.plan import fill_in
+from asyncfeded.run.plan import digest_origin, fill_in
 from asyncfeded.store.ownership import NAME, OwnedError, Ownership
 from asyncfeded.studies.children import Children, end_by_signals
 
@@ -87,6 +88,18 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
         )
     config = section(Config, table, where)
     return fill_in(config, tasks.load_task(config.task), rules.load_rule(config.rule))
+
+
+def digest(config: Config) -> str:
+    """SHA-256, in hexadecimal, of the config of a run, and of the files of the user's that it is made from."""
+    names = config.task["name"], config.rule["name"], config.task.get("initial", "")
+    if names not in ORIGINS:
+        ORIGINS[names] = digest_origin(config)
+    return hashlib.sha256(config.digest() + ORIGINS[names].encode()).hexdigest() if ORIGINS[names] else config.digest().hex()
+
+
+ORIGINS: dict[tuple[str, str, str], str] = {}
+"""Digests of files, read once: every run of a grid has its name from them, many times."""
 
 
 def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

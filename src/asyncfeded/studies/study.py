@@ -86,7 +86,7 @@ class StudyRun(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its folder; ends with the hash of its config."""
-        return f"{self.task}-{self.rule}-p{self.error_probability:g}-s{self.seed}-{self.config.digest().hex()[:8]}"
+        return f"{self.task}-{self.rule}-p{self.error_probability:g}-s{self.seed}-{jobs.digest(self.config)[:8]}"
 
 
 class StudyRow(NamedTuple):
@@ -196,7 +196,7 @@ def write_csv(grid: StudyGrid, runs: Sequence[StudyRun], rows: Sequence[StudyRow
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         for run in runs:
-            line: list[Any] = [run.task, run.rule, run.error_probability, run.seed, run.config.digest().hex()]
+            line: list[Any] = [run.task, run.rule, run.error_probability, run.seed, jobs.digest(run.config)]
             line += [jobs.outcome(out / "runs", run.name)]
             if row := done.get(run.name):
                 line += [row.max_accuracy, row.final_accuracy, row.mean_accuracy, row.updates]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from asyncfeded.config import Config, Settings, load_section
-from asyncfeded.studies.jobs import GridJob, Labelled, compose
+from asyncfeded.studies.jobs import GridJob, Labelled, compose, digest
 
 
 class Variant(Settings):
@@ -99,7 +99,7 @@ class ScalingRun(NamedTuple):
     def name(self) -> str:
         """Name of its folder; ends with the hash of its config."""
         nodes = f"-r{self.ranks_per_node}" if self.ranks_per_node else ""
-        return f"{self.model}-{self.rule}-c{self.clients}{nodes}-s{self.seed}-{self.config.digest().hex()[:8]}"
+        return f"{self.model}-{self.rule}-c{self.clients}{nodes}-s{self.seed}-{digest(self.config)[:8]}"
 
     @property
     def ranks(self) -> int:
