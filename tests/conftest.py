@@ -16,8 +16,21 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.placement import PLACE
+from asyncfeded.store import record
+
+METRICS = Metrics(DEFAULT, "accuracy")
+"""Those of a task that declares none."""
+
+
+def tables(updates=(), evaluations=(), metrics=METRICS, **attributes):
+    """A record as it is read, of rows given as tuples."""
+    kinds = record.dtypes(metrics)
+    given = {"updates": updates, "evaluations": evaluations, "client_evaluations": ()}
+    rows = {name: np.array(list(given[name]), kinds[name]) for name in record.TABLES}
+    return record.Tables(**rows, metrics=metrics, attributes=attributes)
 
 
 def places(*hosts, threads=1):

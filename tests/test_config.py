@@ -143,7 +143,7 @@ def test_another_task_leaves_the_rule_alone(toml):
     [
         ("sed=1", "unknown key sed; did you mean seed?"),
         ("training.epoch=1", "unknown key training.epoch; did you mean epochs?"),
-        ("limits.zzz=1", "unknown key limits.zzz; known here: updates, seconds, accuracy"),
+        ("limits.zzz=1", "unknown key limits.zzz; known here: updates, seconds, target"),
         ("limits.updates=0", "limits: no limit is set, the run would never end: set limits.updates, limits.seconds or"),
         ("limits.updates=many", "limits.updates = 'many': input should be a valid integer"),
         ("limits.updates=true", "limits.updates = 'true': input should be a valid integer"),
@@ -153,7 +153,10 @@ def test_another_task_leaves_the_rule_alone(toml):
         ("limits.seconds=-1", "limits.seconds = -1: input should be greater than or equal to 0"),
         ("limits.seconds=nan", "limits.seconds = nan: input should be a finite number"),
         ("limits.seconds=inf", "limits.seconds = inf: input should be a finite number"),
-        ("limits.accuracy=90", "limits.accuracy = 90: input should be less than or equal to 1"),
+        (
+            "limits.accuracy=0.9",
+            "unknown key limits.accuracy; it is limits.target now, of the metric that evaluation.metric names",
+        ),
         ("limits=3", "limits = 3: expected a section, with keys such as limits.KEY"),
         ("task=digits", "task = 'digits': expected a section, with keys such as task.name"),
         ("training.last_batch=merge", "training.last_batch = 'merge': input should be 'keep', 'drop' or 'join'"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from asyncfeded.config import Settings
+    from asyncfeded.metric import Metric
     from asyncfeded.model.flat import Layout
     from asyncfeded.model.global_model import GlobalModel
     from asyncfeded.rules import Rule, Waits
@@ -30,6 +31,7 @@ __all__ = [
     "Decision",
     "GlobalModel",
     "Layout",
+    "Metric",
     "Reply",
     "Rule",
     "Run",
@@ -51,6 +53,7 @@ _ROOMS = {
     "Decision": "rules.decision",
     "GlobalModel": "model.global_model",
     "Layout": "model.flat",
+    "Metric": "metric",
     "Reply": "rules.decision",
     "Rule": "rules",
     "Run": "script.opened",

@@ -70,9 +70,9 @@ class Limits(Settings):
     """Updates merged into the global model. 0: no limit."""
     seconds: float = Field(0.0, ge=0)
     """Time of training in seconds, on the run's clock, from the first model sent. 0: no limit."""
-    accuracy: float = Field(0.0, ge=0, le=1)
-    """Test accuracy that an evaluation must reach, as a fraction. 0: no limit. The final model may be some updates newer
-    than the evaluated one."""
+    target: float = 0.0
+    """Value of evaluation.metric that an evaluation must reach: so high, or so low where the smallest is the best. 0: no
+    limit. The final model may be some updates newer than the evaluated one."""
 
 
 class Training(Settings):
@@ -144,6 +144,8 @@ class Heterogeneity(Settings):
 class Evaluation(Settings):
     """How the global model is tested, by the server, in its idle moments."""
 
+    metric: str = ""
+    """The metric of the task that limits.target, tables and figures look at. Empty: its first."""
     every_s: float = Field(2.0, gt=0)
     """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
     batch_size: Count = 256
@@ -195,8 +197,8 @@ class Faults(Settings):
     max_change: float = Field(0.0, ge=0)
     """Updates with a longer step ||Delta|| are refused. 0: off."""
     bad_loss: Literal["refuse", "take"] = "refuse"
-    """When a loss is NaN or infinite: refuse (an update with such a train loss is refused, and an evaluation with such a
-    test loss or accuracy ends the run with status 1) or take (both are recorded and training goes on)."""
+    """When a loss or a metric is NaN or infinite: refuse (an update with such a train loss is refused, and an evaluation
+    with such a metric ends the run with status 1) or take (both are recorded and training goes on)."""
 
 
 class Config(Settings):
@@ -255,9 +257,7 @@ class Config(Settings):
     @classmethod
     def _some_limit(cls, value: Limits) -> Limits:
         if value == Limits():
-            raise ValueError(
-                "no limit is set, the run would never end: set limits.updates, limits.seconds or limits.accuracy"
-            )
+            raise ValueError("no limit is set, the run would never end: set limits.updates, limits.seconds or limits.target")
         return value
 
     def digest(self) -> bytes:

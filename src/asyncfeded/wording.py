@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+RENAMED = {"limits.accuracy": "it is limits.target now, of the metric that evaluation.metric names"}
+"""Keys of older versions, and what became of them."""
+
 
 def sentence(kind: type[BaseModel], fault: ErrorDetails, where: str, overrides: Sequence[str] = ()) -> str:
     """One fault as a sentence: where, which key, what value, what to do.
@@ -31,6 +34,8 @@ def sentence(kind: type[BaseModel], fault: ErrorDetails, where: str, overrides: 
             known = annotation
         names = [field.alias or name for name, field in known.model_fields.items()]
         elsewhere = [full for full in _keys(kind) if full.rpartition(".")[2] == path[-1]]
+        if key in RENAMED:
+            return f"{where}: unknown key {key}; {RENAMED[key]}"
         near = elsewhere or difflib.get_close_matches(path[-1], names, n=1)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
         return f"{where}: unknown key {key}; {hint}"

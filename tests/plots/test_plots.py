@@ -8,7 +8,7 @@ import pytest
 
 from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import num_calls, places, run_asyncfeded
+from conftest import METRICS, num_calls, places, run_asyncfeded
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
@@ -33,8 +33,8 @@ def row(number, client, gamma=1.0, accepted=True):
 def run_dir(tmp_path):
     """Writes the record of a run; gives its folder."""
 
-    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3)), clients=3):
-        book = Record(tmp_path / "record.h5", "", places("one"), np.zeros(clients, PROFILE))
+    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3)), clients=3, metrics=METRICS):
+        book = Record(tmp_path / "record.h5", "", places("one"), np.zeros(clients, PROFILE), metrics)
         for update in updates:
             book.updates.append(update)
         for evaluation in evaluations:

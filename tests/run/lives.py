@@ -23,7 +23,7 @@ from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.messages import Arrival
-from conftest import places
+from conftest import METRICS, places
 
 CLIENTS, UPDATES = 3, 36
 """Clients; updates of a whole run."""
@@ -38,12 +38,14 @@ class KilledError(Exception):
 class Toy:
     """A task with statistics in its model, and two test samples."""
 
+    name, metrics = "toy", METRICS.by_name
+
     def test_data(self):
         return Data(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]), torch.zeros(2, dtype=torch.int64))
 
     def score(self, model, batch):
         outputs = model(batch[0])
-        return {"loss": (outputs.sum(), len(outputs)), "accuracy": ((outputs[:, 0] > 0).sum(), len(outputs))}
+        return {"loss": (outputs.sum().item(), len(outputs)), "accuracy": (int((outputs[:, 0] > 0).sum()), len(outputs))}
 
 
 class Workers:
@@ -111,14 +113,14 @@ class Life:
         rule, epochs, profiles = rules.load_rule(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, PROFILE)
         wire, toml = Workers(num_workers, rng or random.Random(0)), self.config.to_toml()
         state = ServerState(model, rule.init(model, epochs), epochs)
-        self.point = resume.find(folder, self.config, layout, state.rule) if resumed else None
+        self.point = resume.find(folder, self.config, METRICS, layout, state.rule) if resumed else None
         if at := self.point and self.point.snapshot:
             clock = OrderedClock(wire, Resumed(resume.kept_due(at), due), at.time_s)
-            self.record = resume.reopen(self.config, places("here"), profiles, self.point)
+            self.record = resume.reopen(self.config, METRICS, places("here"), profiles, self.point)
             resume.restore(state, at)
         else:
             clock = OrderedClock(wire, due)
-            self.record = Record(folder / "record.h5", toml, places("here"), profiles)
+            self.record = Record(folder / "record.h5", toml, places("here"), profiles, METRICS)
         config = self.config
         self.writer = Writer(folder / FOLDER, config.checkpoint.keep, self.point and self.point.path, self.record.sync)
         self.keeper = resume.Keeper(
@@ -129,15 +131,15 @@ class Life:
             self.told,
             at and at.updates,
         )
-        settings = ServerSettings(config.limits, config.faults, config.evaluation, in_idle_moments=False)
+        settings = ServerSettings(config.limits, config.faults, config.evaluation, METRICS, in_idle_moments=False)
         self.server = Server(clock, rule, state, Evaluator(Toy(), flat, 1, seed=0), settings, observer=self)
         self.tick = self._tick
 
     def on_update(self, row):
         self.record.updates.append(row)
 
-    def on_evaluation(self, row):
-        self.record.evaluations.append(row)
+    def on_evaluation(self, time_s, score):
+        self.record.evaluations.append((time_s, score.version, *score.values.values()))
 
     def say(self, sentence):
         self.told.say(sentence)
@@ -168,7 +170,8 @@ class Life:
     @property
     def end(self):
         """What must be the same to the bit: model, statistics, each client's own part, state of the rule, counts, record."""
-        updates, evaluations, _ = record.read_record(self.folder)
+        tables = record.read_record(self.folder)
+        updates, evaluations = tables.updates, tables.evaluations
         told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
         state = self.server.state
         return {

@@ -6,10 +6,9 @@ import pytest
 
 from asyncfeded import tasks
 from asyncfeded.run.data import check_data
-from asyncfeded.store.record import EVALUATION, UPDATE, Tables
 from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import run_asyncfeded
+from conftest import run_asyncfeded, tables
 from run.commands import refused
 
 
@@ -20,8 +19,7 @@ def profiles(*samples):
 
 
 def record_of(samples, data):
-    attributes = {"clients": profiles(*samples), "data": data}
-    return Tables(np.zeros(0, UPDATE), np.zeros(0, EVALUATION), attributes)
+    return tables(clients=profiles(*samples), data=data)
 
 
 def test_the_files_of_a_task_are_those_that_its_keys_name(tmp_path):

@@ -11,7 +11,7 @@ from asyncfeded.run import folder
 from asyncfeded.store.ownership import NAME, OwnedError
 from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import places
+from conftest import METRICS, places
 from run.lives import contents
 
 
@@ -78,7 +78,7 @@ def test_other_files_are_in_nobodys_way(tmp_path, cleanup):
 @pytest.fixture
 def begun(tmp_path):
     """What a run that was killed before its first update leaves."""
-    Record(tmp_path / "record.h5", "", places("here", "there"), np.zeros(1, PROFILE)).release()
+    Record(tmp_path / "record.h5", "", places("here", "there"), np.zeros(1, PROFILE), METRICS).release()
     (tmp_path / "config.toml").touch()
     return tmp_path
 

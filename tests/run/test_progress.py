@@ -15,6 +15,7 @@ from rich.console import Console
 from asyncfeded.config import Limits
 from asyncfeded.run.progress import CLIENTS_SHOWN, Progress, status, time_left, view
 from asyncfeded.training.evaluation import Score
+from conftest import METRICS
 
 
 def server(counts=(3, 1), epochs=(2, 5), elapsed_s=2.0, score=None, recent=(), refused=0, **limits):
@@ -23,7 +24,7 @@ def server(counts=(3, 1), epochs=(2, 5), elapsed_s=2.0, score=None, recent=(), r
         updates=sum(counts), counts=np.array(counts), epochs=np.array(epochs), score=score, refused=refused
     )
     return SimpleNamespace(
-        state=state, elapsed_s=elapsed_s, recent=recent, settings=SimpleNamespace(limits=Limits(**limits))
+        state=state, elapsed_s=elapsed_s, recent=recent, settings=SimpleNamespace(limits=Limits(**limits), metrics=METRICS)
     )
 
 
@@ -47,7 +48,7 @@ def test_the_line_of_the_first_moment_divides_by_nothing():
 
 
 def test_the_line_tells_the_last_score_and_its_version():
-    assert "accuracy 0.8125 (version 3)" in status(server(score=Score(3, 0.8125, 0.5)))
+    assert "accuracy 0.8125 (version 3)" in status(server(score=Score(3, {"accuracy": 0.8125, "loss": 0.5})))
 
 
 def test_the_line_tells_medians_of_staleness_bounds_of_K_and_shares():
@@ -81,7 +82,7 @@ def test_the_line_ends_with_the_time_left():
         ({"updates": 10}, "3 s"),  # six more, at two a second
         ({"updates": 10, "seconds": 3}, "1 s"),
         ({"updates": 10, "seconds": 100}, "3 s"),
-        ({"accuracy": 0.9}, ""),
+        ({"target": 0.9}, ""),
         ({"seconds": 1}, "0 s"),
         ({"seconds": 121}, "119 s"),
         ({"seconds": 122}, "2 min"),

@@ -12,15 +12,15 @@ from asyncfeded.store.record import UPDATE, Record, read_record
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Outcome
-from conftest import num_calls, places
+from conftest import METRICS, num_calls, places
 
-OUTCOME = Outcome("10 s have passed", 10.0, 8.0, Score(3, 0.75, 0.5), 2, False)
+OUTCOME = Outcome("10 s have passed", 10.0, 8.0, Score(3, {"accuracy": 0.75, "loss": 0.5}), 2, False)
 
 
 @pytest.fixture
 def run_dir(tmp_path):
     """A run of two clients: gamma 1, 2 and infinite, and an update that was refused."""
-    with Record(tmp_path / "record.h5", "", places("here"), np.zeros(2, PROFILE)) as book:
+    with Record(tmp_path / "record.h5", "", places("here"), np.zeros(2, PROFILE), METRICS) as book:
         for client, gamma, accepted in ((0, 1.0, True), (1, 2.0, True), (0, np.inf, True), (1, np.nan, False)):
             values = dict.fromkeys(UPDATE.names, 1) | {"client": client, "gamma": gamma, "accepted": accepted}
             book.updates.append(tuple(values[name] for name in UPDATE.names))
@@ -37,7 +37,7 @@ def figures(run_dir, outcome=OUTCOME, **before):
         **{"wall_before_s": 0.0, "workers_before_s": 0.0} | before,
         model=SimpleNamespace(x=torch.zeros(2), layout=SimpleNamespace(num_params=2)),
     )
-    server = SimpleNamespace(state=state)
+    server = SimpleNamespace(state=state, settings=SimpleNamespace(metrics=METRICS))
     world = SimpleNamespace(size=3, hosts=["a", "a", "b"], cores=2.0)
     return result.figures(server, outcome, run_dir, read_record(run_dir).updates, 4000, 0.3, world)
 
@@ -48,13 +48,14 @@ def test_figures_by_hand(run_dir):
     assert (got["updates_per_s"], got["gamma_median"]) == (0.3, 1.5)
     assert (got["server_busy"], got["server_evaluating"], got["workers_busy"]) == (0.1, 0.1, 0.5)
     assert (got["hosts"], got["cores"], got["params"]) == (2, 2.0, 2)
-    assert (got["refused"], got["discarded"], got["accuracy"]) == (1, 2, 0.75)
+    assert (got["refused"], got["discarded"]) == (1, 2)
+    assert (got["metric"], got["metrics"]) == ("accuracy", {"accuracy": 0.75, "loss": 0.5})
 
 
 def test_a_score_that_is_not_finite_is_null(run_dir):
-    outcome = OUTCOME._replace(score=Score(3, float("nan"), float("inf")))
+    outcome = OUTCOME._replace(score=Score(3, {"accuracy": float("nan"), "loss": float("inf")}))
     shown = json.loads(json.dumps(figures(run_dir, outcome), allow_nan=False))
-    assert (shown["accuracy"], shown["loss"]) == (None, None)
+    assert shown["metrics"] == {"accuracy": None, "loss": None}
 
 
 def test_the_workers_of_a_resumed_run_are_those_of_all_its_lives(run_dir):
@@ -85,7 +86,7 @@ def test_the_last_line_is_the_figures_as_json(run_dir, capsys):
 
 def table(folder, rows, num_clients, capsys):
     """Cells of each line of the table for a record of (client, gamma, accepted)."""
-    with Record(folder / "record.h5", "", places("here"), np.zeros(num_clients, PROFILE)) as book:
+    with Record(folder / "record.h5", "", places("here"), np.zeros(num_clients, PROFILE), METRICS) as book:
         for client, gamma, accepted in rows:
             values = dict.fromkeys(UPDATE.names, 1) | {"client": client, "gamma": gamma, "accepted": accepted}
             book.updates.append(tuple(values[name] for name in UPDATE.names))

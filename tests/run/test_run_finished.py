@@ -35,12 +35,12 @@ def test_the_status_is_0(finished):
 def test_the_last_line_of_stdout_is_json_with_the_figures(finished):
     done, run_dir = finished
     figures = done.result
-    numbers = {"seconds", "updates_per_s", "accuracy", "loss", "gamma_median", "server_busy", "server_bytes"}
-    assert numbers | {"run_dir", "updates", "model_sha256"} <= set(figures)
+    numbers = {"seconds", "updates_per_s", "gamma_median", "server_busy", "server_bytes"}
+    assert numbers | {"run_dir", "updates", "metric", "model_sha256"} <= set(figures)
     assert figures["run_dir"] == str(run_dir)
     assert all(np.isfinite(figures[name]) and figures[name] >= 0 for name in numbers)
     assert figures["updates_per_s"] == pytest.approx(12 / figures["seconds"], rel=0.01)
-    assert 0 < figures["accuracy"] <= 1
+    assert 0 < figures["metrics"]["accuracy"] <= 1
     assert 0 < figures["server_busy"] < 1
 
 
@@ -71,7 +71,7 @@ def test_the_record_ends_with_the_score_of_the_final_model(finished):
     done, run_dir = finished
     last = record.read_record(run_dir).evaluations[-1]
     assert last["version"] == 12
-    assert (done.result["accuracy"], done.result["loss"]) == (round(last["accuracy"], 6), round(last["loss"], 6))
+    assert done.result["metrics"] == {name: round(last[name], 6) for name in ("accuracy", "loss")}
 
 
 def test_the_saved_model_has_the_hash_that_was_printed(finished):

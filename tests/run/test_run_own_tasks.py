@@ -72,7 +72,7 @@ def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_str
     assert [done.status for done in ended] == [0, 0], f"{ended[0]}\n{ended[1]}"
     one, other = [done.result for done in ended]
     assert one["model_sha256"] == other["model_sha256"]
-    assert (one["accuracy"], one["refused"]) == (other["accuracy"], 0)
+    assert (one["metrics"], one["refused"]) == (other["metrics"], 0)
     module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=None), nn.ReLU(), nn.Linear(5, 3))
     module.register_buffer("mask", torch.zeros(2))
     with h5py.File(folder / "on2" / "model.h5") as file:

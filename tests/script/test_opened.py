@@ -11,8 +11,8 @@ from torch import nn
 import asyncfeded
 from asyncfeded.config import Config
 from asyncfeded.store.checkpoint import save_model
-from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
-from conftest import places
+from asyncfeded.store.record import Record, UpdateRow
+from conftest import METRICS, places
 
 CONFIG = Config(limits={"updates": 3}, task={"name": "synthetic"})
 CLIENTS = np.array([(20, 1.0), (30, 4.0)], [("samples", np.int64), ("slowdown", np.float64)])
@@ -27,7 +27,7 @@ def update(version):
 def book(tmp_path):
     """The record of a run that goes on, with one update."""
     (tmp_path / "config.toml").write_text(CONFIG.to_toml())
-    with Record(tmp_path / "record.h5", CONFIG.to_toml(), places("a", "b"), CLIENTS) as book:
+    with Record(tmp_path / "record.h5", CONFIG.to_toml(), places("a", "b"), CLIENTS, METRICS) as book:
         book.updates.append(update(1))
         book.write()
         yield book
@@ -40,7 +40,7 @@ def test_a_run_that_goes_on_is_read_anew(book, tmp_path):
     assert run.updates["gamma"].tolist() == [0.5]
     assert run.updates is run.updates  # read once, while nothing has changed
     book.updates.append(update(2))
-    book.evaluations.append(EvaluationRow(1.0, 2, 0.9, 0.1))
+    book.evaluations.append((1.0, 2, 0.9, 0.1))
     book.write()
     assert run.updates["gamma"].tolist() == [0.5, 1.0]
     assert len(run.evaluations) == 1

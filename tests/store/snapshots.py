@@ -8,6 +8,7 @@ from asyncfeded.config import Config
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import CLIENT_STATE, Snapshot, save
+from conftest import METRICS
 
 CONFIG = Config(run_dir="runs/größe", clients=3, limits={"updates": 200}).to_toml()
 LAYOUT = Layout(
@@ -49,6 +50,8 @@ def a_snapshot(rows=120, layout=LAYOUT, **changes):
         own_names=() if "clients" in changes else ("there (1,)", "w.step ()", "w.mean (1, 3)"),
         own={} if "clients" in changes else {client: noise(5, rows + client) for client in range(len(clients))},
         clients=clients,
+        metrics=METRICS,
+        score=np.array([0.5, rows / 7]),
         rule={
             "K": np.array([2, 5, 1]),
             "B": noise(layout.size, 3),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from asyncfeded import rules
+from asyncfeded.metric import Metric, Metrics
 from asyncfeded.model.flat import Entry, FlatModel, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.store import checkpoint
@@ -38,8 +39,9 @@ MANY = Layout(tuple(Entry(f"{i}", (2, 1), 2 * i) for i in range(300)), 600, 600)
         {"rule": {}},
         {"rule": {"nothing": np.zeros((0, 3), np.float32), "one": np.array(3), "kept": np.array([True, False])}},
         {"clients": idle(5000)},
-        {"score_version": -1, "score_accuracy": np.nan, "score_loss": np.nan},
+        {"score_version": -1, "score": np.full(2, np.nan)},
         {"config": CONFIG + "# " + 100_000 * "ü"},
+        {"metrics": Metrics({"Größe": Metric("min", "µm")}, "Größe"), "score": np.array([3.0])},
     ],
     ids=[
         "one element",
@@ -52,6 +54,7 @@ MANY = Layout(tuple(Entry(f"{i}", (2, 1), 2 * i) for i in range(300)), 600, 600)
         "clients",
         "no score",
         "config",
+        "metrics",
     ],
 )
 def test_states_of_other_kinds_come_back_to_the_bit(tmp_path, changes):
@@ -88,7 +91,7 @@ def test_a_file_holds_no_objects(tmp_path):
         found = []
         file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
         attributes = dict(file.attrs)
-        assert len(found) == 16
+        assert len(found) == 18
         assert not any(item.dtype.hasobject for item in found)
         assert {kind for item in found for kind in item.dtype.kind} <= set("iufbSV")
         assert not any(dict(item.attrs) for item in found)
@@ -113,7 +116,9 @@ def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 4)
     save(tmp_path / "it.h5", a_snapshot())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"it\.h5: expected a checkpoint of schema 3, this has schema 4"):
+    with pytest.raises(
+        ValueError, match=r"it\.h5: expected a checkpoint of schema 3, this has schema 4, written by asyncfeded "
+    ):
         read_checkpoint(tmp_path / "it.h5")
 
 

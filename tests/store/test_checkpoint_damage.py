@@ -123,7 +123,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path, inside):
 
 
 def test_info_tells_what_a_checkpoint_holds(tmp_path):
-    path = put(tmp_path, a_snapshot(updates=118, refused=2, version=118, score_version=110, score_accuracy=0.5, time_s=61.0))
+    path = put(tmp_path, a_snapshot(updates=118, refused=2, version=118, score_version=110, time_s=61.0))
     done = run_asyncfeded("info", path, cwd=tmp_path)
     assert (done.status, done.stderr) == (0, ""), str(done)
     rows = {line[:12].strip(): line[12:].strip() for line in done.stdout.splitlines()}
@@ -138,7 +138,7 @@ def test_info_tells_what_a_checkpoint_holds(tmp_path):
         "updates": "118 merged, 2 refused",
         "version": "118",
         "clients": "3, 2 of them at work",
-        "accuracy": "0.5000 at version 110",
+        "score": "accuracy 0.5000, loss 17.143 at version 110",
         "model": "30008 parameters, 3 statistics",
         "kept": "5 numbers of each client's own",
         "size": f"{size / 1e6:.1f} MB",

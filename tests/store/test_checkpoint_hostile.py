@@ -8,6 +8,7 @@ import pytest
 
 from asyncfeded.store.checkpoint import describe_checkpoint, newest
 from asyncfeded.store.checkpoint.file import HEAD, _head
+from conftest import METRICS
 from store.snapshots import a_snapshot, put, the_same
 
 SHAPE = (150, 200)
@@ -158,6 +159,13 @@ HOSTILE = {
     ),
     "own without names": (instead("own_names", lambda *_: None), "own_names: no such array"),
     "no clients": (array("clients", np.zeros(0, a_snapshot().clients.dtype)), "it has no clients"),
+    "no metrics": (instead("metrics", lambda *_: None), "metrics: no such array"),
+    "metrics of other columns": (array("metrics", np.zeros(2)), "metrics: is float64 (2,), expected a row of"),
+    "a metric twice": (
+        array("metrics", METRICS.rows()[[0, 0]]),
+        "metrics: 2 metrics have 1 names, and 2 of them are the goal",
+    ),
+    "a metric less": (array("metrics", METRICS.rows()[:1]), "score: is float64 (2,), expected float64 (1,)"),
     "clients of other columns": (array("clients", np.zeros(3, [("epochs", int)])), "expected a row of"),
 }
 

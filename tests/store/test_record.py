@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
+from asyncfeded.metric import Metric, Metrics
 from asyncfeded.store import record
-from asyncfeded.store.record import EVALUATION, UPDATE, Record, read_record
+from asyncfeded.store.record import UPDATE, Record, dtypes, read_record
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import places
+from conftest import METRICS, places
 
 CLIENTS = np.zeros(20_000, PROFILE)
 
@@ -26,7 +27,7 @@ def update(number):
 
 @pytest.fixture
 def book(tmp_path):
-    book = Record(tmp_path / "record.h5", "seed = 7\n", places("one", "two"), CLIENTS)
+    book = Record(tmp_path / "record.h5", "seed = 7\n", places("one", "two"), CLIENTS, METRICS)
     yield book
     book.close()
 
@@ -35,10 +36,25 @@ def test_rows_come_back_as_they_were_appended(tmp_path, book):
     book.updates.append(update(3))
     book.evaluations.append((0.5, 2, 0.75, 1.25))
     book.close()
-    updates, evaluations, _ = read_record(tmp_path)
-    assert updates.tolist() == [update(3)]
-    assert evaluations.tolist() == [(0.5, 2, 0.75, 1.25)]
-    assert (updates.dtype, evaluations.dtype) == (UPDATE, EVALUATION)
+    there = read_record(tmp_path)
+    assert (there.updates.tolist(), there.updates.dtype) == ([update(3)], UPDATE)
+    assert there.evaluations.tolist() == [(0.5, 2, 0.75, 1.25)]
+    assert there.metrics == METRICS
+
+
+def test_the_columns_of_evaluations_are_the_metrics_also_while_the_run_goes_on(tmp_path):
+    metrics = Metrics({"top-5": Metric("max"), "Größe": Metric("min", "µm")}, "Größe")
+    book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS, metrics)
+    book.evaluations.append((0.5, 2, 0.75, 1.25))
+    book.client_evaluations.append((0.5, 2, 7, 3, 0.5, 1.5))
+    book.write()
+    for _ in range(2):
+        there = read_record(tmp_path)
+        assert (there.evaluations["top-5"][0], there.evaluations["Größe"][0]) == (0.75, 1.25)
+        assert there.client_evaluations.dtype.names == ("time_s", "version", "client", "round", "top-5", "Größe")
+        assert there.client_evaluations.tolist() == [(0.5, 2, 7, 3, 0.5, 1.5)]
+        assert there.metrics == metrics
+        book.close()
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 5000])
@@ -100,13 +116,14 @@ def test_a_record_goes_on_from_given_rows(tmp_path, book):
     book.close()
     before = read_record(tmp_path)
     again = Record(
-        tmp_path / "record.h5", "seed = 8\n", places("three"), CLIENTS, before._replace(updates=before.updates[:2])
+        tmp_path / "record.h5", "seed = 8\n", places("three"), CLIENTS, METRICS, before._replace(updates=before.updates[:2])
     )
     assert (again.updates.count, read_record(tmp_path).updates.tolist()) == (2, [update(1), update(2)])
     again.updates.append(update(4))
     again.close()
-    updates, _, attributes = read_record(tmp_path)
-    assert updates.tolist() == [update(1), update(2), update(4)]
+    there = read_record(tmp_path)
+    assert there.updates.tolist() == [update(1), update(2), update(4)]
+    attributes = there.attributes
     assert (attributes["config"], attributes["placement"].tolist()) == ("seed = 8\n", places("three").tolist())
 
 
@@ -117,7 +134,7 @@ def test_nothing_is_written_into_a_folder_that_is_not_the_jobs_any_more(tmp_path
         if lost:
             raise OSError(errno.ESTALE, "it is gone")
 
-    book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS, check=check)
+    book = Record(tmp_path / "record.h5", "", places("one"), CLIENTS, METRICS, check=check)
     book.updates.append(update(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     lost.append(True)
@@ -134,10 +151,12 @@ FULL = """
 import pathlib, sys
 import numpy as np
 from asyncfeded.training.heterogeneity import PROFILE
+from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store.record import UPDATE, Record, read_record
 folder = pathlib.Path(sys.argv[1])
-book, row = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(2, PROFILE)), (1,) * len(UPDATE)
+metrics, row = Metrics(DEFAULT, "accuracy"), (1,) * len(UPDATE)
+book = Record(folder / "record.h5", "", np.zeros(1, PLACE), np.zeros(2, PROFILE), metrics)
 book.FLUSH_S = 0.0
 ballast = folder / "ballast"
 try:
@@ -179,7 +198,7 @@ def test_a_record_says_where_the_run_came_from(tmp_path, book):
 
 def test_a_record_holds_the_map_of_a_large_job(tmp_path):
     large = places(*(f"node{i:05d}.cluster" for i in range(10_000)))
-    Record(tmp_path / "record.h5", "", large, CLIENTS).close()
+    Record(tmp_path / "record.h5", "", large, CLIENTS, METRICS).close()
     assert read_record(tmp_path).attributes["placement"].tolist() == large.tolist()
 
 
@@ -187,31 +206,31 @@ def test_the_threads_of_a_record_are_those_of_its_workers(tmp_path):
     """The server has 8, the workers 2 and 3."""
     mixed = places("a", "b", "c")
     mixed["threads"] = 8, 2, 3
-    Record(tmp_path / "record.h5", "", mixed, CLIENTS).close()
+    Record(tmp_path / "record.h5", "", mixed, CLIENTS, METRICS).close()
     assert read_record(tmp_path).attributes["threads"] == 3
 
 
 def test_a_record_holds_a_long_config(tmp_path):
-    Record(tmp_path / "record.h5", "x" * 200_000, places("one"), CLIENTS).close()
+    Record(tmp_path / "record.h5", "x" * 200_000, places("one"), CLIENTS, METRICS).close()
     assert read_record(tmp_path).attributes["config"] == "x" * 200_000
 
 
 def test_a_record_holds_nothing_of_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "hunter2-hunter2")
-    Record(tmp_path / "record.h5", "", places("one"), CLIENTS).close()
+    Record(tmp_path / "record.h5", "", places("one"), CLIENTS, METRICS).close()
     assert b"hunter2" not in (tmp_path / "record.h5").read_bytes()
 
 
 def test_the_fields_of_an_update_are_frozen():
     """Files of finished runs have them: a change needs a new SCHEMA."""
-    assert record.SCHEMA == 2
+    assert record.SCHEMA == 3
     assert UPDATE.names == (
         "time_s", "client",
         "round", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",
         "change_norm", "train_loss", "samples", "steps", "compute_s", "wait_s", "service_s", "queue", "bytes",
         "accepted",
     )  # fmt: skip
-    assert EVALUATION.names == ("time_s", "version", "accuracy", "loss")
+    assert dtypes(METRICS)["evaluations"].names == ("time_s", "version", "accuracy", "loss")
 
 
 # --- reading

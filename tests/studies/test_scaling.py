@@ -10,13 +10,13 @@ import pytest
 
 from asyncfeded.config import Config
 from asyncfeded.plots.scaling import plot_scaling
-from asyncfeded.store.record import EVALUATION, UPDATE, Tables
+from asyncfeded.store.record import UPDATE
 from asyncfeded.studies import scaling
 from asyncfeded.studies.scaling import prediction, slurm, table
 from asyncfeded.studies.scaling.grid import expand, load_scaling_grid
 from asyncfeded.studies.scaling.queueing import Times, bound, fit, mean_values, saturation
 from asyncfeded.studies.scaling.simulation import simulate
-from conftest import run_asyncfeded
+from conftest import run_asyncfeded, tables
 
 GRID = """
 clients = [1, 2, 4]
@@ -114,7 +114,7 @@ def finish(tmp_path, monkeypatch):
         for row, fields in zip(rows, updates, strict=True):
             for name, value in fields.items():
                 row[name] = value
-        records[run.name] = Tables(rows, np.array(list(evaluations), EVALUATION), {})
+        records[run.name] = tables(rows, evaluations)
         folder = tmp_path / "runs" / run.name
         folder.mkdir(parents=True, exist_ok=True)
         result = {"params": 9, "updates": len(rows), "server_busy": 0.2, "wall_s": 10.0, "peak_rss_bytes": 10**8, "hosts": 1}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from asyncfeded.files.plain import read_toml
-from asyncfeded.store.record import EVALUATION, UPDATE, Record
+from asyncfeded.metric import Metric, Metrics
+from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.studies import study
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import Job, places, run_asyncfeded
+from conftest import METRICS, Job, places, run_asyncfeded
 
 GRID = """
 error_probabilities = [0.0, 0.5]
@@ -129,17 +130,16 @@ def test_a_wrong_grid_is_refused_before_any_run(path, old, new, words):
 # --- rows and tables
 
 
-def finish(run, out, curve, updates=10):
-    """The folder of a run that is done: accuracies at 0, 1, 2, ... s."""
+def finish(run, out, curve, updates=10, metrics=METRICS):
+    """The folder of a run that is done: values of the goal, which is the first metric, at 0, 1, 2, ... s."""
     folder = out / "runs" / run.name
     folder.mkdir(parents=True)
-    with Record(folder / "record.h5", "", places("here"), np.zeros(1, PROFILE)) as book:
-        for i, accuracy in enumerate(curve):
-            book.evaluations.append((float(i), i, accuracy, 1.0))
+    with Record(folder / "record.h5", "", places("here"), np.zeros(1, PROFILE), metrics) as book:
+        for i, value in enumerate(curve):
+            book.evaluations.append((float(i), i, value, 1.0))
         for i in range(updates):
             fields = {"gamma": float(i), "tau": i, "accepted": True}
             book.updates.append(tuple(fields.get(name, 0) for name in UPDATE.names))
-    assert len(EVALUATION) == 4
     (folder / "result.json").write_text(json.dumps({"wall_s": 3.0, "workers_busy": 0.5}))
 
 
@@ -154,10 +154,10 @@ def done(path, tmp_path):
     return grid, study.collect(grid, list(study.expand(grid)), tmp_path)
 
 
-def test_a_row_has_the_best_and_last_accuracy_and_the_times_to_targets(done):
+def test_a_row_has_the_best_and_last_value_and_the_times_to_targets(done):
     row = next(row for row in done[1] if (row.run.rule, row.run.seed) == ("asyncfeded", 1))
-    assert (row.max_accuracy, row.final_accuracy, row.seconds_to) == (0.95, 0.9, (1.0, 2.0))
-    assert row.mean_accuracy == pytest.approx((0.1 + 0.6 + 0.95 + 0.9) / 4)
+    assert (row.best, row.final, row.seconds_to) == (0.95, 0.9, (1.0, 2.0))
+    assert row.mean == pytest.approx((0.1 + 0.6 + 0.95 + 0.9) / 4)
     assert row.gamma.tolist() == [2.25, 4.5, 6.75]
 
 
@@ -172,6 +172,7 @@ def test_the_table_tells_means_medians_and_never(done):
     assert "| asyncfeded | 2 of 2 | 87.50 ± 10.61 | 85.00 ± 7.07 | 10 | 2 | 1.0 | never |  |" in text
     assert "| hinge | 2 of 2 | 20.00 ± 0.00 | 20.00 ± 0.00 | 10 | never |  | never |  |" in text
     assert text.startswith("Small.\n")
+    assert "| rule | runs | best accuracy (%) | final (%) | updates | s to 0.5 | x | s to 0.9 | x |" in text
     assert "\nx: the time divided by that of asyncfeded; it is empty where asyncfeded did not reach 0.9.\n" in text
 
 
@@ -193,11 +194,11 @@ def test_the_csv_has_a_line_for_each_run(done, tmp_path):
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert len(lines) == len(runs) == 8
     assert lines[-1]["outcome"] == f"not done, see runs/{runs[-1].name}.log"
-    assert (lines[-1]["max_accuracy"], lines[-1]["seconds_to_target_1"]) == ("", "")
+    assert (lines[-1]["best"], lines[-1]["seconds_to_target_1"]) == ("", "")
     assert [line["outcome"] for line in lines].count("done") == 4
     line = next(line for line in lines if (line["rule"], line["seed"]) == ("asyncfeded", "2"))
     assert (line["target_1"], line["seconds_to_target_1"], line["seconds_to_target_2"]) == ("0.5", "3", "")
-    assert float(line["max_accuracy"]) == 0.8
+    assert (line["metric"], float(line["best"])) == ("accuracy", 0.8)
 
 
 def test_tuning_chooses_the_best_run_over_its_whole_time(path, tmp_path):
@@ -211,6 +212,28 @@ def test_tuning_chooses_the_best_run_over_its_whole_time(path, tmp_path):
     chosen = read_toml(tmp_path / "chosen.toml")
     assert chosen["rules"]["asyncfeded"]["on"]["digits"] == {"rule": {"lambda": 1.0}, "training": {"learning_rate": 0.1}}
     assert chosen["rules"]["hinge"]["on"]["digits"]["rule"] == {"staleness": "polynomial"}
+
+
+PERPLEXITY = Metrics({"perplexity": Metric("min", "characters"), "accuracy": Metric("max")}, "perplexity")
+
+
+def test_a_metric_whose_smallest_value_is_the_best_is_compared_so(path, tmp_path):
+    """It is at 10 after 1 s, at 3 after 2 s, and ends at 4; a variant whose mean is 5 is better than one of 6."""
+    grid = study.load_study_grid(path, ["tasks.digits.targets=[10,2]"])
+    run = next(study.expand(grid))
+    finish(run, tmp_path, [30.0, 10.0, 3.0, 4.0], metrics=PERPLEXITY)
+    (row,) = study.collect(grid, [run], tmp_path)
+    assert (row.best, row.final, row.seconds_to) == (3.0, 4.0, (1.0, np.inf))
+    text = study.to_markdown(grid, [row])
+    assert "| rule | runs | best perplexity (characters) | final (characters) | updates |" in text
+    assert "| asyncfeded | 1 of 2 | 3 | 4 | 10 | 1 | 1.0 | never |  |" in text
+    tried = [run for run in study.expand_tuning(grid) if run.rule == "hinge"]
+    for number, run in enumerate(tried):
+        finish(run, tmp_path, [5.0 if number == 4 else 6.0], metrics=PERPLEXITY)
+    chosen = study.chosen(grid, study.collect(grid, tried, tmp_path)).partition("[rules")[1:]
+    (tmp_path / "chosen.toml").write_text("".join(chosen))
+    learning_rate = read_toml(tmp_path / "chosen.toml")["rules"]["hinge"]["on"]["digits"]["training"]["learning_rate"]
+    assert learning_rate == tried[4].values["training.learning_rate"]
 
 
 def test_tuning_says_what_was_not_tried_to_the_end(path, tmp_path):

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from asyncfeded.config import Settings
+from asyncfeded.metric import Metric
 from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.contract import CheckedTask, TaskError, fault
 
@@ -51,6 +53,7 @@ def test_a_good_task_passes_through():
     assert ask(task, "score") == {"accuracy": (2.0, 3.0), "loss": (1.5, 3.0)}
 
 
+SUMS = {"accuracy": (1, 1), "loss": (1, 1)}
 X, Y = torch.ones(3, 2), torch.zeros(3)
 PAIR = (
     "expected a pair of torch.Tensor (inputs, targets) with one row per sample, a data set with __len__ and __getitem__, or"
@@ -112,11 +115,17 @@ class Stream:
         ("test_data", (X[:0], Y[:0]), "test_data: gave back no sample; the model cannot be tested without one"),
         ("score", 0.5, "score: gave back float, expected for each metric its sum and its count, such as"),
         ("score", (0.5, 1), "score: gave back tuple (float, int), expected for each metric"),
-        ("score", {"dice": 0.5}, "score, dice: gave back float, expected two numbers: sum and count"),
-        ("score", {"dice": (1, 2, 3)}, "score, dice: gave back tuple (int, int, int), expected two numbers"),
-        ("score", {"dice": (X, 3)}, "score, dice: gave back tuple (Tensor, int), expected two numbers"),
-        ("score", {"dice": (0.5, -1)}, "score: dice has the count -1, expected a number of at least 0"),
-        ("score", {"dice": (0.5, np.inf)}, "score: dice has the count inf, expected a number"),
+        ("score", {"accuracy": 0.5, "loss": 1}, "score, accuracy: gave back float, expected two numbers: sum and count"),
+        ("score", SUMS | {"loss": (1, 2, 3)}, "score, loss: gave back tuple (int, int, int), expected two numbers"),
+        ("score", SUMS | {"loss": (X, 3)}, "score, loss: gave back tuple (Tensor, int), expected two numbers"),
+        ("score", SUMS | {"loss": (0.5, -1)}, "score: loss has the count -1, expected a number of at least 0"),
+        ("score", {}, "score: gave back nothing, but the metrics of the task are accuracy, loss"),
+        (
+            "score",
+            SUMS | {"dice": (1, 1)},
+            "score: gave back accuracy, loss, dice, but the metrics of the task are accuracy, loss",
+        ),
+        ("score", SUMS | {"loss": (0.5, np.inf)}, "score: loss has the count inf, expected a number"),
     ],
 )
 def test_a_wrong_answer_is_told(method, answer, sentence):
@@ -142,6 +151,22 @@ def test_a_length_that_fails_is_told_with_the_traceback():
         TaskError, match=r"(?s)client_data of client 1, its length: raised KeyError.*return \{\}\[.length.\]"
     ):
         ask(but(client_data=Broken()), "client_data")
+
+
+def test_the_values_of_a_score_are_in_the_order_of_the_metrics_that_the_task_declares():
+    task = type("Own", (Good,), {"metrics": {"loss": Metric("min"), "accuracy": Metric("max")}})()
+    assert list(ask(CheckedTask(task, "good"), "score")) == ["loss", "accuracy"]
+
+
+def test_metrics_that_are_none_or_a_key_of_the_section_are_refused():
+    with pytest.raises(TaskError, match="task good, metrics: got list, expected a Metric by name, such as"):
+        CheckedTask(type("Bad", (Good,), {"metrics": ["dice"]})(), "good")
+
+    class Keyed(Settings, Good):
+        metrics: dict = {"dice": Metric("max")}
+
+    with pytest.raises(TaskError, match=r"task good, metrics: is a key of its section; write metrics: ClassVar = "):
+        CheckedTask(Keyed(), "good")
 
 
 def test_a_task_without_a_method_is_told_what_it_lacks():

@@ -22,11 +22,13 @@ from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
-from conftest import places
+from conftest import METRICS, places
 
 
 class Toy:
     """A task of three test inputs."""
+
+    name, metrics = "toy", METRICS.by_name
 
     def test_data(self):
         return Data(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.zeros(3, dtype=torch.int64))
@@ -64,7 +66,8 @@ class Bench:
         *,
         updates=0,
         seconds=0.0,
-        accuracy=0.0,
+        target=0.0,
+        goal="accuracy",
         every_s=1e3,
         share=1.0,
         rule=None,
@@ -82,7 +85,7 @@ class Bench:
         model = GlobalModel(flat.buffer, flat.layout.with_own([("m", (own,))] if own else []), 2)
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1, seed=0)
-        self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, PROFILE))
+        self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, PROFILE), METRICS)
         self.ticks, self.said = 0, []
         epochs = np.array([2, 2])
         self.server = Server(
@@ -91,9 +94,10 @@ class Bench:
             state=ServerState(model, rule.init(model, epochs), epochs),
             evaluator=self.evaluator,
             settings=ServerSettings(
-                Limits(updates=updates, seconds=seconds, accuracy=accuracy),
+                Limits(updates=updates, seconds=seconds, target=target),
                 Faults(**faults),
                 Evaluation(every_s=every_s, share=share),
+                METRICS._replace(goal=goal),
                 in_idle_moments=True,
                 samples=samples,
             ),
@@ -106,8 +110,8 @@ class Bench:
     def on_update(self, row):
         self.record.updates.append(row)
 
-    def on_evaluation(self, row):
-        self.record.evaluations.append(row)
+    def on_evaluation(self, time_s, score):
+        self.record.evaluations.append((time_s, score.version, *score.values.values()))
 
     def tick(self, server):
         assert server is self.server
@@ -121,7 +125,8 @@ class Bench:
         self.outcome = self.server.run()
         assert self.wire.events.count("stop") == 1
         self.record.close()
-        self.rows, self.evaluations, _ = record.read_record(self._folder)
+        tables = record.read_record(self._folder)
+        self.rows, self.evaluations = tables.updates, tables.evaluations
         return self
 
 

@@ -131,17 +131,25 @@ def test_a_limit_of_seconds_stops(bench):
     assert done.outcome.reason == "0.05 s have passed (limits.seconds)"
 
 
-def test_a_limit_of_accuracy_stops_when_an_evaluation_reaches_it(bench):
+def test_a_target_stops_when_an_evaluation_reaches_it(bench):
     """At (-2, -2) no output is above 0; gamma 0.2, eta 1 / 0.7 and Delta (10, 10) make all so."""
-    done = bench(
-        [(1, [-1.0, -1.0]), *repeat(None, 5), (0, [10.0, 10.0]), *repeat(None, 4)], accuracy=0.9, every_s=1e-9
-    ).run()
+    done = bench([(1, [-1.0, -1.0]), *repeat(None, 5), (0, [10.0, 10.0]), *repeat(None, 4)], target=0.9, every_s=1e-9).run()
     assert done.evaluations["accuracy"].tolist() == [0.0, 1.0]
-    assert done.outcome.reason == "an accuracy of 1.0000 was reached (limits.accuracy = 0.9)"
+    assert done.outcome.reason == "accuracy 1.0000 was reached (limits.target = 0.9)"
+
+
+def test_a_target_of_a_metric_whose_smallest_value_is_the_best_is_reached_from_above(bench):
+    """The mean output is (8/3) / 2 after the first update, and then -8/3."""
+    script = [(1, [0.5, 0.5]), *repeat(None, 5), (0, [-10.0, -10.0]), *repeat(None, 4)]
+    done = bench(script, target=-2.5, goal="loss", every_s=1e-9).run()
+    assert len(done.evaluations) == 2
+    assert done.evaluations["loss"][0] > 0
+    assert done.outcome.reason.startswith("loss -")
+    assert done.outcome.reason.endswith(" was reached (limits.target = -2.5)")
 
 
 def test_the_first_limit_reached_counts(bench):
-    assert "limits.updates" in bench(flood(), updates=3, seconds=1e6, accuracy=1.0).run().outcome.reason
+    assert "limits.updates" in bench(flood(), updates=3, seconds=1e6, target=1.0).run().outcome.reason
 
 
 def test_at_the_end_clients_are_stopped_instead_of_answered(bench):
@@ -153,7 +161,7 @@ def test_at_the_end_clients_are_stopped_instead_of_answered(bench):
 def test_the_outcome_scores_the_final_model(bench):
     """(2, 2) gives outputs 2, 2 and 4."""
     done = bench([(0, [1.0, 1.0])], updates=1).run()
-    assert done.outcome.score == (1, 1.0, pytest.approx(8 / 3))
+    assert done.outcome.score == (1, {"accuracy": 1.0, "loss": pytest.approx(8 / 3)})
     assert done.evaluations["version"].tolist() == [1]
 
 
@@ -163,9 +171,7 @@ def test_clients_are_stopped_before_the_final_evaluation(bench):
 
 
 def test_a_final_model_that_has_its_score_is_not_evaluated_again(bench):
-    done = bench(
-        [(1, [-1.0, -1.0]), *repeat(None, 5), (0, [10.0, 10.0]), *repeat(None, 4)], accuracy=0.9, every_s=1e-9
-    ).run()
+    done = bench([(1, [-1.0, -1.0]), *repeat(None, 5), (0, [10.0, 10.0]), *repeat(None, 4)], target=0.9, every_s=1e-9).run()
     assert done.evaluations["version"].tolist() == [1, 2]
     assert done.wire.events[-1] == "stop"
 

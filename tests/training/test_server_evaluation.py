@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from asyncfeded.training.server import DivergedError
+from conftest import METRICS
 from training.servers import FIRST, HAND_WORKED, flood
 
 
@@ -93,7 +94,8 @@ def bad_score(bench):
     def make(script, score, **settings):
         made = bench(script, **settings)
         loss, accuracy = score
-        made.evaluator._task = SimpleNamespace(score=lambda *asked: {"loss": (loss, 1), "accuracy": (accuracy, 1)})
+        scores = {"loss": (loss, 1), "accuracy": (accuracy, 1)}
+        made.evaluator._task = SimpleNamespace(metrics=METRICS.by_name, score=lambda *asked: scores)
         return made.run()
 
     return make
@@ -107,7 +109,7 @@ bad_scores = pytest.mark.parametrize("score", [(1.0, math.nan), (math.inf, 0.5)]
 def test_an_evaluation_that_gives_no_number_ends_the_run(bad_score, score, script, updates):
     done = bad_score(script, score, updates=updates)
     assert done.outcome.failed
-    assert done.outcome.reason.startswith("version 1 of the model has test loss")
+    assert done.outcome.reason.startswith("version 1 of the model has ")
     assert "or set faults.bad_loss = take" in done.outcome.reason
     assert len(done.evaluations) == 1
 

@@ -99,7 +99,7 @@ def test_a_run_whose_model_is_on_a_gpu_learns_and_goes_on(own_mpi, tmp_path, clo
     done = run_asyncfeded("resume", "run", "--ranks", 3, "limits.updates=200", cwd=tmp_path, env=own_mpi.env)
     assert done.status == 0, str(done)
     assert done.result["updates"] == 200
-    assert done.result["accuracy"] > 0.9
+    assert done.result["metrics"]["accuracy"] > 0.9
 
 
 def test_nothing_of_the_model_is_given_to_the_wire_and_nothing_of_the_wire_to_the_model():

@@ -18,6 +18,7 @@ from asyncfeded import rules
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits, known_device
+from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
@@ -28,8 +29,8 @@ from asyncfeded.run import plan, resume
 from asyncfeded.run.memory import Need, agree_on_memory
 from asyncfeded.run.progress import Progress
 from asyncfeded.store.checkpoint import FOLDER, Writer
-from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
-from asyncfeded.training.evaluation import Evaluator, NoEvaluator
+from asyncfeded.store.record import Record, UpdateRow
+from asyncfeded.training.evaluation import Evaluator, NoEvaluator, Score
 from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
@@ -222,7 +223,7 @@ class Window(NamedTuple):
 
 def _record(world: World, path: Path) -> Record:
     """A new record for one window."""
-    return Record(path, "", np.zeros(world.size, PLACE), np.zeros(world.size - 1, PROFILE))
+    return Record(path, "", np.zeros(world.size, PLACE), np.zeros(world.size - 1, PROFILE), Metrics(DEFAULT, "accuracy"))
 
 
 def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Tick) -> Window:
@@ -239,7 +240,7 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
         rule=rule,
         state=ServerState(model, rule.init(model, epochs), epochs),
         evaluator=cast("Evaluator", NoEvaluator()),
-        settings=ServerSettings(Limits(), Faults(), Evaluation(), in_idle_moments=True),
+        settings=ServerSettings(Limits(), Faults(), Evaluation(), Metrics(DEFAULT, "accuracy"), in_idle_moments=True),
         observer=WindowObserver(model, book, seconds, tick),
     )
     outcome = server.run()
@@ -266,9 +267,8 @@ class WindowObserver:
         """See `Observer`."""
         self._record.updates.append(row)
 
-    def on_evaluation(self, row: EvaluationRow) -> None:
+    def on_evaluation(self, time_s: float, score: Score) -> None:
         """See `Observer`."""
-        self._record.evaluations.append(row)
 
     def tick(self, server: Server) -> None:
         """See `Observer`."""

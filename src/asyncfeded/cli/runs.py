@@ -38,7 +38,7 @@ def resume(
     """Continue a run in its folder, from its newest good checkpoint. Start it under mpiexec or srun as `train`."""
     launched = origin.launched_by()
     if ranks is not None or not launched or launched.size == 1:
-        as_before = len(read_record(run_dir)[2]["placement"]) if ranks is None else ranks
+        as_before = len(read_record(run_dir).attributes["placement"]) if ranks is None else ranks
         start(as_before, ["resume", str(run_dir), *(overrides or [])], lasting=True)
     with load_launcher().guard():
         from asyncfeded.run import run
@@ -69,7 +69,8 @@ def replay(
     output: Annotated[Path | None, typer.Option(help="Folder for the replay; default: replay in the run's folder.")] = None,
 ) -> None:
     """Repeat a run with its updates in the order in which they arrived. It ends with the same model, bit for bit."""
-    updates, _, about = read_record(run_dir)
+    tables = read_record(run_dir)
+    updates, about = tables.updates, tables.attributes
     accepted = int(updates["accepted"].sum())
     if not accepted:
         fail(f"{run_dir}: no update was merged, there is nothing to replay")
@@ -80,7 +81,7 @@ def replay(
         f"threads={about['threads']}",
         setting("run_dir", str(output or run_dir / "replay")),
     ]
-    overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.accuracy=0", "evaluation.every_s=1e9"]
+    overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.target=0", "evaluation.every_s=1e9"]
     overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
     start(len(about["placement"]) if ranks is None else ranks, arguments, lasting=True)

@@ -96,7 +96,7 @@ def plot(
     run_dir: RunDir,
     output: Annotated[Path | None, typer.Option(help="Path of the PNG; default: run.png in the folder.")] = None,
 ) -> None:
-    """Draw the accuracy of a run over time, and the updates, K and gamma of each client. Prints the path of the picture."""
+    """Draw the metrics of a run over time, and the updates, K and gamma of each client. Prints the path of the picture."""
     try:
         from asyncfeded import plots
 

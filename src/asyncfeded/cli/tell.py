@@ -19,15 +19,16 @@ def info(
     if path and path.is_dir():
         from asyncfeded.mpi import placement
 
-        updates, evaluations, about = read_record(path)
-        places = about.pop("placement")
+        tables = read_record(path)
+        about, places = tables.attributes, tables.attributes.pop("placement")
         digests = str(about["data"] or "").splitlines()
         about |= {
             "clients": len(about["clients"]),
             "data": f"{len(digests)} files and frozen parameters",
             "config": path / "config.toml",
         }
-        print_rows({"updates": str(len(updates)), "evaluations": str(len(evaluations))} | {k: str(about[k]) for k in about})
+        counts = {name: str(len(getattr(tables, name))) for name in ("updates", "evaluations")}
+        print_rows(counts | {"metrics": tables.metrics.columns} | {k: str(about[k]) for k in about})
         print("", *placement.table(places), sep="\n")  # noqa: T201
         return
     if path:

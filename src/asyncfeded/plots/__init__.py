@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asyncfeded.files.plain import read_csv
+from asyncfeded.metric import Metric
 from asyncfeded.plots.clients import COLORS, POINTS, draw_clients
 from asyncfeded.store import record
 
@@ -32,7 +33,9 @@ STYLE: dict[Any, Any] = {
 
 
 def plot_run(run_dir: Path, output: Path) -> Path:
-    """Draw accuracy and loss over time, and the updates, K and gamma of the clients over time (`draw_clients`).
+    """Draw the metrics over time, and the updates, K and gamma of the clients over time (`draw_clients`).
+
+    The first panel has the metric of the goal and one more; each further one has a panel of its own.
 
     Args:
         run_dir: folder of a run, finished or not.
@@ -45,45 +48,67 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         ValueError: there is no record, it holds nothing yet, or matplotlib is not installed.
     """
     plt = pyplot()
-    updates, evaluations, num_clients = _read(run_dir)
+    tables = record.read_record(run_dir)
+    updates, evaluations, metrics = tables.updates, tables.evaluations, tables.metrics
     if not len(updates) or not len(evaluations):
         raise ValueError(
             f"{run_dir}: the record holds {len(updates)} updates and {len(evaluations)} evaluations, nothing to plot"
         )
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
-        (score, counts), (local, stale) = axes
-        dot = "." if len(evaluations) <= POINTS else ""
-        score.plot(evaluations["time_s"], evaluations["accuracy"], color=COLORS[0], marker=dot, label="accuracy")
-        last = evaluations[-1]
-        label = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
-        score.annotate(f"{last['accuracy']:.4f}", (last["time_s"], last["accuracy"]), **label)
-        score.set(title="Test accuracy and loss of the global model", ylabel="accuracy", ylim=(0, 1.02))
-        loss = score.twinx()
-        loss.plot(evaluations["time_s"], evaluations["loss"], color=COLORS[5], linestyle=":", label="loss")
-        loss.set(ylabel="loss (nats)", ylim=(0, None))
-        loss.spines["right"].set_visible(True)
-        loss.grid(visible=False)
-        score.legend(handles=[*score.lines, *loss.lines], loc="center right", frameon=False)
+        beside, *alone = [name for name in metrics.by_name if name != metrics.goal] or [""]
+        rows = 2 + -(-len(alone) // 2)
+        figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), sharex=True)
+        (score, counts), *more, (local, stale) = axes
+        both = f"{metrics.goal} and {beside}" if beside else metrics.goal
+        score.set_title(f"Test {both} of the global model")
+        draw_metric(score, evaluations, metrics.goal, metrics.of_goal, color=COLORS[0])
+        if beside:
+            second = score.twinx()
+            draw_metric(second, evaluations, beside, metrics.by_name[beside], color=COLORS[5], linestyle=":")
+            second.spines["right"].set_visible(True)
+            second.grid(visible=False)
+            score.legend(handles=[*score.lines, *second.lines], loc="best", frameon=False)
+        panels = [axis for row in more for axis in row]
+        for name, axis in zip(alone, panels, strict=False):
+            draw_metric(axis, evaluations, name, metrics.by_name[name], color=COLORS[0])
+            axis.set_title(f"Test {name}")
+        for axis in panels[len(alone) :]:
+            axis.set_visible(False)
         merged = updates[updates["accepted"]]
-        draw_clients(merged, num_clients, counts, local, stale)
+        draw_clients(merged, len(np.asarray(tables.attributes["clients"])), counts, local, stale)
         _check_free(output)
         return save(figure, output, f"{run_dir.resolve().name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
+
+
+def draw_metric(axis: Any, evaluations: np.ndarray, name: str, metric: Metric, **look: str) -> None:  # noqa: ANN401
+    """Draw a metric over time, with its last value unless it is a dashed line. A fraction has an axis from 0 to 1."""
+    values, last = evaluations[name], evaluations[[name, "time_s"]][-1]
+    dot = "." if len(evaluations) <= POINTS and "linestyle" not in look else ""
+    axis.plot(evaluations["time_s"], values, marker=dot, label=name, **look)
+    axis.set_ylabel(metric.label(name))
+    if metric.is_fraction:
+        axis.set_ylim(0, 1.02)
+    elif metric.best == "min" and not (values < 0).any():
+        axis.set_ylim(0, None)
+    if np.isfinite(last[name]) and dot:
+        label = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
+        axis.annotate(metric.text(last[name]), (last["time_s"], last[name]), **label)
 
 
 def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors: Path | None = None) -> list[Path]:
     """Draw the figures of a study for each task.
 
-    Accuracy over time by rule (mean and range over the seeds) at each error probability; maximum accuracy and time to each
-    target over the error probability; K and gamma of each client over time in the first rule's first run, if it has one.
-    The legend names every rule of the grid, and says how many of its runs are done where some are not.
+    The metric of the goal over time by rule (mean and range over the seeds) at each error probability; its best value and
+    the time to each target over the error probability; K and gamma of each client over time in the first rule's first run,
+    if it has one. The legend names every rule of the grid, and says how many of its runs are done where some are not.
 
     Args:
         grid: grid of the study.
         rows: its finished runs.
         folder: folder for the PNGs.
         authors: a CSV of the authors' figures (task, method, error_probability, max_test_accuracy_mean, target_i,
-            median_s_to_target_i), drawn beside ours where task and method are the labels of the grid.
+            median_s_to_target_i; accuracies in percent), drawn beside ours where task and method are the labels of the grid
+            and the goal is accuracy.
 
     Returns:
         The PNGs.
@@ -99,6 +124,7 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
             of_task = [row for row in rows if row.run.task == task]
             if not of_task:
                 continue
+            goal, metric = of_task[0].metrics.goal, of_task[0].metrics.of_goal
             levels = [p for p in grid.error_probabilities if any(row.run.error_probability == p for row in of_task)]
             color = {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(grid.rules)}
             done, all_runs = Counter(row.run.rule for row in of_task), len(grid.error_probabilities) * len(grid.seeds)
@@ -115,9 +141,9 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
                         axis.plot(times, stacked.mean(axis=0), color=color[rule], linewidth=1.3)
                         axis.fill_between(times, stacked.min(axis=0), stacked.max(axis=0), color=color[rule], alpha=0.15)
                 axis.set(title=f"p = {p:g}", xlabel="time (s)")
-            axes[0][0].set(ylabel="test accuracy")
+            axes[0][0].set(ylabel=f"test {metric.label(goal)}")
             axes[0][0].legend(frameon=False, fontsize=7)
-            made.append(save(figure, folder / f"{task}-accuracy.png", f"{task}: mean and range over the seeds"))
+            made.append(save(figure, folder / f"{task}-{goal}.png", f"{task}: mean and range over the seeds"))
 
             figure, axes = plt.subplots(
                 1, 1 + len(plan.targets), figsize=(3.6 * (1 + len(plan.targets)) + 1, 3.8), squeeze=False
@@ -126,21 +152,22 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
                 mine = [[row for row in of_task if (row.run.rule, row.run.error_probability) == (rule, p)] for p in levels]
                 axes[0][0].errorbar(
                     levels,
-                    [np.mean([row.max_accuracy for row in some]) if some else np.nan for some in mine],
-                    [np.std([row.max_accuracy for row in some]) if some else np.nan for some in mine],
+                    [np.mean([row.best for row in some]) if some else np.nan for some in mine],
+                    [np.std([row.best for row in some]) if some else np.nan for some in mine],
                     color=color[rule], marker="o", markersize=3, capsize=2, label=label[rule],
                 )  # fmt: skip
                 for i, axis in enumerate(axes[0][1:]):
                     medians = [np.median([row.seconds_to[i] for row in some]) if some else np.nan for some in mine]
                     reached = np.where(np.isfinite(medians), medians, np.nan)
                     axis.plot(levels, reached, color=color[rule], marker="o", markersize=3)
-            for line in (line for line in published if line["task"] == task and line["method"] in color):
+            known = [line for line in published if line["task"] == task and line["method"] in color and goal == "accuracy"]
+            for line in known:
                 p, mark = float(line["error_probability"]), {"marker": "x", "color": color[line["method"]], "linestyle": ""}
                 axes[0][0].plot(p, float(line["max_test_accuracy_mean"]) / 100, **mark)
                 for target, axis in zip(plan.targets, axes[0][1:], strict=True):
                     seconds = _published_seconds(line, target)
                     axis.plot(p, seconds, **mark)
-            axes[0][0].set(title="maximum accuracy", xlabel="error probability p")
+            axes[0][0].set(title=f"best {metric.label(goal)}", xlabel="error probability p")
             axes[0][0].legend(frameon=False, fontsize=7)
             for target, axis in zip(plan.targets, axes[0][1:], strict=True):
                 axis.set(title=f"seconds to {target:.4g}", xlabel="error probability p")
@@ -153,22 +180,20 @@ def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors:
             made.append(save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
 
             if first := next((row for row in of_task if row.run.rule == next(iter(grid.rules))), None):
-                updates, _, num_clients = _read(first.run_dir)
+                tables = record.read_record(first.run_dir)
                 figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
-                draw_clients(updates[updates["accepted"]], num_clients, None, local, stale)
+                merged, num_clients = (
+                    tables.updates[tables.updates["accepted"]],
+                    len(np.asarray(tables.attributes["clients"])),
+                )
+                draw_clients(merged, num_clients, None, local, stale)
                 made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
     return made
 
 
-def _read(run_dir: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Updates and evaluations of a run, and its number of clients."""
-    updates, evaluations, about = record.read_record(run_dir)
-    return updates, evaluations, len(np.asarray(about["clients"]))
-
-
 def _curve(row: StudyRow) -> tuple[np.ndarray, np.ndarray]:
     evaluations = record.read_record(row.run_dir).evaluations
-    return evaluations["time_s"], evaluations["accuracy"]
+    return evaluations["time_s"], evaluations[row.metrics.goal]
 
 
 def read_authors(path: Path) -> list[dict[str, str]]:

@@ -12,10 +12,11 @@ from asyncfeded import own, rules, tasks
 from asyncfeded.config import Config, load_config
 from asyncfeded.files.digest import differing, digest_files
 from asyncfeded.files.weights import weights_file
+from asyncfeded.metric import Metrics
 from asyncfeded.mpi import placement
 from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
-from asyncfeded.tasks.contract import CheckedTask
+from asyncfeded.tasks.contract import CheckedTask, declared_metrics
 
 T = TypeVar("T")
 
@@ -31,6 +32,11 @@ class Plan(NamedTuple):
     """The device of this rank."""
     origin: str
     """Digests of what the run is made from, besides its data: see `digest_origin`; and of the frozen parameters."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the task measures, and which of it is the goal."""
+        return Metrics(self.task.metrics, self.config.evaluation.metric)
 
 
 def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndarray]) -> T:
@@ -128,12 +134,25 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
 
 
 def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
-    """The config with the defaults of task and rule filled in."""
+    """The config with the defaults of task and rule filled in, and the metric that is the goal.
+
+    Raises:
+        ValueError: the task has no such metric, or limits.target is none of its values.
+    """
+    metrics = declared_metrics(task, config.task["name"])
+    goal, target = config.evaluation.metric or next(iter(metrics)), config.limits.target
+    if goal not in metrics:
+        known = ", ".join(metrics)
+        raise ValueError(
+            f"evaluation.metric = {goal!r}: task {config.task['name']} has no such metric, expected one of: {known}"
+        )
+    if metrics[goal].is_fraction and not 0 <= target <= 1:
+        raise ValueError(f"limits.target = {target:g}: {goal} is a fraction, expected a number from 0 to 1")
     heads = {
         "task": {"name": config.task["name"], "initial": tasks.load_initial(config.task)},
         "rule": {"name": config.rule["name"]},
     }
-    filled = {}
+    filled: dict[str, object] = {"evaluation": config.evaluation.model_copy(update={"metric": goal})}
     for section, part in {"task": task, "rule": rule}.items():
         # TOML has no word for None: such a key is left out, and None again when the config is read.
         keys = part.model_dump(mode="json", by_alias=True, exclude_none=True)  # type: ignore[attr-defined]

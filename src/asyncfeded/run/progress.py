@@ -100,11 +100,12 @@ class Progress:
 
 
 def status(server: Server) -> str:
-    """One line: time, updates and their rate, accuracy, staleness, K and shares, time left."""
+    """One line: time, updates and their rate, the metric of the goal, staleness, K and shares, time left."""
     elapsed = server.elapsed_s
     parts = [f"{elapsed:6.1f} s", f"{server.state.updates} updates ({server.state.updates / max(elapsed, 1e-9):.1f}/s)"]
-    if server.state.score:
-        parts.append(f"accuracy {server.state.score.accuracy:.4f} (version {server.state.score.version})")
+    if score := server.state.score:
+        goal, metric = server.settings.metrics.goal, server.settings.metrics.of_goal
+        parts.append(f"{goal} {metric.text(score.values[goal])} (version {score.version})")
     if server.recent:
         gamma, eta = np.median(np.array(server.recent), axis=0)
         parts.append(f"gamma {gamma:.2f} eta {eta:.3f}")

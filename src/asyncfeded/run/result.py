@@ -37,8 +37,8 @@ def figures(
         "seconds": round(outcome.seconds, 3),
         "wall_s": round(outcome.wall_s, 3),
         "updates_per_s": round(server.state.updates / outcome.seconds, 3) if outcome.seconds else None,
-        "accuracy": _number(outcome.score.accuracy),
-        "loss": _number(outcome.score.loss),
+        "metric": server.settings.metrics.goal,
+        "metrics": {name: _number(value) for name, value in outcome.score.values.items()},
         "gamma_median": _number(float(np.median(gamma)) if len(gamma) else math.nan),
         "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
@@ -121,6 +121,8 @@ def show(result: dict[str, object], updates: np.ndarray, num_clients: int) -> No
     console.print(f"(K, gamma, eta and seconds: medians over the client's updates{most})\n")
     rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for key, value in result.items():
-        rows.add_row(key, str(value))
+        named = value.items() if isinstance(value, dict) else [(key, value)]
+        for name, one in named:
+            rows.add_row(name, str(one))
     console.print(rows)
     console.print(json.dumps(result), markup=False, emoji=False)

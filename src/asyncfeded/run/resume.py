@@ -14,6 +14,7 @@ import torch
 
 from asyncfeded.config import Checkpoint, Config, section
 from asyncfeded.files.plain import parse_toml
+from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout
 from asyncfeded.rules.decision import Reply, State
 from asyncfeded.run import folder, result
@@ -65,12 +66,13 @@ class ResumePoint(NamedTuple):
     """Newer checkpoints that cannot be used, each with the reason."""
 
 
-def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumePoint:
+def find(run_dir: Path, config: Config, metrics: Metrics, layout: Layout, state: State) -> ResumePoint:
     """Find the newest good checkpoint of a run, and check that the run can continue from it.
 
     Args:
         run_dir: folder of the run.
         config: config for the rest of the run, resolved.
+        metrics: those of the task.
         layout: layout of the model.
         state: state of the rule at the start, for its names, shapes and dtypes.
 
@@ -78,6 +80,11 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
         ValueError: there is no checkpoint, the run has ended behind it, or the config or the model is not that of the run.
     """
     tables = record.read_record(run_dir)
+    if tables.metrics.columns != metrics.columns:
+        raise ValueError(
+            f"{run_dir}: the metrics of its task were {tables.metrics.columns}, and now are {metrics.columns}; a run cannot "
+            f"go on with others"
+        )
 
     def check(path: Path, snapshot: Snapshot) -> None:
         _check_config(run_dir, path, snapshot, config)
@@ -86,7 +93,7 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
 
     found = checkpoint.newest(run_dir, check)
     snapshot, where = found.snapshot, found.path
-    updates, evaluations = tables.updates[: snapshot.update_rows], tables.evaluations[: snapshot.evaluation_rows]
+    rows = {name: getattr(tables, name)[:count] for name, count in snapshot.rows.items()}
     if (ended := result.updates_at_end(run_dir)) > snapshot.updates:
         lines = (
             f"{run_dir}: the run has ended with {ended} updates, and {where.name}, its newest good checkpoint, holds "
@@ -103,8 +110,8 @@ def find(run_dir: Path, config: Config, layout: Layout, state: State) -> ResumeP
         raise ValueError(
             f"{run_dir}: cannot be written: {error.strerror}; copy it to a disk with room, and resume it there"
         ) from None
-    dropped = len(tables.updates) - len(updates)
-    return ResumePoint(snapshot, where, tables._replace(updates=updates, evaluations=evaluations), dropped, found.damaged)
+    dropped = len(tables.updates) - snapshot.update_rows
+    return ResumePoint(snapshot, where, tables._replace(**rows), dropped, found.damaged)
 
 
 def _check_config(run_dir: Path, path: Path, snapshot: Snapshot, config: Config) -> None:
@@ -139,13 +146,15 @@ def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layou
 
 def _check_record(run_dir: Path, path: Path, snapshot: Snapshot, tables: record.Tables) -> None:
     """Whether a record holds the rows before a checkpoint. Raises ValueError if not."""
-    updates, evaluations = tables.updates[: snapshot.update_rows], tables.evaluations[: snapshot.evaluation_rows]
-    if (len(updates), len(evaluations)) != (snapshot.update_rows, snapshot.evaluation_rows):
-        raise ValueError(
-            f"{run_dir}: record.h5 has {len(updates)} updates and {len(evaluations)} evaluations, fewer than the "
-            f"{snapshot.update_rows} and {snapshot.evaluation_rows} before {path.name}; the record of a resumed run would "
-            f"have a gap"
-        )
+    if snapshot.metrics.columns != tables.metrics.columns:
+        raise ValueError(f"{path}: holds the metrics {snapshot.metrics.columns}, and record.h5 {tables.metrics.columns}")
+    for name, count in snapshot.rows.items():
+        if (there := len(getattr(tables, name))) < count:
+            raise ValueError(
+                f"{run_dir}: record.h5 has {there} {name.replace('_', ' ')}, fewer than the {count} before {path.name}; the "
+                f"record of a resumed run would have a gap"
+            )
+    updates = tables.updates[: snapshot.update_rows]
     # A barrier takes a step without an update if it waits for one client and that client is lost.
     if len(updates) and (updates["version"][-1] > snapshot.version or updates["time_s"][-1] > snapshot.time_s):
         raise ValueError(
@@ -156,6 +165,7 @@ def _check_record(run_dir: Path, path: Path, snapshot: Snapshot, tables: record.
 
 def reopen(
     config: Config,
+    metrics: Metrics,
     places: np.ndarray,
     clients: np.ndarray,
     point: ResumePoint,
@@ -166,6 +176,7 @@ def reopen(
 
     Args:
         config: resolved.
+        metrics: those of the task.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
         point: where the run continues.
@@ -174,7 +185,7 @@ def reopen(
     """
     folder.write_config(config)
     path = Path(config.run_dir) / "record.h5"
-    return record.Record(path, config.to_toml(), places, clients, point.record, check, data)
+    return record.Record(path, config.to_toml(), places, clients, metrics, point.record, check, data)
 
 
 def sentences(point: ResumePoint, threads: int) -> list[str]:
@@ -209,7 +220,7 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
         setattr(state, name, getattr(at, name))
     state.taken_s, state.wall_before_s, state.workers_before_s = at.time_s, at.wall_s, at.workers_s
     if at.score_version >= 0:
-        state.score = Score(at.score_version, at.score_accuracy, at.score_loss)
+        state.score = Score(at.score_version, dict(zip(at.metrics.by_name, at.score.tolist(), strict=True)))
 
 
 def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float], workers: int) -> Snapshot:
@@ -225,7 +236,8 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         workers: their number.
     """
     state = server.state
-    model, score = state.model, state.score or Score(-1, math.nan, math.nan)
+    model, metrics = state.model, server.settings.metrics
+    score = state.score or Score(-1, dict.fromkeys(metrics.by_name, math.nan))
     clients = np.zeros(len(state.out), checkpoint.CLIENT_STATE)
     for name, column in BY_CLIENT.items():
         clients[column] = getattr(state, name)
@@ -245,9 +257,10 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         version=model.version,
         update_rows=book.updates.count,
         evaluation_rows=book.evaluations.count,
+        client_evaluation_rows=book.client_evaluations.count,
         score_version=score.version,
-        score_accuracy=score.accuracy,
-        score_loss=score.loss,
+        score=np.array(list(score.values.values()), np.float64),
+        metrics=metrics,
         layout=model.layout.with_own(()),
         model=model.x.cpu().numpy(),
         bases={

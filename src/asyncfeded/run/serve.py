@@ -13,6 +13,7 @@ import numpy as np
 from asyncfeded import rules
 from asyncfeded.config import Config
 from asyncfeded.files.digest import digest_files
+from asyncfeded.metric import Metrics
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import FlatModel, Layout, Shape
 from asyncfeded.model.global_model import GlobalModel
@@ -28,11 +29,11 @@ from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
-from asyncfeded.store.record import EvaluationRow, Record, UpdateRow
+from asyncfeded.store.record import Record, UpdateRow
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.batches import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
-from asyncfeded.training.evaluation import Evaluator
+from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
@@ -46,6 +47,8 @@ class ServerParts:
     """What the server of a run has prepared before the first message."""
 
     config: Config
+    metrics: Metrics
+    """Those of the task."""
     places: np.ndarray
     """placement.PLACE (ranks,), by rank in MPI_COMM_WORLD."""
     flat: FlatModel
@@ -103,7 +106,7 @@ def prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, rule = plan.config, plan.rule
+    config, metrics, rule = plan.config, plan.metrics, plan.rule
     sizes = zip(profiles.clients["samples"].tolist(), profiles.clients["batch_size"].tolist(), strict=True)
     samples = np.array([sum(batch_sizes(*size, config.training.last_batch)) for size in sizes], np.int64)
     model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients)
@@ -120,19 +123,21 @@ def prepare(
     again = folder.is_unbegun(Path(config.run_dir))
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
-        book = _open_run(config, places, profiles.clients, owned, cleanup, data)
-        return ServerParts(config, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned)
-    point = resume.find(resumed, config, model.layout, state.rule)
+        book = _open_run(config, metrics, places, profiles.clients, owned, cleanup, data)
+        return ServerParts(
+            config, metrics, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned
+        )
+    point = resume.find(resumed, config, metrics, model.layout, state.rule)
     check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
 
     def reopen() -> Record:
-        return resume.reopen(config, places, profiles.clients, point, owned.check, data)
+        return resume.reopen(config, metrics, places, profiles.clients, point, owned.check, data)
 
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     newest = point.path.name
-    return ServerParts(config, places, flat, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
+    return ServerParts(config, metrics, places, flat, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
 
 
 def make_evaluator(plan: Plan, flat: FlatModel) -> tuple[Evaluator, tuple[str, ...]]:
@@ -151,7 +156,7 @@ def make_evaluator(plan: Plan, flat: FlatModel) -> tuple[Evaluator, tuple[str, .
         flat.state_dict(flat.buffer)  # what cannot be saved is found now
     except ValueError as error:
         raise TaskError(f"task {plan.task.name}, model: {error}") from None
-    evaluator.try_out()
+    evaluator.try_out(config.faults.bad_loss == "refuse")
     return evaluator, remarks
 
 
@@ -215,7 +220,7 @@ class ServerRun:
         self._keeper = resume.Keeper(
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
-        settings = ServerSettings(config.limits, config.faults, config.evaluation, not ordered, parts.samples)
+        settings = ServerSettings(config.limits, config.faults, config.evaluation, parts.metrics, not ordered, parts.samples)
         wire = self._staging or self._clock or self.wire
         self._server = Server(wire, parts.rule, state, parts.evaluator, settings, observer=self)
 
@@ -258,9 +263,9 @@ class ServerRun:
         """See `Observer`."""
         self._record.updates.append(row)
 
-    def on_evaluation(self, row: EvaluationRow) -> None:
+    def on_evaluation(self, time_s: float, score: Score) -> None:
         """See `Observer`."""
-        self._record.evaluations.append(row)
+        self._record.evaluations.append((time_s, score.version, *score.values.values()))
 
     def tick(self, server: Server) -> None:
         """See `Observer`. The model is saved before anything that can fail at the end."""
@@ -334,12 +339,19 @@ class ServerRun:
 
 
 def _open_run(
-    config: Config, places: np.ndarray, clients: np.ndarray, owned: Ownership, cleanup: ExitStack, data: str
+    config: Config,
+    metrics: Metrics,
+    places: np.ndarray,
+    clients: np.ndarray,
+    owned: Ownership,
+    cleanup: ExitStack,
+    data: str,
 ) -> Record:
     """Write the config and an empty record into the folder of a new run. Rank 0.
 
     Args:
         config: the resolved config.
+        metrics: those of the task.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
         owned: that of the run's folder.
@@ -355,7 +367,7 @@ def _open_run(
         for path in (run_dir / "record.h5", *record.row_files(run_dir), run_dir / "config.toml"):
             if not path.exists():
                 cleanup.callback(path.unlink, missing_ok=True)
-        book = Record(run_dir / "record.h5", config.to_toml(), places, clients, check=owned.check, data=data)
+        book = Record(run_dir / "record.h5", config.to_toml(), places, clients, metrics, check=owned.check, data=data)
         cleanup.callback(book.close)
         folder.write_config(config)
     except OSError as error:

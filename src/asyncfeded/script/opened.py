@@ -52,7 +52,7 @@ class Run:
 
     @property
     def evaluations(self) -> np.ndarray:
-        """One row per evaluation of the global model: record.EVALUATION (m,)."""
+        """One row per evaluation of the global model (m,): `time_s`, `version`, and a field for each metric."""
         return self._record.evaluations
 
     @property

@@ -1,7 +1,7 @@
 """The record of a run: `record.h5`, with one row per update and per evaluation, and the provenance of the run.
 
-While a run goes on, its rows are appended every few seconds to two files that hold only rows, `record.h5.updates` and
-`record.h5.evaluations`. A kill at any instant leaves them whole except for the last row, and a full disk makes rows wait in
+While a run goes on, its rows are appended every few seconds to files that hold only rows (table.py), `record.h5.updates` and
+the like. A kill at any instant leaves them whole except for the last row, and a full disk makes rows wait in
 memory. From these files record.h5 is written anew in the background, from time to time and at the end, whole or not at all;
 at the end they are removed. HDF5 itself does not write to the disk: a kill between two of its writes could destroy the file,
 and on a full disk it ends the process. Read a record with `read_record`, which takes the rows of a run that goes on or was
@@ -24,11 +24,13 @@ import numpy as np
 
 from asyncfeded.files.hdf5 import Group, open_hdf5
 from asyncfeded.files.plain import FileFaultError, read_bytes
+from asyncfeded.metric import Metrics
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store.checkpoint.file import checksum, text, write
+from asyncfeded.store.table import Table
 
-SCHEMA = 2
-"""Version of the layout of record.h5. Version 1 had `hosts` instead of `placement`, and no `queue`."""
+SCHEMA = 3
+"""Version of the layout of record.h5. Version 2 knew accuracy and loss only, version 1 no places and no `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
@@ -77,68 +79,21 @@ class UpdateRow(NamedTuple):
     """False: the update was refused, and the global model is untouched."""
 
 
-class EvaluationRow(NamedTuple):
-    """One evaluation of the global model: a row of the table `evaluations`."""
-
-    time_s: Float64
-    version: Int64
-    accuracy: Float64
-    loss: Float64
+UPDATE = np.dtype([(name, kind.__metadata__[0]) for name, kind in get_type_hints(UpdateRow, include_extras=True).items()])
+"""An update: the fields of `UpdateRow` in order, so that names and types are written only once."""
+TABLES = ("updates", "evaluations", "client_evaluations")
+"""The tables of a record."""
 
 
-def _dtype(row: type[UpdateRow] | type[EvaluationRow]) -> np.dtype[np.void]:
-    """The numpy dtype of a row: its fields in order, so that names and types are written only once."""
-    return np.dtype([(name, kind.__metadata__[0]) for name, kind in get_type_hints(row, include_extras=True).items()])
+def dtypes(metrics: Metrics) -> dict[str, np.dtype[np.void]]:
+    """The columns of each table; those of evaluations end with one for each metric.
 
-
-UPDATE, EVALUATION = _dtype(UpdateRow), _dtype(EvaluationRow)
-TABLES = {"updates": UPDATE, "evaluations": EVALUATION}
-
-
-class Table:
-    """The file of one table's rows, and the rows not yet written.
-
-    Args:
-        path: the file; replaced if it exists.
-        rows: (n,), the rows that exist already.
-
-    Attributes:
-        count: number of rows so far, written or not.
+    An evaluation is of the global model of that version. One of a client is of the model that it was sent for that round,
+    on its own held-out data; its time is that of its update.
     """
-
-    def __init__(self, path: Path, rows: np.ndarray) -> None:
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(rows.tobytes())
-        part.replace(path)
-        self.path, self.count = path, len(rows)
-        self.file, self._reader = path.open("ab", buffering=0), path.open("rb")
-        self._row, self._pending = np.zeros(1, rows.dtype), bytearray()
-
-    def append(self, row: tuple[object, ...]) -> None:
-        """Add a row. Its values are in the order of the fields."""
-        self._row[0] = row
-        self._pending += self._row.tobytes()
-        self.count += 1
-
-    def write(self) -> None:
-        """Hand the rows over to the system. If that raises OSError, the rows that were not written are kept."""
-        while self._pending:
-            del self._pending[: self.file.write(self._pending)]
-
-    def rows(self) -> np.ndarray:
-        """The complete rows that were written, also where the file is no longer in its folder."""
-        self._reader.seek(0)
-        return np.fromfile(self._reader, self._row.dtype)
-
-    def all_rows(self) -> np.ndarray:
-        """All rows, written or not. No other thread may write meanwhile."""
-        self._reader.seek(0)
-        return np.frombuffer(self._reader.read() + self._pending, self._row.dtype)
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-        self._reader.close()
+    values = [(name, np.float64) for name in metrics.by_name]
+    model, client = [("time_s", np.float64), ("version", np.int64)], [("client", np.int32), ("round", np.int32)]
+    return dict(zip(TABLES, (UPDATE, np.dtype(model + values), np.dtype(model + client + values)), strict=True))
 
 
 class Record:
@@ -149,6 +104,7 @@ class Record:
         config: the resolved config as TOML, stored with versions, commit and places.
         places: placement.PLACE (ranks,).
         clients: heterogeneity.PROFILE (clients,).
+        metrics: those of the task.
         before: the rows of the run so far, if it is resumed. Later rows on the disk are dropped.
         check: called before anything is written; raises OSError if the folder must not be written any more.
         data: what the files of the data are (files/digest.py).
@@ -169,6 +125,7 @@ class Record:
         config: str,
         places: np.ndarray,
         clients: np.ndarray,
+        metrics: Metrics,
         before: "Tables | None" = None,
         check: Callable[[], None] = lambda: None,
         data: str = "",
@@ -178,9 +135,12 @@ class Record:
         self._attributes = {"schema": SCHEMA, "threads": self.threads} | self.provenance
         # As datasets: an attribute holds at most 64 KiB, the places of some hundred ranks.
         self._origin = {"placement": places, "config": text(config.encode()), "clients": clients}
-        self._origin["data"] = text(data.encode())
-        self.updates = Table(_rows_of(path, "updates"), before.updates if before else np.zeros(0, UPDATE))
-        self.evaluations = Table(_rows_of(path, "evaluations"), before.evaluations if before else np.zeros(0, EVALUATION))
+        self._origin |= {"data": text(data.encode()), "metrics": metrics.rows()}
+        self._tables = {
+            name: Table(_rows_of(path, name), getattr(before, name) if before else np.zeros(0, dtype))
+            for name, dtype in dtypes(metrics).items()
+        }
+        self.updates, self.evaluations, self.client_evaluations = self._tables.values()
         self._thread: threading.Thread | None = None
         self._publish()
         self._flush_due = self._publish_due = 0.0
@@ -188,14 +148,14 @@ class Record:
     def write(self) -> None:
         """Hand all rows so far over to the system. Raises OSError if the disk is full; the rows are then kept."""
         self._check()
-        self.updates.write()
-        self.evaluations.write()
+        for table in self._tables.values():
+            table.write()
 
     def sync(self) -> None:
         """Force what was written onto the disk. Any thread may call this. Raises OSError."""
         self._check()
-        os.fsync(self.updates.file.fileno())
-        os.fsync(self.evaluations.file.fileno())
+        for table in self._tables.values():
+            os.fsync(table.file.fileno())
 
     def flush_if_due(self) -> None:
         """Write the pending rows, if the time has come."""
@@ -236,23 +196,23 @@ class Record:
             self._thread.join()
         self.write()
         self._publish()
-        for table in (self.updates, self.evaluations):
+        for table in self._tables.values():
             table.path.unlink(missing_ok=True)
         self.release()
 
     def save(self, path: Path) -> None:
         """Write everything into another file, after a `close` that failed. Raises OSError."""
-        tables = {"updates": self.updates.all_rows(), "evaluations": self.evaluations.all_rows()}
+        tables = {name: table.all_rows() for name, table in self._tables.items()}
         write(path, tables | self._origin, self._attributes)
 
     def release(self) -> None:
         """Close the files, with what is in them."""
-        self.updates.close()
-        self.evaluations.close()
+        for table in self._tables.values():
+            table.close()
 
     def _publish(self) -> None:
         self._check()
-        tables = {"updates": self.updates.rows(), "evaluations": self.evaluations.rows()}
+        tables = {name: table.rows() for name, table in self._tables.items()}
         write(self._path, tables | self._origin, self._attributes)
 
     def _publish_now_and_then(self) -> None:
@@ -269,7 +229,11 @@ class Tables(NamedTuple):
     updates: np.ndarray
     """UPDATE (n,)."""
     evaluations: np.ndarray
-    """EVALUATION (m,)."""
+    """(m,), see `dtypes`."""
+    client_evaluations: np.ndarray
+    """(k,), see `dtypes`."""
+    metrics: Metrics
+    """Those of the task; they have no `finish`."""
     attributes: dict[str, object]
     """Versions, commit, platform, placement (PLACE of each rank), clients (PROFILE of each), config (TOML) and data
     (files/digest.py; None in a record of an older version)."""
@@ -282,27 +246,35 @@ def read_record(run_dir: Path) -> Tables:
         ValueError: there is no record, it is damaged, or it is of another schema.
     """
     path = run_dir / "record.h5"
-    rows = dict(_rows_so_far(path))  # before record.h5: if the run ends meanwhile, that has all rows
+    raw = dict(_rows_so_far(path))  # before record.h5: if the run ends meanwhile, that has all rows
     checksum(path, "give the folder of a run (run_dir)")
     with open_hdf5(path, sealed=True) as file:
         attributes: dict[str, object] = dict(file.attributes())
         if (schema := attributes.get("schema")) != SCHEMA:
-            raise ValueError(f"{path}: expected a record of schema {SCHEMA}, this has schema {schema}")
+            by = f", written by asyncfeded {attributes['asyncfeded']}" if attributes.get("asyncfeded") else ""
+            raise ValueError(
+                f"{path}: expected a record of schema {SCHEMA}, this has schema {schema}{by}; read it with that version"
+            )
         if not isinstance(attributes.get("threads"), int):
             raise ValueError(f"{path}: has no number of threads; it is damaged")
-        stored = {name: _table(file, name, dtype) for name, dtype in TABLES.items()}
+        told = file.array("metrics")
+        metrics = Metrics.of_rows(told.read(), told.where)
+        stored = {name: _table(file, name, dtype) for name, dtype in dtypes(metrics).items()}
         attributes["placement"] = _table(file, "placement", PLACE)
         attributes["clients"] = clients = _table(file, "clients", None)
         attributes["config"] = file.array("config").text()
         attributes["data"] = file.array("data").text() if file.kind("data") else None
-    tables = Tables(**stored | rows, attributes=attributes)
+    for name, part in raw.items():
+        dtype = stored[name].dtype
+        stored[name] = np.frombuffer(part, dtype, len(part) // dtype.itemsize).copy()
+    tables = Tables(**stored, metrics=metrics, attributes=attributes)
     _check_rows(path, tables.updates, len(clients))
     return tables
 
 
-def _rows_so_far(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The whole rows in each of the two files of rows; there is none once the run has ended."""
-    for name, dtype in TABLES.items():
+def _rows_so_far(path: Path) -> Iterator[tuple[str, bytes]]:
+    """What is in each of the files of rows; there is none once the run has ended."""
+    for name in TABLES:
         file = _rows_of(path, name)
         try:
             raw = read_bytes(file)
@@ -310,7 +282,7 @@ def _rows_so_far(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             if os.path.lexists(file):
                 raise
             continue
-        yield name, np.frombuffer(raw, dtype, len(raw) // dtype.itemsize).copy()
+        yield name, raw
 
 
 def _table(file: Group, name: str, dtype: np.dtype[np.void] | None) -> np.ndarray:
@@ -340,7 +312,7 @@ def most_threads(places: np.ndarray) -> int:
 
 def row_files(run_dir: Path) -> list[Path]:
     """The files of the rows of a run that goes on."""
-    return [_rows_of(run_dir / "record.h5", table) for table in ("updates", "evaluations")]
+    return [_rows_of(run_dir / "record.h5", table) for table in TABLES]
 
 
 def _rows_of(path: Path, table: str) -> Path:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from asyncfeded.config import Config, Settings, load_section
 from asyncfeded.files.plain import read_numbers
+from asyncfeded.metric import Metric, Metrics
 from asyncfeded.store import record
 from asyncfeded.studies import jobs
 
@@ -27,7 +28,7 @@ class TaskOfGrid(Settings):
     run: dict[str, Any]
     """The part of a run's config that belongs to the task."""
     targets: tuple[float, ...]
-    """Test accuracies; the time to reach each is measured."""
+    """Values of the task's metric (evaluation.metric); the time to reach each is measured."""
     tune: dict[str, list[Any]] = Field(default_factory=dict)
     """Values that tuning tries for every rule on this task, by key (section.key), such as a learning rate."""
 
@@ -94,10 +95,12 @@ class StudyRow(NamedTuple):
 
     run: StudyRun
     run_dir: Path
-    max_accuracy: float
-    final_accuracy: float
-    mean_accuracy: float
-    """Mean over the evaluations, which are evenly spaced; high for runs that are both fast and good."""
+    metrics: Metrics
+    """Of its task; `best`, `final` and `mean` are of the goal."""
+    best: float
+    final: float
+    mean: float
+    """Mean over the evaluations, which are evenly spaced; good for runs that are both fast and good."""
     seconds_to: tuple[float, ...]
     """Seconds of the run's clock to each target of the task; infinity if it was not reached."""
     updates: int
@@ -159,19 +162,20 @@ def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyR
         if not jobs.is_done(out / "runs", run.name):
             continue
         result = read_numbers(run_dir / "result.json", ("wall_s", "workers_busy"), jobs.AGAIN)
-        updates, evaluations, _ = record.read_record(run_dir)
-        if not len(evaluations):
+        tables = record.read_record(run_dir)
+        if not len(tables.evaluations):
             raise ValueError(f"{run_dir}: its record holds no evaluation; {jobs.AGAIN}")
-        merged = updates[updates["accepted"]]
-        times, accuracy = evaluations["time_s"], evaluations["accuracy"]
-        reached = [times[accuracy >= target] for target in grid.tasks[run.task].targets]
+        merged, metric = tables.updates[tables.updates["accepted"]], tables.metrics.of_goal
+        times, values = tables.evaluations["time_s"], tables.evaluations[tables.metrics.goal]
+        reached = [times[metric.reaches(values, target)] for target in grid.tasks[run.task].targets]
         rows.append(
             StudyRow(
                 run,
                 run_dir,
-                float(accuracy.max()),
-                float(accuracy[-1]),
-                float(accuracy.mean()),
+                tables.metrics,
+                metric.best_of(values),
+                float(values[-1]),
+                float(values.mean()),
                 tuple(float(t[0]) if len(t) else np.inf for t in reached),
                 len(merged),
                 quartiles(merged["gamma"]),
@@ -184,11 +188,14 @@ def collect(grid: StudyGrid, runs: Sequence[StudyRun], out: Path) -> list[StudyR
 
 
 def write_csv(grid: StudyGrid, runs: Sequence[StudyRun], rows: Sequence[StudyRow], out: Path, path: Path) -> None:
-    """Write one line for each run of the grid; a run that is not done has no figures, and targets not reached are empty."""
+    """Write one line for each run of the grid; a run that is not done has no figures, and targets not reached are empty.
+
+    `metric` is what `best`, `final`, `mean` and the targets are values of.
+    """
     done = {row.run.name: row for row in rows}
     most = max(len(plan.targets) for plan in grid.tasks.values())
     head = ["task", "rule", "error_probability", "seed", "config_sha256", "outcome"]
-    head += ["max_accuracy", "final_accuracy", "mean_accuracy", "updates"]
+    head += ["metric", "best", "final", "mean", "updates"]
     head += [f"{name}_{quartile}" for name in ("gamma", "tau") for quartile in ("q1", "median", "q3")]
     head += ["wall_s", "workers_busy"]
     head += [f"{what}_{i + 1}" for i in range(most) for what in ("target", "seconds_to_target")]
@@ -199,7 +206,7 @@ def write_csv(grid: StudyGrid, runs: Sequence[StudyRun], rows: Sequence[StudyRow
             line: list[Any] = [run.task, run.rule, run.error_probability, run.seed, jobs.digest(run.config)]
             line += [jobs.outcome(out / "runs", run.name)]
             if row := done.get(run.name):
-                line += [row.max_accuracy, row.final_accuracy, row.mean_accuracy, row.updates]
+                line += [row.metrics.goal, row.best, row.final, row.mean, row.updates]
                 line += [*row.gamma, *row.tau, row.wall_s, row.workers_busy]
                 for target, seconds in zip(grid.tasks[run.task].targets, row.seconds_to, strict=True):
                     line += [target, seconds if np.isfinite(seconds) else ""]
@@ -210,8 +217,9 @@ def write_csv(grid: StudyGrid, runs: Sequence[StudyRun], rows: Sequence[StudyRow
 def to_markdown(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
     """The comparison of the rules: a table for each task and error probability, with a line for every rule.
 
-    Accuracies are means and standard deviations over the seeds; times are medians. `x` is the time divided by that of the
-    grid's first rule, and of no other: where that has none, `x` is empty, and the lines below the table say why.
+    Values are means and standard deviations over the seeds, of fractions in percent; times are medians. `x` is the time
+    divided by that of the grid's first rule, and of no other: where that has none, `x` is empty, and the lines below the
+    table say why.
     """
     lines = [grid.caption.strip(), ""] if grid.caption else []
     for (task, plan), p in itertools.product(grid.tasks.items(), grid.error_probabilities):
@@ -219,13 +227,16 @@ def to_markdown(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
         by_rule = {rule: [row for row in of_task if row.run.rule == rule] for rule in grid.rules}
         targets = " | ".join(f"s to {target:.4g} | x" for target in plan.targets)
         lines += [f"### {task}, error probability {p:g}", ""]
-        lines += [f"| rule | runs | max accuracy (%) | final (%) | updates | {targets} |"]
+        goal = next((row.metrics.goal for row in of_task), "metric")
+        unit = next((_unit(row.metrics.of_goal) for row in of_task), "")
+        lines += [f"| rule | runs | best {goal}{unit} | final{unit} | updates | {targets} |"]
         lines += ["|---|" + "---:|" * (4 + 2 * len(plan.targets))]
         first = _median_seconds(plan, by_rule[next(iter(grid.rules))])
         for rule, mine in by_rule.items():
             cells = [rule, f"{len(mine)} of {len(grid.seeds)}"]
             if mine:
-                cells += [_spread([row.max_accuracy for row in mine]), _spread([row.final_accuracy for row in mine])]
+                metric = mine[0].metrics.of_goal
+                cells += [_spread(metric, [row.best for row in mine]), _spread(metric, [row.final for row in mine])]
                 cells += [f"{np.mean([row.updates for row in mine]):.0f}"]
                 for median, reference in zip(_median_seconds(plan, mine), first, strict=True):
                     known = np.isfinite(median) and np.isfinite(reference) and reference > 0
@@ -263,7 +274,7 @@ def _remarks(grid: StudyGrid, by_rule: dict[str, list[StudyRow]], first: dict[fl
 def chosen(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
     """The best variant of each rule on each task, as TOML for the grid's file; comments say what was not tried to the end.
 
-    The best variant has the highest mean accuracy over the run, so that both speed and final accuracy count.
+    The best variant has the best mean of the metric over the run, so that both speed and final value count.
     """
     planned = Counter((run.task, run.rule) for run in expand_tuning(grid))
     done = Counter((row.run.task, row.run.rule) for row in rows)
@@ -278,7 +289,9 @@ def chosen(grid: StudyGrid, rows: Sequence[StudyRow]) -> str:
         for rule in grid.rules:
             mine = [row for row in of_task if row.run.rule == rule and row.run.values]
             if mine:
-                row = max(mine, key=lambda row: np.nan_to_num(row.mean_accuracy, nan=-np.inf))
+                means = np.array([row.mean for row in mine])
+                best_mean = mine[0].metrics.of_goal.best_of(means)
+                row = next((row for row in mine if row.mean == best_mean), mine[0])
                 best.setdefault(rule, {})[task] = row.run.values
     table = {"rules": {rule: {"on": {t: jobs.nest(values) for t, values in on.items()}} for rule, on in best.items()}}
     return "".join(remarks) + tomli_w.dumps(table)
@@ -298,7 +311,12 @@ def quartiles(values: np.ndarray) -> np.ndarray:
     return np.percentile(finite, [25, 50, 75]) if len(finite) else np.full(3, np.nan)
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation in percent; one value has no deviation."""
-    mean = f"{100 * np.mean(values):.2f}"
-    return f"{mean} ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
+def _unit(metric: Metric) -> str:
+    """The unit of the values in a table, as it stands behind their name."""
+    return " (%)" if metric.is_fraction else f" ({metric.unit})" if metric.unit else ""
+
+
+def _spread(metric: Metric, values: Sequence[float]) -> str:
+    """Mean and standard deviation, of fractions in percent; one value has no deviation."""
+    numbers = [np.mean(values), *([np.std(values, ddof=1)] if len(values) > 1 else [])]
+    return " ± ".join(f"{100 * number:.2f}" if metric.is_fraction else f"{number:.5g}" for number in numbers)

@@ -40,6 +40,9 @@ class Task(Protocol):
 
     Answers are checked (contract.py). A ValueError that a method raises itself is a sentence for the user; any other
     exception is told with the task's own traceback. Both end the run on all ranks, before training where they can be found.
+
+    A class attribute `metrics` says by name what `score` measures, a `Metric` for each; the first one is what limits.target,
+    tables and figures look at, unless evaluation.metric names another. A task without it has accuracy and loss.
     """
 
     def model(self) -> nn.Module:
@@ -76,9 +79,10 @@ class Task(Protocol):
         """Mean loss of the model on a batch, a tensor of one number, to be differentiated."""
 
     def score(self, model: nn.Module, batch: Batch) -> Sums:
-        """The metrics of the model on a batch: for each its sum over the batch and the count that the sum is over.
+        """The metrics of the model on a batch: for each of `metrics` its sum over the batch, and the count of what it sums.
 
-        Sums and counts of all batches are added, and the one is divided by the other.
+        Sums and counts of all batches are added, the one is divided by the other, and `Metric.finish` is applied. A count
+        may be 0 in a batch, but not in all.
         """
 
 

@@ -1,13 +1,14 @@
 """What tasks share: the forms of their data, how groups are dealt, and the loss and the metrics of classification."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from asyncfeded.config import Settings
+from asyncfeded.metric import FRACTION, Metric
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ Sums: TypeAlias = Mapping[str, tuple[float | Tensor, float | Tensor]]
 
 class Classification(Settings):
     """A task whose model returns one score per class for the inputs of a batch (inputs, targets)."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": Metric("max", FRACTION), "loss": Metric("min", "nats")}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats; the model returns (n, classes), targets are (n,)."""

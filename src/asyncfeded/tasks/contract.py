@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from asyncfeded.files.weights import read_weights, weights_file
+from asyncfeded.metric import DEFAULT, Metric, check_metrics
 from asyncfeded.model.initial import put_weights
 from asyncfeded.own import CodeError, raised
 from asyncfeded.tasks.classification import Batch, Data, Samples, is_stream
@@ -63,6 +64,20 @@ def check_loss(name: str, loss: object, doing: str = "loss") -> None:
         raise TaskError(f"task {name}, {doing}: {NO_GRADIENT}")
 
 
+def declared_metrics(task: object, name: str) -> dict[str, Metric]:
+    """The metrics of a task by name, the goal of a run first if its config says nothing else.
+
+    Raises:
+        TaskError: what it declares is something else.
+    """
+    if "metrics" in getattr(type(task), "model_fields", ()):
+        raise TaskError(f"task {name}, metrics: is a key of its section; write metrics: ClassVar = {{...}}, without a type")
+    try:
+        return check_metrics(getattr(task, "metrics", DEFAULT))
+    except ValueError as error:
+        raise TaskError(f"task {name}, {error}") from None
+
+
 class CheckedTask:
     """A `Task` that passes on to another what it is asked, and checks the answers.
 
@@ -76,10 +91,12 @@ class CheckedTask:
 
     Attributes:
         name: as given.
+        metrics: what `score` gives, by name.
     """
 
     def __init__(self, task: object, name: str, initial: str = "") -> None:
         self.name, self._initial = name, initial
+        self.metrics = declared_metrics(task, name)
         self._task, self._sizes = task, np.zeros(0, np.int64)
         if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
             raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
@@ -141,16 +158,20 @@ class CheckedTask:
         return samples
 
     def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
-        """See `Task`."""
+        """See `Task`; the metrics that it declares, in their order."""
         given = self._ask("score", model, batch)
         expected = 'for each metric its sum and its count, such as {"accuracy": (correct, len(targets))}'
         if not isinstance(given, Mapping):
             raise self._wrong("score", given, expected)
+        if given.keys() != self.metrics.keys():
+            names, declared = (", ".join(map(str, each)) or "nothing" for each in (given, self.metrics))
+            raise TaskError(f"task {self.name}, score: gave back {names}, but the metrics of the task are {declared}")
         scores = {}
-        for name, pair in given.items():
+        for name in self.metrics:
+            pair = given[name]
             try:
                 total, count = pair
-                scores[str(name)] = float(total), float(count)
+                scores[name] = float(total), float(count)
             except (TypeError, ValueError, OverflowError, RuntimeError):
                 raise self._wrong(f"score, {name}", pair, "two numbers: sum and count") from None
             if not 0 <= scores[name][1] < math.inf:

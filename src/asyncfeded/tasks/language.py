@@ -6,11 +6,12 @@ predicted once: a sample is `context` tokens, and the tokens that follow each of
 """
 
 import difflib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from asyncfeded.config import Settings, UserPath
 from asyncfeded.files.plain import check_file, check_text, read_bytes, read_text
 from asyncfeded.files.tokens import Tokenizer, read_tokenizer
+from asyncfeded.metric import FRACTION, Metric
 from asyncfeded.tasks import tff
 from asyncfeded.tasks.classification import Batch, Data, Sums, deal
 from asyncfeded.tasks.gpt import GPT
@@ -40,6 +42,12 @@ class Language(Settings):
 
     Tokens are uint8 where they are bytes, and int32 otherwise; the model turns them into indices.
     """
+
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "perplexity": Metric("min", finish=math.exp),
+        "loss": Metric("min", "nats per token"),
+        "accuracy": Metric("max", FRACTION),
+    }
 
     data: UserPath
     """Text file, directory of text files, or HDF5 file of roles."""

@@ -1,25 +1,60 @@
-"""The accuracy of a snapshot of the global model, one batch at a time.
+"""The metrics of a snapshot of the global model, one batch at a time.
 
 The server calls `step` when it has nothing to do; an update that arrives meanwhile waits for one batch at most. The server
 alone decides when to evaluate.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from asyncfeded.metric import DEFAULT
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks.contract import CheckedTask
+from asyncfeded.tasks.classification import Batch
+from asyncfeded.tasks.contract import CheckedTask, TaskError, fault
 
 
 class Score(NamedTuple):
     """The result of an evaluation."""
 
     version: int
-    accuracy: float
-    loss: float
+    values: dict[str, float]
+    """By metric, in the order of the task."""
+
+
+class Tally:
+    """The sums and counts of a task's metrics over some batches.
+
+    Args:
+        task: gives them for each batch.
+    """
+
+    def __init__(self, task: CheckedTask) -> None:
+        self._task, self._sums = task, {name: [0.0, 0.0] for name in task.metrics}
+
+    def add(self, model: nn.Module, batch: Batch) -> None:
+        """Test a model on a batch. Raises TaskError if that fails."""
+        for name, (total, count) in self._task.score(model, batch).items():
+            self._sums[name][0] += total
+            self._sums[name][1] += count
+
+    @property
+    def uncounted(self) -> list[str]:
+        """The metrics whose count is 0."""
+        return [name for name, (_, count) in self._sums.items() if not count]
+
+    def values(self) -> dict[str, float]:
+        """The value of each metric; NaN where the count is 0. Raises TaskError if the task's `finish` fails."""
+        values = {}
+        for name, (total, count) in self._sums.items():
+            try:
+                values[name] = self._task.metrics[name].value(total, count) if count else math.nan
+            except Exception as error:
+                raise fault(self._task.name, f"finish of the metric {name}", error) from None
+        return values
 
 
 class Evaluator:
@@ -40,8 +75,7 @@ class Evaluator:
             zip(torch.split(inputs.to(device), batch_size), torch.split(targets.to(device), batch_size), strict=True)
         )
         self._next = len(self._batches)
-        self._version = -1
-        self._sums: dict[str, list[float]] = {}  # sum and count of each metric
+        self._version, self._tally = -1, Tally(task)
         flat.module.eval()
 
     @property
@@ -59,32 +93,43 @@ class Evaluator:
         self._flat.as_made.restore()
         seed_globals(self._seed, Stream.EVALUATION)
         self._flat.buffer.copy_(x)
-        self._version, self._next = version, 0
-        self._sums = {}
+        self._version, self._next, self._tally = version, 0, Tally(self._task)
 
     @torch.inference_mode()
     def step(self) -> Score | None:
         """Test the snapshot on its next batch; the score after the last one."""
-        for name, (total, count) in self._task.score(self._flat.module, self._batches[self._next]).items():
-            sums = self._sums.setdefault(name, [0.0, 0.0])
-            sums[0] += float(total)
-            sums[1] += float(count)
+        self._tally.add(self._flat.module, self._batches[self._next])
         self._next += 1
-        if self.running:
-            return None
-        return Score(self._version, *(self._sums[name][0] / self._sums[name][1] for name in Score._fields[1:]))
+        return None if self.running else Score(self._version, self._tally.values())
 
-    def try_out(self) -> None:
+    def try_out(self, refuse: bool) -> None:
         """Test the model as it stands on its first batch and on the last, which may be smaller.
+
+        Where a metric counts nothing in these, the other batches follow, until each has counted something.
+
+        Args:
+            refuse: whether a value that is not finite is an error (faults.bad_loss).
 
         Raises:
             TaskError: the task or its model raises something, or gives back something that is no score.
         """
         self.start(self._flat.buffer, -1)
-        for number in sorted({0, len(self._batches) - 1}):
-            self._next = number
-            self.step()
+        last = len(self._batches) - 1
+        for number in (*sorted({0, last}), *range(1, last)):
+            if number in (0, last) or self._tally.uncounted:
+                self._next = number
+                self.step()
         self._next = len(self._batches)
+        name = f"task {self._task.name}, score"
+        if none := self._tally.uncounted:
+            raise TaskError(f"{name}: the count of {', '.join(none)} is 0 over all test data, so that there is no value")
+        values = self._tally.values().items()
+        bad = ", ".join(f"{metric} is {value:g}" for metric, value in values if not math.isfinite(value))
+        if bad and refuse:
+            raise TaskError(
+                f"{name}: {bad} with the weights that the model begins with; mend the test data, the model or the metric, "
+                f"or set faults.bad_loss = take if it may be so"
+            )
 
     def score(self, x: Tensor, version: int) -> Score:
         """Evaluate x in one piece."""
@@ -104,4 +149,4 @@ class NoEvaluator:
 
     def score(self, x: Tensor, version: int) -> Score:
         """See `Evaluator`."""
-        return Score(version, 0.0, 0.0)
+        return Score(version, dict.fromkeys(DEFAULT, 0.0))

@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from asyncfeded.config import Evaluation, Faults, Limits
+from asyncfeded.metric import Metrics
 from asyncfeded.rules.contract import Rule, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply, Update
-from asyncfeded.store.record import EvaluationRow, UpdateRow
+from asyncfeded.store.record import UpdateRow
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.messages import HEADER, Arrival, Lost, Order, Refused, Stuck, Wire
@@ -54,6 +55,8 @@ class ServerSettings(NamedTuple):
     """What to do about clients that die or that send updates that cannot be merged."""
     evaluation: Evaluation
     """How often to evaluate."""
+    metrics: Metrics
+    """What an evaluation gives."""
     in_idle_moments: bool
     """Whether evaluations wait for idle moments (wall clock); otherwise they run at their due time (ordered clocks)."""
     samples: np.ndarray | None = None
@@ -66,8 +69,8 @@ class Observer(Protocol):
     def on_update(self, row: UpdateRow) -> None:
         """An update was merged or refused."""
 
-    def on_evaluation(self, row: EvaluationRow) -> None:
-        """The global model was evaluated."""
+    def on_evaluation(self, time_s: float, score: Score) -> None:
+        """The global model was evaluated, at that time on the run's clock."""
 
     def tick(self, server: "Server") -> None:
         """Is called often, and once more just before the run stops; then `server.stopping` is set."""
@@ -191,8 +194,11 @@ class Server:
             return f"{self.state.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
             return f"{limits.seconds:g} s have passed (limits.seconds)"
-        if self.state.score is not None and self._good_enough():
-            return f"an accuracy of {self.state.score.accuracy:.4f} was reached (limits.accuracy = {limits.accuracy:g})"
+        if self._good_enough():
+            assert self.state.score is not None
+            goal = self.settings.metrics.goal
+            value = self.settings.metrics.of_goal.text(self.state.score.values[goal])
+            return f"{goal} {value} was reached (limits.target = {limits.target:g})"
         return ""
 
     def _take(self, arrival: Arrival) -> None:
@@ -375,14 +381,17 @@ class Server:
             state.evaluating_s += time.perf_counter() - began
 
     def _good_enough(self) -> bool:
-        limit = self.settings.limits.accuracy
-        return bool(limit) and self.state.score is not None and self.state.score.accuracy >= limit
+        target, score, metrics = self.settings.limits.target, self.state.score, self.settings.metrics
+        if not target or score is None:
+            return False
+        return bool(metrics.of_goal.reaches(np.asarray(score.values[metrics.goal]), target))
 
     def _note(self, score: Score, time_s: float) -> None:
         self.state.score = score
-        self._observer.on_evaluation(EvaluationRow(time_s, *score))
-        if self.settings.faults.bad_loss == "refuse" and not (math.isfinite(score.loss) and math.isfinite(score.accuracy)):
+        self._observer.on_evaluation(time_s, score)
+        bad = ", ".join(f"{name} {value:g}" for name, value in score.values.items() if not math.isfinite(value))
+        if bad and self.settings.faults.bad_loss == "refuse":
             self.failed = (
-                f"version {score.version} of the model has test loss {score.loss:g} and accuracy {score.accuracy:g}; lower "
-                f"training.learning_rate or the rule's step size, or set faults.bad_loss = take if it may be so"
+                f"version {score.version} of the model has {bad} on the test data; lower training.learning_rate or the "
+                f"rule's step size, or set faults.bad_loss = take if it may be so"
             )

@@ -1,6 +1,6 @@
 """The state of a run as files: checkpoints, and the trained model `model.h5`. Each is written whole or not at all.
 
-A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it is pickled. A checkpoint of schema 2 is
+A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it is pickled. A checkpoint of schema 3 is
 `run_dir/checkpoints/checkpoint-<rows>.h5`, where <rows> is the number of update rows in the record:
 
     attributes      schema; num_params: so many first elements of the model's buffer are parameters, the rest are
@@ -12,6 +12,8 @@ A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it i
     own/<client>    float32 (own,), what is a client's own, if the clients have any: its optimizer's state
     own_names       text (own tensors,), name and shape of each tensor in such an array, in order
     clients         CLIENT_STATE (clients,)
+    metrics         METRIC (metrics,), see metric.py
+    score           float64 (metrics,), the values of the last evaluation
     rule/<name>     the rule's state
 
 A checkpoint holds no state of a random generator and no position in the data: both follow from the config's seed, the

@@ -13,6 +13,7 @@ import torch
 from asyncfeded.config import Config, section
 from asyncfeded.files.hdf5 import Group, open_hdf5
 from asyncfeded.files.plain import FileFaultError, parse_toml
+from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Entry, Layout, named_views
 from asyncfeded.store.checkpoint.file import checksum
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, SCHEMA, Snapshot, numbers
@@ -77,7 +78,8 @@ def describe_checkpoint(path: Path) -> dict[str, str]:
     """Describe a checkpoint for people, and verify its checksum. Raises ValueError as `read_checkpoint` does."""
     digest, at = checksum(path), _load(path)
     config, layout = section(Config, parse_toml(at.config, f"{path}: config"), f"{path}: config"), at.layout
-    score = f"{at.score_accuracy:.4f} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet"
+    scores = zip(at.metrics.by_name.items(), at.score.tolist(), strict=True)
+    score = ", ".join(f"{name} {metric.text(value)}" for (name, metric), value in scores)
     return {
         "checkpoint": str(path),
         "run": config.run_dir,
@@ -87,7 +89,7 @@ def describe_checkpoint(path: Path) -> dict[str, str]:
         "updates": f"{at.updates} merged, {at.refused} refused",
         "version": str(at.version),
         "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
-        "accuracy": score,
+        "score": f"{score} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet",
         "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
         "kept": f"{len(next(iter(at.own.values()), ()))} numbers of each client's own",
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
@@ -103,7 +105,10 @@ def _load(path: Path) -> Snapshot:
         if "schema" not in attributes:
             raise ValueError(f"{path}: is no checkpoint, but a trained model; give the folder of its run")
         if (schema := attributes["schema"]) != SCHEMA:
-            raise ValueError(f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}")
+            by = f", written by asyncfeded {attributes['asyncfeded']}" if attributes.get("asyncfeded") else ""
+            raise ValueError(
+                f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}{by}; go on with that version"
+            )
         values: dict[str, Any] = {name: _number(path, attributes, name, kind) for name, kind in numbers().items()}
         layout, model = _model(path, file, _number(path, attributes, "num_params", int))
         snapshot = Snapshot(
@@ -115,6 +120,8 @@ def _load(path: Path) -> Snapshot:
             own_names=tuple(file.array("own_names").texts()) if file.kind("own") else (),
             own=_numbered(file, "own"),
             clients=_clients(file),
+            metrics=(metrics := Metrics.of_rows((told := file.array("metrics")).read(), told.where)),
+            score=_score(file, metrics),
             rule={name: file.group("rule").array(name).read() for name in _members(file, "rule")},
             **values,
         )
@@ -165,6 +172,13 @@ def _clients(file: Group) -> np.ndarray:
     return array.read()
 
 
+def _score(file: Group, metrics: Metrics) -> np.ndarray:
+    array = file.array("score")
+    if array.dtype != np.float64 or array.shape != (len(metrics.by_name),):
+        raise FileFaultError(f"{array.where}: is {array.dtype} {array.shape}, expected float64 ({len(metrics.by_name)},)")
+    return array.read()
+
+
 def _floats(group: Group, name: str) -> np.ndarray:
     """An array of float32, finite."""
     array = group.array(name)
@@ -189,7 +203,7 @@ def _number(path: Path, attributes: Mapping[str, object], name: str, kind: type[
 
 def _fault(at: Snapshot) -> str:
     """Which number is out of its range, as a sentence; empty if none is."""
-    for name in numbers().keys() - {"score_version", "score_accuracy", "score_loss"}:
+    for name in numbers().keys() - {"score_version"}:
         if not 0 <= getattr(at, name) < math.inf:
             return f"{name} = {getattr(at, name)}"
     if not -1 <= at.score_version <= at.version:

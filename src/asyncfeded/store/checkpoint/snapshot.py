@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout, named_views
 from asyncfeded.store.checkpoint.file import Arrays, text, write
 
 SCHEMA = 3
-"""Version of the layout of a checkpoint. Version 2 had a dataset for each base; version 1 had no `workers_s`."""
+"""Version of the layout of a checkpoint. Version 2 had a dataset for each base, and knew accuracy and loss only; version 1
+had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
 
@@ -62,12 +64,15 @@ class Snapshot:
     """How many rows of the record's `updates` belong to this state: the rows after them came later."""
     evaluation_rows: int
     """As `update_rows`, for `evaluations`."""
+    client_evaluation_rows: int
+    """As `update_rows`, for `client_evaluations`."""
     evaluation_due_s: float
     """When the next evaluation is due, on the run's clock."""
     score_version: int
-    """Version at the last evaluation. -1: there was none; accuracy and loss are then NaN."""
-    score_accuracy: float
-    score_loss: float
+    """Version at the last evaluation. -1: there was none; its values are then NaN."""
+    score: np.ndarray
+    """float64 (metrics,), the values of the last evaluation."""
+    metrics: Metrics
     layout: Layout
     """Of the model; `own` is empty."""
     model: np.ndarray
@@ -82,6 +87,12 @@ class Snapshot:
     """CLIENT_STATE (clients,)."""
     rule: dict[str, np.ndarray]
     """State of the rule."""
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows of each table of the record belong to this state."""
+        numbers = (self.update_rows, self.evaluation_rows, self.client_evaluation_rows)
+        return dict(zip(("updates", "evaluations", "client_evaluations"), numbers, strict=True))
 
     @property
     def file_name(self) -> str:
@@ -101,6 +112,8 @@ def save(path: Path, snapshot: Snapshot) -> int:
         "config": text(snapshot.config.encode()),
         "names": text(names),
         "clients": snapshot.clients,
+        "metrics": snapshot.metrics.rows(),
+        "score": snapshot.score,
         **{f"model/{name}": view.numpy() for name, view in named_views(torch.from_numpy(snapshot.model), layout).items()},
         **_numbered("bases", snapshot.bases),
         **_numbered("own", snapshot.own),

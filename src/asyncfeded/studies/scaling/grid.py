@@ -49,8 +49,8 @@ class ScalingGrid(Settings):
     """Ranks on each node; the nodes follow from the clients. 0: all on one node."""
     seeds: tuple[int, ...] = (1,)
     """Seeds of the runs, which are repetitions of a measurement: tables and figures show medians over them."""
-    target: float = Field(0.0, ge=0, le=1)
-    """Test accuracy; the time to reach it is measured. 0: none."""
+    target: float = 0.0
+    """Value of the task's metric (evaluation.metric); the time to reach it is measured. 0: none."""
     fit: tuple[int, ...] = ()
     """Numbers of clients whose runs the prediction is fitted on; the others test it. Empty: the two fewest."""
     predict: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10000)

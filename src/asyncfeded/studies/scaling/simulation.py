@@ -16,13 +16,14 @@ from torch import Tensor
 
 from asyncfeded import rules
 from asyncfeded.config import Config, Evaluation, Faults, Limits
+from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.seeds import Stream, numpy_rng, seed_globals
-from asyncfeded.store.record import UPDATE, EvaluationRow, UpdateRow
+from asyncfeded.store.record import UPDATE, UpdateRow
 from asyncfeded.studies.scaling.queueing import Times
 from asyncfeded.studies.study import quartiles
-from asyncfeded.training.evaluation import Evaluator, NoEvaluator
+from asyncfeded.training.evaluation import Evaluator, NoEvaluator, Score
 from asyncfeded.training.heterogeneity import draw
 from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
@@ -112,7 +113,7 @@ class Rows:
         """See `Observer`."""
         self.updates.append(row)
 
-    def on_evaluation(self, row: EvaluationRow) -> None:
+    def on_evaluation(self, time_s: float, score: Score) -> None:
         """See `Observer`: the only evaluation is at the end."""
 
     def tick(self, server: Server) -> None:
@@ -152,7 +153,7 @@ def simulate(times: Times, config: Config, clients: int, exponential: bool = Fal
     wire = QueueWire(times, epochs, config.seed, exponential)
     warm = WARM_ROUNDS * clients
     limits = Limits(updates=warm + max(ROUNDS * clients, LEAST))
-    settings = ServerSettings(limits, Faults(), Evaluation(every_s=1e12), in_idle_moments=True)
+    settings = ServerSettings(limits, Faults(), Evaluation(every_s=1e12), Metrics(DEFAULT, "accuracy"), in_idle_moments=True)
     state = ServerState(model, rule.init(model, epochs), epochs)
     Server(wire, rule, state, cast("Evaluator", NoEvaluator()), settings, observer=rows).run()
     updates = np.array(rows.updates, UPDATE)

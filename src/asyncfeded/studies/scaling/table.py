@@ -78,10 +78,11 @@ def measure(run: ScalingRun, run_dir: Path, target: float) -> ScalingRow:
     Args:
         run: the run.
         run_dir: its folder.
-        target: test accuracy whose time is measured; 0: none.
+        target: value of the metric whose time is measured; 0: none.
     """
     result = read_numbers(run_dir / "result.json", RESULTS, AGAIN)
-    updates, evaluations, _ = record.read_record(run_dir)
+    tables = record.read_record(run_dir)
+    updates, evaluations, metrics = tables.updates, tables.evaluations, tables.metrics
     if not len(updates):
         raise ValueError(f"{run_dir}: its record holds no update; {AGAIN}")
     warm = int(np.unique(updates["client"], return_index=True)[1].max())
@@ -89,7 +90,7 @@ def measure(run: ScalingRun, run_dir: Path, target: float) -> ScalingRow:
     seconds = updates["time_s"][-1] - updates["time_s"][warm] if len(steady) else np.nan
     merged = steady[steady["accepted"]]
     cycle_s, wait_s = _cycles(updates)
-    reached = evaluations["time_s"][evaluations["accuracy"] >= target]
+    reached = evaluations["time_s"][metrics.of_goal.reaches(evaluations[metrics.goal], target)]
     return ScalingRow(
         run,
         params=int(result["params"]),
@@ -142,7 +143,11 @@ def _figures(grid: ScalingGrid, row: ScalingRow, against: Speedup) -> dict[str, 
     """The figures of a run by column."""
     numbers = row._asdict()
     rates = {"updates_per_s": row.updates_per_s, "samples_per_s": row.samples_per_s, **against._asdict()}
-    aim = {"target": grid.target or "", "seconds_to_target": row.seconds_to_target}
+    aim = {
+        "metric": row.run.config.evaluation.metric,
+        "target": grid.target or "",
+        "seconds_to_target": row.seconds_to_target,
+    }
     shares = {"server_busy": row.server_busy, "client_wait": row.client_wait}
     queue = {"queue_mean": row.queue[0], "queue_max": row.queue[1]}
     stale = {f"{name}_{q}": numbers[name][i] for name in ("gamma", "tau") for i, q in enumerate(("q1", "median", "q3"))}
@@ -159,7 +164,8 @@ def to_markdown(grid: ScalingGrid, rows: Sequence[ScalingRow]) -> str:
     for line in dict.fromkeys(run.line for run in expand(grid)):
         mine = [(row, against) for row, against in zip(rows, comparisons, strict=True) if row.run.line == line]
         lines += [f"### {title(line, mine[0][0].params if mine else 0)}", ""]
-        target = f" s to {grid.target:g} |" if grid.target else ""
+        goal = mine[0][0].run.config.evaluation.metric if mine else ""
+        target = f" s to {' '.join(filter(None, (goal, f'{grid.target:g}')))} |" if grid.target else ""
         head = "clients | nodes | runs | updates/s | speed-up | efficiency | server busy | clients wait | queue: mean, max"
         lines += [f"| {head} | gamma | tau | MB/s | server's MB |{target}", "|" + "---:|" * (13 + bool(grid.target))]
         for clients in grid.clients:
