@@ -73,6 +73,14 @@ def find(kinds: Mapping[str, type[Settings]], name: object, where: str) -> type[
     return found
 
 
+def name_of(kind: type, kinds: Mapping[str, type[Settings]]) -> str:
+    """The name by which `find` finds a class: that of a built-in one, FILE.py:CLASS, or PACKAGE.MODULE:CLASS."""
+    module, file = kind.__module__, vars(sys.modules[kind.__module__]).get("__file__") or ""
+    in_a_file = file and "." not in module and Path(file).name != "__init__.py"
+    own = f"{Path(file).absolute() if in_a_file else module}:{kind.__qualname__}"
+    return next((name for name, known in kinds.items() if known is kind), own)
+
+
 def short(name: str) -> str:
     """The name of a task or a rule as a part of the name of a folder: the class of one of the user's."""
     return name.rpartition(":")[2]

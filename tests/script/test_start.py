@@ -1,6 +1,6 @@
 """`asyncfeded.train`: in a job of its own, and on the ranks of a script that mpiexec has started."""
 
-import json
+import hashlib
 import os
 import pickle
 import signal
@@ -10,23 +10,39 @@ import time
 import pytest
 
 import asyncfeded
-from conftest import Job, descendants, run
+from conftest import Job, descendants, run, run_asyncfeded
 
 VIRTUAL = ["clock=virtual", "clients=2", "limits.updates=5"]
 HERE = f"""
-import os, signal, sys, asyncfeded
+import signal
+import asyncfeded
+from asyncfeded.rules.fedasync import FedAsync
+from asyncfeded.tasks.synthetic import Synthetic
 
-handler = signal.getsignal(signal.SIGINT)
-twice = [asyncfeded.train("run.toml", overrides=[*{VIRTUAL}, "run_dir=" + name]) for name in ("once", "again")]
-assert signal.getsignal(signal.SIGINT) is handler
-assert [len(run.updates) for run in twice] == [5, 5]
-try:
-    asyncfeded.train("run.toml", overrides=[*{VIRTUAL}, "run_dir=once"])
-except asyncfeded.RunFailed as failed:
-    assert failed.status == 2, failed
-    assert "holds a run already" in failed.log
-    print("was told", flush=True)
+class Own(Synthetic):
+    pass
+
+def main():
+    handler = signal.getsignal(signal.SIGINT)
+    once = asyncfeded.train("run.toml", overrides=[*{VIRTUAL}, "run_dir=once"])
+    task, rule = Own(samples_max=99), FedAsync(alpha=0.5)
+    again = asyncfeded.train("run.toml", overrides=[*{VIRTUAL}, "run_dir=again"], task=task, rule=rule)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(once.updates) == len(again.updates) == 5
+    try:
+        asyncfeded.train("run.toml", overrides=[*{VIRTUAL}, "run_dir=once"])
+    except asyncfeded.RunFailed as failed:
+        assert failed.status == 2, failed
+        assert "holds a run already" in failed.log
+        print("was told", flush=True)
+
+if __name__ == "__main__":
+    main()
 """
+
+
+def own_digest(folder):
+    return hashlib.sha256((folder / "here.py").read_bytes()).hexdigest()
 
 
 def test_a_script_under_mpiexec_trains_twice_and_is_told_on_every_rank_why_not_thrice(mpi, folder):
@@ -34,8 +50,14 @@ def test_a_script_under_mpiexec_trains_twice_and_is_told_on_every_rank_why_not_t
     done = run(mpi.command((2, [sys.executable, "here.py"])), folder, mpi.env)
     assert done.status == 0, str(done)
     assert done.stdout.count("was told") == 2, str(done)
-    once, again = (json.loads((folder / name / "result.json").read_text()) for name in ("once", "again"))
-    assert once["model_sha256"] == again["model_sha256"]
+    again = asyncfeded.open(folder / "again")
+    assert again.config.task["name"] == f"{folder}/here.py:Own"
+    assert (again.config.task["samples_max"], again.config.rule["alpha"]) == (99, 0.5)
+    assert own_digest(folder) in again._record.attributes["data"]
+    assert again.config.rule["name"] == "fedasync"
+    replayed = run_asyncfeded("replay", "again", cwd=folder, env=mpi.env)
+    assert replayed.status == 0, str(replayed)
+    assert replayed.result["model_sha256"] == again.result["model_sha256"]
 
 
 def test_a_job_of_its_own(folder, monkeypatch, capsys):

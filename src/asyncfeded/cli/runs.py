@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from asyncfeded.cli.app import Ranks, RunDir, app, fail, load_launcher, read_record, start
+from asyncfeded.cli.app import Ranks, RunDir, app, at_least, fail, load_launcher, print_rows, read_record, start, tell
 from asyncfeded.mpi import origin
 from asyncfeded.override import setting
 
@@ -27,6 +27,25 @@ def train(
 
         status = run.train(file, overrides or []).status
     raise typer.Exit(status)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="TOML file of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as needed.")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Ranks that the run will have; nothing is started.")] = None,
+) -> None:
+    """Find what would stop a run, in one process: build all, try the data, train and test; print sizes and times."""
+    load_launcher()
+    from asyncfeded.run.check import check as examine
+
+    try:
+        found = examine(file, overrides or [], None if ranks is None else at_least(2, "--ranks", ranks))
+    except ValueError as error:
+        fail(str(error))
+    print_rows(found.figures)
+    for sentence in found.sentences:
+        tell(sentence)
 
 
 @app.command()

@@ -153,6 +153,13 @@ def join_job(least: int = 2) -> World:
     return share_cores(World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False))
 
 
+def imagine_job(size: int, rank: int) -> World:
+    """The place of a rank in a job that was not started, all of it on this host. Its communicators cannot be used."""
+    nowhere, cores = MPI.Intracomm(), len(os.sched_getaffinity(0)) / size
+    hosts = [socket.gethostname()] * size
+    return World(nowhere, rank, size, hosts, nowhere, list(range(size)), cores, cores < 1)
+
+
 def share_cores(world: World) -> World:
     """Compute how many cores each rank of a host has, once each rank knows where it may run. Collective."""
     mine = np.zeros(1, [("cores", np.uint8, 4096), ("quota", np.float64), ("group", np.int64)])

@@ -47,10 +47,14 @@ def load_rule(table: dict[str, Any]) -> Rule:
         ValueError: an unknown rule, an unknown key or a value out of range; or whatever the rule's class raises.
         RuleError: the class is not one of a rule.
     """
-    rule: Rule = load(RULES, table, "rule", TAKEN)  # type: ignore[assignment]
+    return check_rule(load(RULES, table, "rule", TAKEN), table["name"])
+
+
+def check_rule(rule: object, name: str) -> Rule:
+    """The same object, if it is a rule. Raises RuleError if a method is missing, or takes other arguments."""
     faults = wrong_methods(rule, Rule, (Waits,))
     if not isinstance(getattr(rule, "proximal", None), float | int):
         faults.append("has no number proximal; write `proximal: ClassVar[float] = 0.0`")
     if faults:
-        raise RuleError(f"rule {table['name']}: {'; '.join(faults)}")
-    return rule
+        raise RuleError(f"rule {name}: {'; '.join(faults)}")
+    return rule  # type: ignore[return-value]

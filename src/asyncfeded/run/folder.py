@@ -46,7 +46,7 @@ def take(config: Config, resumed: Path | None, cleanup: ExitStack) -> tuple[Conf
         raise ValueError(f"run_dir = {str(run_dir)!r} cannot be written: {why}; choose another folder") from None
     cleanup.callback(owned.release)
     if not resumed and not is_unbegun(run_dir):
-        _check_free(run_dir)
+        check_free(run_dir)
     return config.model_copy(update={"run_dir": str(run_dir)}), owned
 
 
@@ -76,7 +76,7 @@ def clear(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_free(run_dir: Path) -> None:
+def check_free(run_dir: Path) -> None:
     """Raise ValueError if a new run would replace a file. Empty rows are left by a start that was killed."""
     if (run_dir / "record.h5").exists():
         raise ValueError(

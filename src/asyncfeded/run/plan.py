@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from asyncfeded import own, rules, tasks
-from asyncfeded.config import Config, load_config
+from asyncfeded.config import Config, Settings, load_config
 from asyncfeded.files.digest import differing, digest_files
 from asyncfeded.files.weights import weights_file
 from asyncfeded.metric import Metrics
@@ -51,18 +51,30 @@ def agree_on(world: World, prepare: Callable[[], T], tell: Callable[[T], np.ndar
         RefusedError: on every rank, with the same text.
     """
     try:
-        made = stopping.unless_asked(prepare)
+        made = stopping.unless_asked(lambda: correctable(prepare))
         statement = tell(made)
     except stopping.StopError as error:
         statement = make_statement(problem=str(error), status=RESUMABLE)
+    except ValueError as error:
+        statement = make_statement(problem=str(error))
+    compare_statements(world, statement)
+    return made
+
+
+def correctable(prepare: Callable[[], T]) -> T:
+    """Return what `prepare` makes.
+
+    Raises:
+        ValueError: something is wrong that a user can correct; a sentence.
+    """
+    try:
+        return prepare()
     except (ValueError, OSError) as error:
-        statement = make_statement(problem=str(error) or repr(error))
+        raise ValueError(str(error) or repr(error)) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        statement = make_statement(problem=f"not enough memory: {str(error).splitlines()[0] if str(error) else 'refused'}")
-    compare_statements(world, statement)
-    return made
+        raise ValueError(f"not enough memory: {str(error).splitlines()[0] if str(error) else 'refused'}") from None
 
 
 def read_plan(
@@ -80,7 +92,7 @@ def read_plan(
         path: the file.
         overrides: `key=value`, applied to the file.
         resumed: folder of the run to continue; None: a new run.
-        task: the task; None: the one that the config names.
+        task: the task, instead of the one that the config names; the config then has the name and the keys of its class.
         rule: the rule, likewise.
 
     Raises:
@@ -98,8 +110,14 @@ def read_plan(
                 f"folder and resume the copy"
             )
         config = config.model_copy(update={"run_dir": str(resumed)})
-    task = tasks.load_task(config.task) if task is None else task
-    rule = rules.load_rule(config.rule) if rule is None else rule
+    if task is not None:
+        head = {key: value for key, value in config.task.items() if key in tasks.TAKEN}
+        config = config.model_copy(update={"task": head | {"name": own.name_of(type(task), tasks.TASKS)}})
+        task = tasks.check_task(task, config.task["name"])
+    if rule is not None:
+        config = config.model_copy(update={"rule": {"name": own.name_of(type(rule), rules.RULES)}})
+        rule = rules.check_rule(rule, config.rule["name"])
+    task, rule = task or tasks.load_task(config.task), rule or rules.load_rule(config.rule)
     origin = digest_origin(config)
     workers = world.size - 1
     num_clients = config.clients or workers
@@ -125,12 +143,17 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     config, device = plan.config, plan.device
     placement.take(device)
     world = share_cores(world)
+    use_threads(world, config)
+    role = "server" if world.rank == config.server else "worker"
+    return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())
+
+
+def use_threads(world: World, config: Config) -> None:
+    """Let torch use as many threads as the config says, or as this rank has cores."""
     if config.threads or config.clock == "virtual":
         torch.set_num_threads(config.threads or 1)
     elif not os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip().isdigit():  # else torch has taken it
         torch.set_num_threads(world.threads)
-    role = "server" if world.rank == config.server else "worker"
-    return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())
 
 
 def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
@@ -155,7 +178,7 @@ def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
     filled: dict[str, object] = {"evaluation": config.evaluation.model_copy(update={"metric": goal})}
     for section, part in {"task": task, "rule": rule}.items():
         # TOML has no word for None: such a key is left out, and None again when the config is read.
-        keys = part.model_dump(mode="json", by_alias=True, exclude_none=True)  # type: ignore[attr-defined]
+        keys = part.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(part, Settings) else {}
         head = {key: value for key, value in heads[section].items() if value}
         filled[section] = head | {key: value for key, value in keys.items() if key not in heads[section]}
     return config.model_copy(update=filled)

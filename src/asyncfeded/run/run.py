@@ -88,6 +88,7 @@ def train(
             failed = status
         except RefusedError as error:
             status, failed, why = refuse(error, world), error.status, str(error)
+        stopping.asked.listens = False
         of_job = leave_job(status, ranks_lost)
     return Ended(status, max(of_job, failed), why, run_dir)
 

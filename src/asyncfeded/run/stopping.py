@@ -27,6 +27,8 @@ class Asked:
     since_s: float = 0.0
     """When the first wish to stop came (time.monotonic)."""
     checkpoint: bool = False
+    listens: bool = False
+    """Whether there is a run in this process."""
     interrupts: bool = False
     """Whether a wish to stop interrupts this rank at once."""
 
@@ -43,7 +45,7 @@ def listen() -> None:
 
     While Python ends, nothing is left to ask for: who signals a rank then does not change the status of a run that is done.
     """
-    asked.stop = asked.checkpoint = False  # what was asked of a run before this one
+    asked.__dict__.update(vars(Asked(listens=True)))  # without what was asked of a run before this one
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     signal.signal(signal.SIGUSR1, _keep)

@@ -11,6 +11,7 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi.world import World
 from asyncfeded.run.plan import Plan
 from asyncfeded.seeds import Stream, seed_globals
+from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.client import Trainer, work
 from asyncfeded.training.heterogeneity import ClientProfiles
@@ -25,6 +26,7 @@ class ClientParts:
     """What a worker has prepared to train its clients."""
 
     config: Config
+    task: CheckedTask
     flat: FlatModel
     profiles: ClientProfiles
     trainer: Trainer
@@ -74,7 +76,7 @@ def prepare(
     config, task, rule, _, _ = plan
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
     Trial(task, flat, trainer, config).run(homes(world, config.clients), client_data)
-    return ClientParts(config, flat, profiles, trainer, client_data)
+    return ClientParts(config, task, flat, profiles, trainer, client_data)
 
 
 def train_for_server(world: World, parts: ClientParts) -> bool:

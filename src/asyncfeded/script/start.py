@@ -65,7 +65,9 @@ def train(
         file: the run's TOML file.
         ranks: number of ranks to start, 1 server and the others clients; None: the ranks are here.
         overrides: `section.key=value`, applied to the file.
-        task: the task, made equal on all ranks; None: the one that the file names. Only without `ranks`.
+        task: the task, made equal on all ranks, instead of the one that the file names; only without `ranks`. The run's
+            config then has the name of its class, and the keys that it has as a `Settings`, so that `asyncfeded resume`
+            and `replay` find it again; the script's call of `train` must then stand behind `if __name__ == "__main__":`.
         rule: the rule, likewise.
 
     Raises:
@@ -89,8 +91,13 @@ def _train_here(file: Path, overrides: list[str], task: Task | None, rule: Rule 
             "no launcher has started this process: give a number of ranks (ranks=5), or start the script with mpiexec or "
             "srun (mpiexec -n 5 python SCRIPT)"
         )
-    from asyncfeded.run import run
+    from asyncfeded.run import run, stopping
 
+    if stopping.asked.listens:
+        raise ValueError(
+            "train was called while these ranks prepare another run, by the file that holds its task or its rule; put the "
+            'call behind `if __name__ == "__main__":`'
+        )
     with _own_signals():
         ended = run.train(file, overrides, task=task, rule=rule)
     if ended.of_job:
@@ -126,7 +133,7 @@ def _train_in_a_job(ranks: int, arguments: list[str]) -> Run:
     command, env, notes = launcher.command(ranks, arguments, lasting=True)
     for note in notes:
         print(f"asyncfeded: {note}", file=sys.stderr, flush=True)  # noqa: T201
-    env = {name: value for name, value in env.items() if name not in ("TTY_COMPATIBLE", "TTY_INTERACTIVE")}  # plain lines
+    env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}  # lines, and no live view, also where a kernel sets FORCE_COLOR
     log, ending = "", launcher.ending_signal()
     with (
         tempfile.TemporaryFile() as printed,

@@ -138,10 +138,14 @@ def load_task(table: dict[str, Any]) -> Task:
         ValueError: an unknown task, an unknown key or a value out of range; or whatever the task's class raises.
         TaskError: the class is not one of a task.
     """
-    task: Task = load(TASKS, table, "task", TAKEN)  # type: ignore[assignment]
+    return check_task(load(TASKS, table, "task", TAKEN), table["name"])
+
+
+def check_task(task: object, name: str) -> Task:
+    """The same object, if it is a task. Raises TaskError if a method is missing, or takes other arguments."""
     if faults := wrong_methods(task, Task, OPTIONAL):
-        raise TaskError(f"task {table['name']}: {'; '.join(faults)}")
-    return task
+        raise TaskError(f"task {name}: {'; '.join(faults)}")
+    return task  # type: ignore[return-value]
 
 
 def load_initial(table: dict[str, Any]) -> str:
