@@ -122,7 +122,7 @@ def test_a_table_is_no_weights(tmp_path):
 
 
 def test_the_folder_of_a_run_means_its_model(tmp_path):
-    with pytest.raises(FileFaultError, match=r"has no model.h5; .* asyncfeded export"):
+    with pytest.raises(FileFaultError, match=r"has no model.h5; give .*; asyncfeded export writes"):
         weights_file(tmp_path)
     save_model(tmp_path / "model.h5", {"w": torch.ones(2)}, 1)
     assert weights_file(tmp_path) == tmp_path / "model.h5"

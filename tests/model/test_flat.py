@@ -131,6 +131,13 @@ def test_a_float64_parameter_is_refused_by_name():
         FlatModel(module)
 
 
+def test_a_complex_parameter_is_refused_by_name():
+    module = nn.Linear(1, 1)
+    module.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"phase is torch\.complex64, expected torch\.float32: .* torch\.view_as_complex"):
+        FlatModel(module)
+
+
 def test_a_float64_buffer_is_refused_by_name():
     with pytest.raises(ValueError, match=r"kept is torch\.float64"):
         FlatModel(Keeper(torch.zeros(1, dtype=torch.float64)))

@@ -16,6 +16,7 @@ from asyncfeded.files.plain import FileFaultError, cannot_read, check_file
 
 MODEL = "model.h5"
 """Name of the model in the folder of a run."""
+ADVICE = "give a file of weights, or the folder of a run that has ended"
 SUFFIXES = (".pt", ".pth", ".safetensors")
 """Kinds of files that `write_weights` writes."""
 
@@ -27,13 +28,10 @@ def weights_file(place: Path) -> Path:
         FileFaultError: there is none.
     """
     if not place.is_dir():
-        check_file(place)
+        check_file(place, ADVICE)
         return place
     if not (place / MODEL).exists():
-        raise FileFaultError(
-            f"{place}: has no {MODEL}; give the folder of a run that has ended, or write the weights of one that goes on "
-            f"with asyncfeded export"
-        )
+        raise FileFaultError(f"{place}: has no {MODEL}; {ADVICE}; asyncfeded export writes that of a run that goes on")
     return place / MODEL
 
 

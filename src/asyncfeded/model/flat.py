@@ -74,6 +74,12 @@ EXPECTED = (
 )
 
 
+COMPLEX = (
+    "expected torch.float32: keep the real and the imaginary part as one parameter, torch.view_as_real(...), and compute "
+    "with torch.view_as_complex(parameter)"
+)
+
+
 class ModuleState:
     """The tensors of a module by name, each once, under its first name: what may travel, and what never does.
 
@@ -111,7 +117,8 @@ class ModuleState:
             if tensor.layout != torch.strided:
                 raise ValueError(f"{name} is {tensor.layout}, expected a dense tensor")
         if other := next((name for name, tensor in self.trained.items() if tensor.dtype != torch.float32), ""):
-            raise ValueError(f"{other} is {self.trained[other].dtype}, {EXPECTED}")
+            advice = COMPLEX if self.trained[other].is_complex() else EXPECTED
+            raise ValueError(f"{other} is {self.trained[other].dtype}, {advice}")
         kind = type(module).__name__
         if not self.num_params:
             why = "has no parameter that requires a gradient" if self.candidates else "has no parameters"

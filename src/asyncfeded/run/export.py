@@ -39,8 +39,11 @@ def export(run_dir: Path, to: Path) -> str:
     elif not (run_dir / "record.h5").exists():
         raise ValueError(f"{run_dir}: holds no run; give the folder of a run (run_dir)")
     newest = None
-    if version < 0 or checkpoint.checkpoints(run_dir / checkpoint.FOLDER):
+    try:
         newest = checkpoint.newest(run_dir)
+    except ValueError:  # it has none, or none that can be used
+        if version < 0:
+            raise
     if newest and newest.snapshot.version > version:
         path, version = newest.path, newest.snapshot.version
         state = _complete(run_dir, newest)

@@ -29,10 +29,10 @@ class Task(Protocol):
     A round knows nothing but the model that it was sent. It begins with the parameters, and with the statistics: those
     frozen parameters and persistent buffers of floating point that training changes. Everything else in the module (integer
     buffers, buffers that are not persistent, attributes) begins every round as `model` made it. Tensors that training does
-    not change are the server's on every rank, and must never change. What cannot be put back (an object that is no tensor
-    and is changed inside, such as a list that grows or a generator of its own, and state outside the module) must not change
-    the result of a round: before training a worker trains a short round twice from one model, and refuses the task if the
-    two differ.
+    not change must never change: frozen parameters must be the same on every rank, buffers become those of the server. What
+    cannot be put back (an object that is no tensor and is changed inside, such as a list that grows or a generator of its
+    own, and state outside the module) must not change the result of a round: before training a worker trains a short round
+    twice from one model, and refuses the task if the two differ.
 
     The global generators of torch, numpy and random are seeded before each round, before each test of the model, before
     `model`, `sizes` and `test_data`, and for each client before `client_data`. Then a run is the same to the bit on any
@@ -106,7 +106,7 @@ class Remarks(Protocol):
         """
 
 
-OPTIONAL = (Remarks,)
+OPTIONAL = (Collates, Remarks)
 """What a task may have besides the methods of `Task`."""
 TASKS: dict[str, type[Settings]] = {
     "digits": Digits,
