@@ -4,7 +4,8 @@ The images are numbers (n, channels, height, width), or what `layout` says, the 
 part lies in the same file under other names, or in another file, or is a share of the images that is held back.
 """
 
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asyncfeded.config import UserPath
-from asyncfeded.files.arrays import NamedArray, find, open_arrays
+from asyncfeded.files.arrays import find, open_arrays
 from asyncfeded.seeds import Stream, numpy_rng
 from asyncfeded.tasks.classification import Batch, Classification, Data, Sums
 from asyncfeded.tasks.pixels import Scale, full_pixel, magnitude, to_labels, to_unit
@@ -38,9 +39,10 @@ class Part(NamedTuple):
 
 @final
 class Images(Classification):
-    """Every rank reads the whole file once. Images of bytes stay bytes, and become floats batch by batch.
+    """Images and labels are arrays of one HDF5 file or *.npz.
 
-    A model gets float32 (n, channels, height, width), from 0 to 1 unless `scale` is `as_is`.
+    Every rank reads the whole file once. Images of bytes stay bytes, and become floats batch by batch. A model gets
+    float32 (n, channels, height, width), from 0 to 1 unless `scale` is `as_is`.
     """
 
     data: UserPath
@@ -121,11 +123,11 @@ class Images(Classification):
 
     def sizes(self, num_clients: int, seed: int) -> np.ndarray:
         """See `Task`; looks at no image."""
-        return np.array([len(part) for part in _parts(self, num_clients, seed)], np.int64)
+        return np.array([len(part) for part in self._parts(num_clients, seed)], np.int64)
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Data:
         """See `Task`."""
-        return self._take(False, _parts(self, num_clients, seed)[client])
+        return self._take(False, self._parts(num_clients, seed)[client])
 
     def test_data(self) -> Data:
         """See `Task`."""
@@ -149,6 +151,19 @@ class Images(Classification):
             return []
         return [remark_held_back(self.data, self._rows, self.test_share, self.split == "group")]
 
+    # Caches of this task alone, since a file may change from run to run: a rank asks for one client after the other.
+    @cached_property
+    def _parts(self) -> Callable[[int, int], list[np.ndarray]]:
+        return lru_cache(maxsize=1)(self._deal)
+
+    @cached_property
+    def _labels(self) -> Callable[[Part], np.ndarray]:
+        return lru_cache(maxsize=2)(partial(_read_labels, classes=self.classes))
+
+    @cached_property
+    def _pixels(self) -> Callable[[Part], np.ndarray]:
+        return lru_cache(maxsize=2)(self._read_pixels)
+
     def _part(self, test: bool) -> Part:
         """Where the images of training or of testing lie; one and the same place where some of them are held back."""
         if test and (self.test or self.test_images):
@@ -160,7 +175,7 @@ class Images(Classification):
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows to train on, of the training part, and those to test on, of the test part."""
         train, test = (self._part(test=False), self._part(test=True))
-        counts = [len(_labels(part, self.classes)) for part in (train, test)]
+        counts = [len(self._labels(part)) for part in (train, test)]
         if train == test:
             return hold_back(counts[0], self.test_share, str(self.data))
         return np.arange(counts[0]), np.arange(counts[1])
@@ -168,7 +183,7 @@ class Images(Classification):
     @cached_property
     def _num_classes(self) -> int:
         parts = (self._part(test=False), self._part(test=True))
-        return self.classes or 1 + max(int(_labels(part, 0).max()) for part in parts)
+        return self.classes or 1 + max(int(self._labels(part).max()) for part in parts)
 
     @cached_property
     def _shape(self) -> tuple[int, int, int]:
@@ -183,7 +198,7 @@ class Images(Classification):
                 f"{part.path}: {part.images}: images of {shape} (channels, height, width), expected {self._shape} as in "
                 f"{train.path}: {train.images}"
             )
-        pixels, labels = _pixels(part, train, self.layout, self.scale), _labels(part, self.classes)
+        pixels, labels = self._pixels(part), self._labels(part)
         if len(labels) != len(pixels):
             raise ValueError(
                 f"{part.path}: {part.labels} has {len(labels)} labels, expected {len(pixels)}, one for each of {part.images}"
@@ -191,6 +206,37 @@ class Images(Classification):
         inputs = torch.from_numpy(pixels[rows]).permute(TO_CHW[self.layout])
         inputs = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs.contiguous()
         return Data(inputs, torch.from_numpy(labels[rows]))
+
+    def _read_pixels(self, part: Part) -> np.ndarray:
+        """All images of a part, in the layout of the file: uint8 as they are there, anything else as float32."""
+        train = self._part(test=False)
+        like = magnitude(self._pixels(train)) if self.scale == "as_is" and part != train else 0.0
+        with open_arrays(part.path, ADVICE) as file:
+            array = find(file, part.path, part.images, f"{part.key}images")
+            images = array.read()
+        if images.dtype != np.uint8:
+            return to_unit(images, self.scale, array.where, like)
+        full_pixel(images, self.scale, array.where, like)
+        return images
+
+    def _deal(self, num_clients: int, seed: int) -> list[np.ndarray]:
+        """Rows of each client."""
+        part, (train, _) = self._part(test=False), self._rows
+        labels, rng = self._labels(part)[train], numpy_rng(seed, Stream.SPLIT)
+        if self.split == "even":
+            split = split_even(len(train), num_clients, rng)
+        elif self.split == "dirichlet":
+            split = split_dirichlet(labels, num_clients, self.alpha, self.samples_min, rng)
+        elif self.split == "class":
+            split = split_by_class(labels, num_clients, self.classes_each, rng)
+        else:
+            groups = _groups(part.path, self.groups)
+            if len(groups) != (count := len(self._labels(part))):
+                raise ValueError(
+                    f"{part.path}: {self.groups} has {len(groups)} groups, expected {count}, one for each of {part.images}"
+                )
+            split = split_by_group(groups[train], num_clients, f"{part.path}: {self.groups}")
+        return [train[rows] for rows in split]
 
     def _floats(self, images: Tensor) -> Tensor:
         """Images of bytes as the model takes them; others are so already."""
@@ -217,29 +263,7 @@ def augment(images: Tensor, flip: bool, crop: int) -> Tensor:
     return F.pad(images, (crop,) * 4).flatten(2).gather(2, places).view(images.shape)  # 20 times as fast as an index
 
 
-@lru_cache(maxsize=1)  # a rank asks for one client after the other
-def _parts(task: Images, num_clients: int, seed: int) -> list[np.ndarray]:
-    """Rows of each client."""
-    part, (train, _) = task._part(test=False), task._rows
-    labels, rng = _labels(part, task.classes)[train], numpy_rng(seed, Stream.SPLIT)
-    if task.split == "even":
-        split = split_even(len(train), num_clients, rng)
-    elif task.split == "dirichlet":
-        split = split_dirichlet(labels, num_clients, task.alpha, task.samples_min, rng)
-    elif task.split == "class":
-        split = split_by_class(labels, num_clients, task.classes_each, rng)
-    else:
-        groups = _groups(part.path, task.groups)
-        if len(groups) != (count := len(_labels(part, task.classes))):
-            raise ValueError(
-                f"{part.path}: {task.groups} has {len(groups)} groups, expected {count}, one for each of {part.images}"
-            )
-        split = split_by_group(groups[train], num_clients, f"{part.path}: {task.groups}")
-    return [train[rows] for rows in split]
-
-
-@lru_cache(maxsize=2)
-def _labels(part: Part, classes: int) -> np.ndarray:
+def _read_labels(part: Part, classes: int) -> np.ndarray:
     """All labels of a part, int64 (n,)."""
     with open_arrays(part.path, ADVICE) as file:
         array = find(file, part.path, part.labels, f"{part.key}labels")
@@ -250,13 +274,9 @@ def _labels(part: Part, classes: int) -> np.ndarray:
 
 
 def _shape(part: Part, layout: str) -> tuple[int, int, int]:
-    """Channels, height and width, as the file declares them."""
+    """Channels, height and width, as the file declares them. Raises ValueError if they are none in this layout."""
     with open_arrays(part.path, ADVICE) as file:
-        return _chw(find(file, part.path, part.images, f"{part.key}images"), layout)
-
-
-def _chw(array: NamedArray, layout: str) -> tuple[int, int, int]:
-    """Channels, height and width of an array of images. Raises ValueError if it is none in this layout."""
+        array = find(file, part.path, part.images, f"{part.key}images")
     shape, axes = array.shape, {"chw": "(n, channels, height, width)", "hwc": "(n, height, width, channels)"}
     is_ = f"{array.where}: is {array.dtype} {shape}"
     if array.dtype.kind not in "fiu" or len(shape) != len(TO_CHW[layout]) or 0 in shape:
@@ -271,19 +291,6 @@ def _chw(array: NamedArray, layout: str) -> tuple[int, int, int]:
         come = ("first", "chw") if first else ("last", "hwc")
         raise ValueError(f'{is_}, where the channels seem to come {come[0]}; set task.layout = "{come[1]}"')
     return tuple(shape[axis] for axis in TO_CHW[layout][1:])  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=2)
-def _pixels(part: Part, train: Part, layout: str, scale: Scale) -> np.ndarray:
-    """All images of a part, in the layout of the file: uint8 as they are there, anything else as float32."""
-    like = magnitude(_pixels(train, train, layout, scale)) if scale == "as_is" and part != train else 0.0
-    with open_arrays(part.path, ADVICE) as file:
-        array = find(file, part.path, part.images, f"{part.key}images")
-        images = array.read()
-    if images.dtype != np.uint8:
-        return to_unit(images, scale, array.where, like)
-    full_pixel(images, scale, array.where, like)
-    return images
 
 
 def _groups(path: Path, name: str) -> np.ndarray:

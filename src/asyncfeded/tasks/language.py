@@ -8,7 +8,7 @@ predicted once: a sample is `context` tokens, and the tokens that follow each of
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, final
@@ -38,9 +38,10 @@ class Source(NamedTuple):
 
 @final
 class Language(Settings):
-    """A rank reads the sources of its clients, one at a time, and counts the others.
+    """A GPT learns the next token of any text; tokens are bytes, or those of a tokenizer.
 
-    Tokens are uint8 where they are bytes, and int32 otherwise; the model turns them into indices.
+    A rank reads the sources of its clients, one at a time, and counts the others. Tokens are uint8 where they are
+    bytes, and int32 otherwise; the model turns them into indices.
     """
 
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -246,14 +247,17 @@ class Language(Settings):
         if self.split == "role":
             yield from (self._tokenizer.encode(text) for _, _, text in tff.texts(path, names, self.snippets))
         else:
-            yield from (_read(self, path / name if path.is_dir() else path) for name in names)
+            yield from (self._read(path / name if path.is_dir() else path) for name in names)
 
+    @cached_property
+    def _read(self) -> Callable[[Path], np.ndarray]:
+        """Of clients that share a file a rank asks for one after the other; the file may change from run to run."""
+        return lru_cache(maxsize=1)(self._read_file)
 
-@lru_cache(maxsize=1)  # of clients that share a file a rank asks for one after the other
-def _read(task: Language, path: Path) -> np.ndarray:
-    """The tokens of a file, (n,)."""
-    if task.tokenizer:
-        return task._tokenizer.encode(read_text(path))
-    raw = read_bytes(path)
-    check_text(path, raw)
-    return np.frombuffer(raw, np.uint8)
+    def _read_file(self, path: Path) -> np.ndarray:
+        """The tokens of a file, (n,)."""
+        if self.tokenizer:
+            return self._tokenizer.encode(read_text(path))
+        raw = read_bytes(path)
+        check_text(path, raw)
+        return np.frombuffer(raw, np.uint8)
