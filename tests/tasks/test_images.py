@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from asyncfeded import tasks
-from asyncfeded.tasks.images import augment
+from asyncfeded.tasks.augment import augment
 from asyncfeded.tasks.resnet import Block, ResNet
 from tasks.data import changed, read_all, refused, split
 
@@ -129,6 +129,26 @@ def test_few_classes_and_whole_groups_go_to_a_client(pictures):
     ]
 
 
+def test_a_client_has_test_images_of_its_groups_or_classes(pictures):
+    """Half of 30 images are held back; whatever the split, they are dealt as the others are."""
+    for keys in ({"split": "group"}, {"split": "class", "classes_each": 1}, {"split": "dirichlet", "samples_min": 1}, {}):
+        task = pictures(test_share=0.5, **keys)
+        held = [task.held_out(client, 3, 0) for client in range(3)]
+        assert sorted(number for data in held for number in numbers(data)) == sorted(numbers(task.test_data()))
+        kind = (lambda number: number // 5) if keys.get("split") == "group" else (lambda number: number % 3)
+        for own, data in zip(held, split(task, 3), strict=True):
+            assert {kind(number) for number in numbers(own)} <= {kind(number) for number in numbers(data)}
+    with pytest.raises(ValueError, match="the test part has no groups, and a client no test images of its own; leave the"):
+        pictures(OTHER, test_images="x", test_labels="y", split="group").held_out(0, 2, 0)
+    task = pictures({"x": OTHER["x"], "y": [1, 1]}, test_images="x", test_labels="y", split="class", classes_each=1)
+    sizes = [
+        len(task.held_out(client, 3, 0).targets) if 1 in data.targets else 0 for client, data in enumerate(split(task, 3))
+    ]
+    assert sorted(sizes) == [0, 0, 2]
+    with pytest.raises(ValueError, match=f"client {sizes.index(0)} has no test images of its own; lower clients, or give"):
+        task.held_out(sizes.index(0), 3, 0)
+
+
 def by_hand(image, mirrored, down, right, crop):
     """One image, moved and mirrored pixel by pixel."""
     moved = torch.zeros_like(image)
@@ -188,8 +208,8 @@ FAULTS = {
     "no images": ({"images": None}, {}, "no array 'images', it has groups, labels; name the right one with task.images"),
     "no labels": ({"labels": None}, {}, "no array 'labels', it has groups, images; name the right one with task.labels"),
     "no groups": ({"groups": None}, {"split": "group"}, "no array 'groups', it has images, labels; name the right one with"),
-    "too few groups": ({"groups": [1]}, {"split": "group"}, "groups has 1 groups, expected 30, one for each of images"),
-    "broken groups": ({"groups": [0.5]}, {"split": "group"}, "groups: is float64 (1,), expected whole numbers or texts"),
+    "too few groups": ({"groups": [1]}, {"split": "group"}, "groups: is int64 (1,), expected whole numbers or"),
+    "broken groups": ({"groups": np.full(30, 0.5)}, {"split": "group"}, "groups: is float64 (30,), expected whole"),
     "too few labels": ({"labels": [0, 1]}, {}, "labels has 2 labels, expected 30, one for each of images"),
     "labels in two columns": ({"labels": np.ones((30, 2), int)}, {}, "labels: is int64 (30, 2), expected integers of"),
     "no label": ({"labels": np.zeros(0, int)}, {}, "labels: is int64 (0,), expected integers of shape (n,), one or more"),

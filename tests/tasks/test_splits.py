@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.seeds import Stream, numpy_rng
-from asyncfeded.tasks.splits import hold_back, split_by_class, split_by_group, split_dirichlet, split_even
+from asyncfeded.tasks.splits import hold_back, split_alike, split_by_class, split_by_group, split_dirichlet, split_even
 
 LABELS = np.repeat([5, 2, 9, 7], [12, 8, 6, 4])
 """Four classes, 30 rows."""
@@ -79,3 +79,10 @@ def test_a_single_row_cannot_be_held_back():
 def test_too_few_rows_for_a_dirichlet_split_are_refused():
     with pytest.raises(ValueError, match=r"30 training images are too few for 4 clients of at least 8; lower clients"):
         split_dirichlet(LABELS, 4, 1.0, 8, rng())
+
+
+def test_rows_to_test_on_are_dealt_as_those_to_train_on():
+    """Client 0 trains on 2 of 3 rows of a and client 1 on the third; b is client 1's alone; nobody trains on c."""
+    kinds = np.array(["a", "b", "a", "c", "a", "b", "a", "a", "a"])
+    parts = split_alike(kinds, [np.array(["a", "a"]), np.array(["b", "a", "b"]), np.array(["d"])])
+    assert [part.tolist() for part in parts] == [[0, 2, 4, 6], [1, 5, 7, 8], []]

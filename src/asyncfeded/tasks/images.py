@@ -11,17 +11,25 @@ from typing import Literal, NamedTuple, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asyncfeded.config import UserPath
 from asyncfeded.files.arrays import find, open_arrays
 from asyncfeded.seeds import Stream, numpy_rng
+from asyncfeded.tasks.augment import augment
 from asyncfeded.tasks.classification import Batch, Classification, Data, Sums
 from asyncfeded.tasks.pixels import Scale, full_pixel, magnitude, to_labels, to_unit
 from asyncfeded.tasks.resnet import Norm, ResNet
-from asyncfeded.tasks.splits import hold_back, remark_held_back, split_by_class, split_by_group, split_dirichlet, split_even
+from asyncfeded.tasks.splits import (
+    hold_back,
+    remark_held_back,
+    split_alike,
+    split_by_class,
+    split_by_group,
+    split_dirichlet,
+    split_even,
+)
 
 ADVICE = "give the path of an HDF5 file or a *.npz as task.data=..."
 TO_CHW = {"chw": (0, 1, 2, 3), "hwc": (0, 3, 1, 2), "hw": (0, 1, 2)}
@@ -133,6 +141,15 @@ class Images(Classification):
         """See `Task`."""
         return self._take(True, self._rows[1])
 
+    def held_out(self, client: int, num_clients: int, seed: int) -> Data:
+        """See `HoldsOut`: test images of its groups, or of its classes in the proportions of its training images."""
+        if self.split == "group" and self._part(test=True) != self._part(test=False):
+            raise ValueError("the test part has no groups, and a client no test images of its own; leave the test part out")
+        rows = self._dealt_test(num_clients, seed)[client]
+        if not len(rows):
+            raise ValueError(f"client {client} has no test images of its own; lower clients, or give more images to test on")
+        return self._take(True, self._rows[1][rows])
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats of images that are flipped and moved, in one pass over the batch."""
         images, labels = batch
@@ -155,6 +172,10 @@ class Images(Classification):
     @cached_property
     def _parts(self) -> Callable[[int, int], list[np.ndarray]]:
         return lru_cache(maxsize=1)(self._deal)
+
+    @cached_property
+    def _dealt_test(self) -> Callable[[int, int], list[np.ndarray]]:
+        return lru_cache(maxsize=1)(self._deal_test)
 
     @cached_property
     def _labels(self) -> Callable[[Part], np.ndarray]:
@@ -221,22 +242,37 @@ class Images(Classification):
 
     def _deal(self, num_clients: int, seed: int) -> list[np.ndarray]:
         """Rows of each client."""
-        part, (train, _) = self._part(test=False), self._rows
-        labels, rng = self._labels(part)[train], numpy_rng(seed, Stream.SPLIT)
+        (train, _), rng = self._rows, numpy_rng(seed, Stream.SPLIT)
+        kinds = self._kinds[train]
         if self.split == "even":
             split = split_even(len(train), num_clients, rng)
         elif self.split == "dirichlet":
-            split = split_dirichlet(labels, num_clients, self.alpha, self.samples_min, rng)
+            split = split_dirichlet(kinds, num_clients, self.alpha, self.samples_min, rng)
         elif self.split == "class":
-            split = split_by_class(labels, num_clients, self.classes_each, rng)
+            split = split_by_class(kinds, num_clients, self.classes_each, rng)
         else:
-            groups = _groups(part.path, self.groups)
-            if len(groups) != (count := len(self._labels(part))):
-                raise ValueError(
-                    f"{part.path}: {self.groups} has {len(groups)} groups, expected {count}, one for each of {part.images}"
-                )
-            split = split_by_group(groups[train], num_clients, f"{part.path}: {self.groups}")
+            split = split_by_group(kinds, num_clients, f"{self.data}: {self.groups}")
         return [train[rows] for rows in split]
+
+    def _deal_test(self, num_clients: int, seed: int) -> list[np.ndarray]:
+        """Which of the rows to test on are each client's."""
+        part, kinds = self._part(test=True), self._kinds
+        held = (kinds if part == self._part(test=False) else self._labels(part))[self._rows[1]]
+        return split_alike(held, [kinds[rows] for rows in self._parts(num_clients, seed)])
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        """What decides over the split: the group of each image of the training part, or its label."""
+        part = self._part(test=False)
+        labels = self._labels(part)
+        if self.split != "group":
+            return labels
+        with open_arrays(part.path, ADVICE) as file:
+            array = find(file, part.path, self.groups, "task.groups")
+            if array.shape != labels.shape or not (array.is_text or array.dtype.kind in "iu"):
+                expected = f"whole numbers or texts {labels.shape}, one for each of {part.labels}"
+                raise ValueError(f"{array.where}: is {array.dtype} {array.shape}, expected {expected}")
+            return np.array(array.texts()) if array.is_text else array.read()
 
     def _floats(self, images: Tensor) -> Tensor:
         """Images of bytes as the model takes them; others are so already."""
@@ -244,23 +280,6 @@ class Images(Classification):
             return images
         full = 255.0 if self.scale == "auto" else 1.0 if self.scale == "as_is" else self.scale
         return images.float().div_(full)
-
-
-def augment(images: Tensor, flip: bool, crop: int) -> Tensor:
-    """Images flipped and moved at random, each by its own draw of the CPU's global generator, which every round seeds.
-
-    Args:
-        images: (n, channels, height, width), of any type.
-        flip: whether half of them are mirrored, left to right.
-        crop: pixels by which they are moved at most, up or down and left or right; zeros move in.
-    """
-    (n, channels, height, width), device = images.shape, images.device
-    mirrored = (torch.rand(n, 1) < 0.5 * flip).to(device)
-    down, right = torch.randint(0, 2 * crop + 1, (2, n, 1)).to(device)
-    rows, columns = torch.arange(height, device=device) + down, torch.arange(width, device=device) + right
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    places = (rows[:, :, None] * (width + 2 * crop) + columns[:, None, :]).view(n, 1, -1).expand(n, channels, -1)
-    return F.pad(images, (crop,) * 4).flatten(2).gather(2, places).view(images.shape)  # 20 times as fast as an index
 
 
 def _read_labels(part: Part, classes: int) -> np.ndarray:
@@ -291,12 +310,3 @@ def _shape(part: Part, layout: str) -> tuple[int, int, int]:
         come = ("first", "chw") if first else ("last", "hwc")
         raise ValueError(f'{is_}, where the channels seem to come {come[0]}; set task.layout = "{come[1]}"')
     return tuple(shape[axis] for axis in TO_CHW[layout][1:])  # type: ignore[return-value]
-
-
-def _groups(path: Path, name: str) -> np.ndarray:
-    """The group of each image, numbers or strings (n,)."""
-    with open_arrays(path, ADVICE) as file:
-        array = find(file, path, name, "task.groups")
-        if len(array.shape) != 1 or not (array.is_text or array.dtype.kind in "iu"):
-            raise ValueError(f"{array.where}: is {array.dtype} {array.shape}, expected whole numbers or texts of shape (n,)")
-        return np.array(array.texts()) if array.is_text else array.read()

@@ -4,6 +4,7 @@ A split is a list of the rows of each client, int64 (n,); together they are all 
 are counted, and the samples themselves are not looked at, so that a split is cheap.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,23 @@ def split_by_group(groups: np.ndarray, num_clients: int, where: str) -> list[np.
     rows = np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1])
     having = f"{where} has {len(names)} groups to train on"
     return [np.concatenate(deal(rows, client, num_clients, having)) for client in range(num_clients)]
+
+
+def split_alike(kinds: np.ndarray, had: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rows to test on, dealt as other rows are: each kind of them in the proportions in which the clients have it.
+
+    Args:
+        kinds: class or group of each row, (n,).
+        had: for each client the kinds of the rows that it trains on.
+    """
+    names, numbers = np.unique(np.concatenate([kinds, *had]), return_inverse=True)
+    own, client_of = numbers[: len(kinds)], np.repeat(np.arange(len(had)), [len(some) for some in had])
+    counts = np.zeros((len(names), len(had)), np.int64)
+    np.add.at(counts, (numbers[len(kinds) :], client_of), 1)
+    parts: list[list[np.ndarray]] = [[] for _ in had]
+    for number in np.unique(own[counts.sum(axis=1)[own] > 0]):  # what nobody trains on is nobody's
+        rows = np.flatnonzero(own == number)
+        ends = np.cumsum(counts[number]) * len(rows) // counts[number].sum()
+        for part, piece in zip(parts, np.split(rows, ends[:-1]), strict=True):
+            part.append(piece)
+    return [np.sort(np.concatenate([np.zeros(0, np.int64), *part])) for part in parts]
