@@ -85,3 +85,16 @@ def text(tmp_path):
         return tasks.load_task({"name": "language", "data": str(tmp_path / "text")} | small | keys)
 
     return write
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Writes a table, by default 20 rows of y = 3 x + 100 and a column that is constant; gives the task."""
+
+    def write(lines=None, name="data.csv", **keys):
+        good = ["x,site,y,one", *(f"{x},h{x // 4},{3 * x + 100},1" for x in range(20))]
+        (tmp_path / name).write_text("\n".join(lines or good) + "\n")
+        table = {"name": "tabular", "data": str(tmp_path / name), "target": "y", "features": ["x", "one"], "hidden": 8}
+        return tasks.load_task(table | keys)
+
+    return write

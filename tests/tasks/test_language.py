@@ -183,6 +183,7 @@ def test_perplexity_is_that_of_a_token(text):
     sums = task.score(Knows(0.2), data)
     assert {name: count for name, (_, count) in sums.items()} == dict.fromkeys(("perplexity", "loss", "accuracy"), 20)
     assert float(sums["loss"][0]) == pytest.approx(20 * math.log(5))
+    assert type(task).metrics["perplexity"].value(float(sums["perplexity"][0]), 20) == pytest.approx(5)
     assert int(sums["accuracy"][0]) == 20
     assert float(task.loss(Knows(0.2), data)) == pytest.approx(math.log(5))
 

@@ -19,6 +19,8 @@ OWN_DATA = {
     "images": ("pictures", {"split": "class"}),
     "resnet": ("pictures", {"model": "resnet", "split": "group"}),
     "blocks": ("text", {"test_share": 0.5}),
+    "regression": ("rows", {}),
+    "classes": ("rows", {"target": "one", "features": ["x", "y"], "kind": "classification", "group": "site", "classes": 2}),
 }
 """Tasks of arrays, text and tables: fixture and keys."""
 
@@ -56,7 +58,7 @@ def test_the_resolved_keys_of_a_task_load_it_again(every_task):
     assert tasks.load_task(table(every_task)) == every_task
 
 
-@pytest.fixture(params=["even", "dirichlet", "h5", "synthetic", "roles", "skipped", "class", "files"])
+@pytest.fixture(params=["even", "dirichlet", "h5", "synthetic", "roles", "skipped", "class", "files", "groups"])
 def task_of(request):
     """A task of so many clients, writers, devices or roles."""
 
@@ -73,6 +75,9 @@ def task_of(request):
             return request.getfixturevalue("pictures")(
                 {"images": np.ones((len(labels), 1, 4, 5)), "labels": labels}, f"{clients}.npz", split="class"
             )
+        if request.param == "groups":
+            lines = [f"{i},{i},{i % clients}" for i in range(9 * clients)]
+            return request.getfixturevalue("rows")(["x,y,site", *lines], f"{clients}.csv", features=[], group="site")
         if request.param == "files":
             files = {f"{clients}/{name}.txt": "To be, or not" for name in names}
             return request.getfixturevalue("text")(files, split="file", pattern=f"{clients}/*.txt")

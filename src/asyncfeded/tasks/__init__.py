@@ -21,6 +21,7 @@ from asyncfeded.tasks.images import Images
 from asyncfeded.tasks.language import Language
 from asyncfeded.tasks.shakespeare import Shakespeare
 from asyncfeded.tasks.synthetic import Synthetic
+from asyncfeded.tasks.tabular import Tabular
 
 
 class Task(Protocol):
@@ -116,6 +117,7 @@ TASKS: dict[str, type[Settings]] = {
     "shakespeare": Shakespeare,
     "images": Images,
     "language": Language,
+    "tabular": Tabular,
 }
 
 
