@@ -59,8 +59,8 @@ class GlobalModel:
         self.layout = layout
         self._x = initial.detach().clone()
         self.version = 0
-        self._sent = layout.sent
-        self.reply = [self._x.new_zeros(self._sent) for _ in range(num_clients)]  # pages written now, not one by one later
+        self._num_own = layout.sent - layout.size
+        self.reply = [self._x.new_zeros(layout.sent) for _ in range(num_clients)]  # pages written now, not one by one later
         self.base = [reply[: layout.size] for reply in self.reply]
         self.base_version = np.full(num_clients, -1, np.int64)
         self._arriving: dict[int, Arriving] = {}  # by client: updates with a part measured
@@ -102,7 +102,7 @@ class GlobalModel:
             self._arriving[client] = Arriving(self.version, moved)
         arriving = self._arriving[client]
         if start < n:
-            arriving.change_sq = kernel.squared_distance(w[: base.numel()], base, start, min(stop, n), arriving.change_sq)
+            arriving.change_sq = kernel.squared_distance(self.without_own(w), base, start, min(stop, n), arriving.change_sq)
         arriving.finite &= self._rest_is_finite(w, start, stop)
 
     def distances(self, client: int, w: Tensor) -> tuple[float, float]:
@@ -121,7 +121,7 @@ class GlobalModel:
         n, base = self.layout.num_params, self.base[client]
         arriving = self._arriving.pop(client, None)
         if arriving is None:
-            moved_sq, change_sq = kernel.sums(self.x, w[: base.numel()], base, n)
+            moved_sq, change_sq = kernel.sums(self.x, self.without_own(w), base, n)
             finite = self._rest_is_finite(w, 0, w.numel())
         else:
             moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite
@@ -132,7 +132,11 @@ class GlobalModel:
     def own(self, client: int) -> Tensor:
         """What is a client's own: float32 (own,), in its reply; 0 before it has sent any."""
         reply = self.reply[client]
-        return reply[reply.numel() - (self._sent - self.layout.size) :]
+        return reply[reply.numel() - self._num_own :]
+
+    def without_own(self, w: Tensor) -> Tensor:
+        """The model in a message, float32 (size,); the message itself if there is nothing else in it."""
+        return w[: self.layout.size] if self._num_own else w
 
     def keep_own(self, client: int, w: Tensor) -> None:
         """Take what is a client's own from its update.
@@ -141,8 +145,8 @@ class GlobalModel:
             client: whose update.
             w: float32 (layout.sent,), finite.
         """
-        if self._sent > self._x.numel():
-            self.own(client).copy_(w[self._x.numel() :])
+        if self._num_own:
+            self.own(client).copy_(w[self.layout.size :])
 
     def merge(self, client: int, w: Tensor, eta: float) -> None:
         """x_{t+1} = x_t + eta (w - x_s) for the parameters, and hand the result out to the client.
@@ -217,9 +221,9 @@ class GlobalModel:
     def hold(self, client: int) -> None:
         """Make a new buffer for the reply to a client, if its base was forgotten."""
         if not self.base[client].numel():
-            reply = self._x.new_zeros(self._sent)
-            reply[self._x.numel() :].copy_(self.own(client))
-            self.reply[client], self.base[client] = reply, reply[: self._x.numel()]
+            reply, size = self._x.new_zeros(self.layout.sent), self.layout.size
+            reply[size:].copy_(self.own(client))
+            self.reply[client], self.base[client] = reply, reply[:size]
 
     def restore(
         self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor], own: Iterable[Tensor]

@@ -217,7 +217,7 @@ class Server:
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise DivergedError(self._diverged())
-        w = arrival.weights[: model.layout.size]
+        w = model.without_own(arrival.weights)
         update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w)
         refusal = self._fault(update, arrival.train_loss)
         if refusal:
