@@ -265,14 +265,23 @@ OTHER = {
     "faults.bad_loss": "take",
     "training.last_batch": "join",
     "training.optimizer_state": "kept",
+    "training.optimizer_options": {"nesterov": True},
+    "training.precision": "bf16",
+    "training.compile": True,
+    "training.channels_last": True,
+}
+NEED_OTHER_KEYS = {
+    "clock",
+    "replay",
+    *(f"training.{key}" for key in ("unit", "steps", "schedule", "schedule_over", "schedule_length", "learning_rate_end")),
 }
 
 
-@pytest.mark.parametrize("key", [key for key in ROWS if key not in ("clock", "replay")])  # these need other keys
+@pytest.mark.parametrize("key", [key for key in ROWS if key not in NEED_OTHER_KEYS])
 def test_the_digest_ignores_folder_device_and_checkpoints_and_nothing_else(toml, key):
     default = ROWS[key]
     other = OTHER.get(key, [2] if isinstance(default, list) else 7 if isinstance(default, int) else 0.5)
-    changed = load_config(toml(), [f"{key}={json.dumps(other)}"])
+    changed = load_config(toml(), [f"{key}={'{nesterov=true}' if isinstance(other, dict) else json.dumps(other)}"])
     same = changed.digest() == load_config(toml(), []).digest()
     assert same == (key.partition(".")[0] in ("run_dir", "device", "checkpoint"))
 

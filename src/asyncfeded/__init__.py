@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from asyncfeded.rules.decision import Decision, Reply, State, Update
     from asyncfeded.script.opened import Run, open  # noqa: A004
     from asyncfeded.script.start import RunFailed, train
-    from asyncfeded.tasks import Task
+    from asyncfeded.tasks import Optimizes, Schedules, Steps, Task
+    from asyncfeded.tasks.at import At
     from asyncfeded.tasks.classification import Batch, Classification, Data, Sums
 
 __version__ = version("asyncfeded")
 
 __all__ = [
+    "At",
     "Batch",
     "Classification",
     "Data",
@@ -32,12 +34,15 @@ __all__ = [
     "GlobalModel",
     "Layout",
     "Metric",
+    "Optimizes",
     "Reply",
     "Rule",
     "Run",
     "RunFailed",
+    "Schedules",
     "Settings",
     "State",
+    "Steps",
     "Sums",
     "Task",
     "Update",
@@ -47,6 +52,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "At": "tasks.at",
     "Batch": "tasks.classification",
     "Classification": "tasks.classification",
     "Data": "tasks.classification",
@@ -54,12 +60,15 @@ _ROOMS = {
     "GlobalModel": "model.global_model",
     "Layout": "model.flat",
     "Metric": "metric",
+    "Optimizes": "tasks",
     "Reply": "rules.decision",
     "Rule": "rules",
     "Run": "script.opened",
     "RunFailed": "script.start",
+    "Schedules": "tasks",
     "Settings": "config",
     "State": "rules.decision",
+    "Steps": "tasks",
     "Sums": "tasks.classification",
     "Task": "tasks",
     "Update": "rules.decision",

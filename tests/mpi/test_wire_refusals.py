@@ -27,7 +27,7 @@ def takes_the_next(wire, buffer):
         ({"client": -7}, "sent an update: it is from client -7, who was not asked"),
         ({"round": 1}, "sent an update: it answers round 1, expected 0"),
         ({"version": 1}, "sent an update: it started from version 1, which the client does not hold: it was sent 0"),
-        ({"epochs": 2}, "sent an update: it has done 2 epochs, expected 1"),
+        ({"epochs": 2}, "sent an update: it has done K = 2, expected 1"),
         ({"samples": 0}, "sent an update: it has done 1 steps and seen 0 samples"),
         ({"steps": -1}, "sent an update: it has done -1 steps and seen 1 samples"),
         ({"wait_s": np.nan}, "sent an update: it took 0.0 s and waited nan s"),

@@ -73,7 +73,7 @@ class Bench:
         rule=None,
         statistics=0,
         own=0,
-        samples=None,
+        workloads=(),
         **faults,
     ):
         module = nn.Linear(2, 1, bias=False)
@@ -99,7 +99,7 @@ class Bench:
                 Evaluation(every_s=every_s, share=share),
                 METRICS._replace(goal=goal),
                 in_idle_moments=True,
-                samples=samples,
+                workloads=workloads,
             ),
             observer=self,
         )

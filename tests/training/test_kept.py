@@ -7,7 +7,8 @@ from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel, own_views
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Data
-from asyncfeded.training.client import ClientData, Trainer
+from asyncfeded.training.batches import ClientData
+from asyncfeded.training.client import Trainer
 from asyncfeded.training.kept import Kept, own_tensors
 from asyncfeded.wire.messages import Order
 
@@ -18,6 +19,7 @@ class Task:
     """Cross entropy."""
 
     name = "mine"
+    optimizer = factor = step = None
 
     def loss(self, model, batch):
         return nn.functional.cross_entropy(model(batch[0]), batch[1])

@@ -3,11 +3,11 @@
 import math
 from itertools import cycle
 
-import numpy as np
 import pytest
 
-from asyncfeded.config import Faults
+from asyncfeded.config import Faults, Training
 from asyncfeded.rules.fedavg import FedAvg
+from asyncfeded.training.rounds import Workload
 from asyncfeded.wire.messages import Lost, Refused
 from training.servers import HAND_WORKED
 
@@ -123,12 +123,37 @@ def test_an_update_whose_loss_is_not_finite_is_refused_or_taken_as_the_config_sa
 
 
 def test_an_update_that_counts_other_samples_than_its_client_has_is_refused(bench):
-    """Client 1 has 5 samples, in 2 epochs 10: it could weigh a thousand times more in a mean of all clients."""
-    said = [10_000, 9, 10]
-    script = [(0, [1.0, 1.0], {"samples": 6}), *((1, [1.0, 1.0], {"samples": samples}) for samples in said)]
-    done = bench(script, updates=2, samples=np.array([3, 5])).run()
-    assert done.rows["accepted"].tolist() == [True, False, False, True]
-    assert done.said[0] == "refused, client 1: 10000 samples in 2 epochs, but its data has 10 in so many"
+    """Client 1 has 5 samples by 4, in 2 epochs 10 in 4 steps: it could weigh a thousand times more in a mean of all."""
+    said = [(4, 10_000), (4, 9), (2, 10), (4, 10)]
+    told = ({"steps": steps, "samples": samples} for steps, samples in said)
+    script = [(0, [1.0, 1.0], {"steps": 2, "samples": 6}), *((1, [1.0, 1.0], fields) for fields in told)]
+    workloads = [Workload(samples, 4, Training()) for samples in (3, 5)]
+    done = bench(script, updates=2, workloads=workloads).run()
+    assert done.rows["accepted"].tolist() == [True, False, False, False, True]
+    assert done.said[0] == "refused, client 1: 10000 samples in 4 steps, but its data has 10 in 4 (K = 2)"
+    assert done.server.state.steps.tolist() == [2, 4]
+
+
+# --- what a client is told about its training
+
+
+def test_a_client_is_told_its_steps_so_far_and_the_share_of_the_run_by_the_limit_that_is_nearest(bench):
+    """4 updates are the limit; the 1e9 s are far. A refused update's steps do not count."""
+    script = [(0, [1.0, 1.0]), (0, [float("nan"), 1.0]), (1, [1.0, 1.0]), (0, [1.0, 2.0]), (1, [2.0, 2.0])]
+    done = bench(script, updates=4, seconds=1e9).run()
+    told = [(sent.client, sent.steps, round(sent.share, 6)) for sent in done.wire.replies]
+    first, _, other, second, _ = done.rows["steps"].tolist()
+    assert told == [
+        (0, 0, 0.0), (1, 0, 0.0), (0, first, 0.25), (0, first, 0.25), (1, other, 0.5), (0, first + second, 0.75),
+    ]  # fmt: skip
+    assert done.rows["share"].round(6).tolist() == [0.0, 0.25, 0.0, 0.25, 0.5]
+
+
+def test_in_a_replay_a_client_is_told_the_share_that_the_record_has(bench):
+    done = bench([(0, [1.0, 1.0]), (1, [1.0, 1.0])], updates=2)
+    done.server.settings = done.server.settings._replace(share=lambda client, number: (client + 10 * number + 1) / 100)
+    assert done.run().rows["share"].tolist() == [0.01, 0.02]
+    assert [sent.share for sent in done.wire.replies] == [0.01, 0.02, 0.11]
 
 
 # --- what the wire did not take for an update, and clients that are lost

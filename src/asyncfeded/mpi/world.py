@@ -17,7 +17,7 @@ import numpy as np
 from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; ranks of different versions refuse to train together."""
 PROBLEMS_TOLD = 3
 """How many different problems of ranks are told, when a job does not start."""

@@ -44,6 +44,8 @@ NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluat
 BY_CLIENT = {
     "epochs": "epochs",
     "rounds": "rounds",
+    "steps": "steps",
+    "share": "share",
     "counts": "updates",
     "out": "out",
     "refused_in_a_row": "refused",
@@ -247,6 +249,7 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
     for client, epochs in (*state.withheld, *lost):  # they get their orders as soon as the run continues
         clients["epochs"][client], clients["base_version"][client], clients["out"][client] = epochs, model.version, True
         clients["rounds"][client] += 1
+        clients["share"][client] = math.nan  # follows from the limits that the run then has
     return Snapshot(
         config=config,
         provenance=book.provenance,

@@ -31,10 +31,10 @@ from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import Record, UpdateRow
 from asyncfeded.tasks.contract import TaskError
-from asyncfeded.training.batches import batch_sizes
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.training.rounds import Workload
 from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.deadlines import Deadlines
@@ -54,12 +54,14 @@ class ServerParts:
     flat: FlatModel
     """The model that snapshots are evaluated in."""
     rule: rules.Rule
-    samples: np.ndarray
-    """int64 (clients,), samples that a client sees in an epoch."""
+    workloads: list[Workload]
+    """What K means for each client."""
     state: ServerState
     """The state in which the run begins or continues."""
     due: Due
     """When an update is due; not used on the wall clock."""
+    share: Callable[[int, int], float] | None
+    """What each client is told about the part of the run that is done; None: it follows from the limits."""
     evaluator: Evaluator
     open_record: Callable[[], Record]
     """Opens the record; call it once. The record of a resumed run then loses its rows after the checkpoint."""
@@ -107,26 +109,25 @@ def prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, metrics, rule = plan.config, plan.metrics, plan.rule
-    sizes = zip(profiles.clients["samples"].tolist(), profiles.clients["batch_size"].tolist(), strict=True)
-    samples = np.array([sum(batch_sizes(*size, config.training.last_batch)) for size in sizes], np.int64)
     model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, contract.init(rule, model, epochs), epochs)
     evaluator, remarks = make_evaluator(plan, flat)
     due: Due = profiles.due
+    share = None
     data = digest_files(plan.task.paths()) + plan.origin
     if config.replay:
         recorded = record.read_record(Path(config.replay))
         check_data(Path(config.replay), recorded, data, profiles.clients)
-        due = Replay(recorded.updates)
+        due = repeated = Replay(recorded.updates)
+        share = repeated.share
     owned.check()
+    made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state)
     again = folder.is_unbegun(Path(config.run_dir))
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
         book = _open_run(config, metrics, places, profiles.clients, owned, cleanup, data)
-        return ServerParts(
-            config, metrics, places, flat, rule, samples, state, due, evaluator, lambda: book, "", remarks, owned
-        )
+        return made(due, share, evaluator, lambda: book, "", remarks, owned)
     point = resume.find(resumed, config, metrics, model.layout, state.rule)
     check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
@@ -137,7 +138,7 @@ def prepare(
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     newest = point.path.name
-    return ServerParts(config, metrics, places, flat, rule, samples, state, due, evaluator, reopen, newest, sentences, owned)
+    return made(due, share, evaluator, reopen, newest, sentences, owned)
 
 
 def make_evaluator(plan: Plan, flat: FlatModel) -> tuple[Evaluator, tuple[str, ...]]:
@@ -220,7 +221,8 @@ class ServerRun:
         self._keeper = resume.Keeper(
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
-        settings = ServerSettings(config.limits, config.faults, config.evaluation, parts.metrics, not ordered, parts.samples)
+        of_run = (config.limits, config.faults, config.evaluation, parts.metrics)
+        settings = ServerSettings(*of_run, not ordered, parts.workloads, parts.share)
         wire = self._staging or self._clock or self.wire
         self._server = Server(wire, parts.rule, state, parts.evaluator, settings, observer=self)
 

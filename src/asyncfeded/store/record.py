@@ -30,7 +30,8 @@ from asyncfeded.store.checkpoint.file import checksum, text, write
 from asyncfeded.store.table import Table
 
 SCHEMA = 3
-"""Version of the layout of record.h5. Version 2 knew accuracy and loss only, version 1 no places and no `queue`."""
+"""Version of the layout of record.h5. Version 2 knew accuracy and loss only, and had no `share`; version 1 had no places and
+no `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
@@ -55,7 +56,7 @@ class UpdateRow(NamedTuple):
     gamma: Float64
     eta: Float64
     epochs: Int32
-    """K of this update."""
+    """K of this update, in epochs or in steps (training.unit)."""
     next_epochs: Int32
     """K that the client got next. 0: no reply yet."""
     moved_norm: Float64
@@ -65,6 +66,9 @@ class UpdateRow(NamedTuple):
     train_loss: Float64
     samples: Int64
     steps: Int64
+    """Steps of the client's optimizer."""
+    share: Float64
+    """Part of the run that was done, 0 to 1, when the client was sent that version."""
     compute_s: Float64
     """Wall time of the client's round, pacing included."""
     wait_s: Float64

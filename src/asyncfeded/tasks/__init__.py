@@ -9,10 +9,13 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import numpy as np
 from pydantic import AfterValidator
 from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from asyncfeded.config import Settings, section
 from asyncfeded.files.paths import expand
 from asyncfeded.own import load, wrong_methods
+from asyncfeded.tasks.at import At
 from asyncfeded.tasks.classification import Batch, Data, Samples, Sums
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.tasks.digits import Digits
@@ -107,7 +110,40 @@ class Remarks(Protocol):
         """
 
 
-OPTIONAL = (Collates, Remarks)
+@runtime_checkable
+class Optimizes(Protocol):
+    """A task that makes the optimizer of its clients itself."""
+
+    def optimizer(self, parameters: list[Parameter], at: At) -> Optimizer:
+        """A new optimizer, at the start of every round.
+
+        Args:
+            parameters: those that are trained, in the order of the model.
+            at: the first step of the round.
+        """
+
+
+@runtime_checkable
+class Schedules(Protocol):
+    """A task that has a schedule of its own."""
+
+    def factor(self, at: At) -> float:
+        """The factor on the learning rate in a step, at least 0; on those of the task's optimizer, if it makes one."""
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """A task that takes the steps itself: it may compute the loss twice, step less often, or change the gradients."""
+
+    def step(self, model: nn.Module, batch: Batch, optimizer: Optimizer) -> Tensor:
+        """A step: from the batch to the new parameters. The gradients are those that the step before left.
+
+        Returns:
+            The mean loss of the batch, a tensor of one number.
+        """
+
+
+OPTIONAL = (Collates, Remarks, Optimizes, Schedules, Steps)
 """What a task may have besides the methods of `Task`."""
 TASKS: dict[str, type[Settings]] = {
     "digits": Digits,

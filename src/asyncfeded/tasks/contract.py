@@ -10,12 +10,14 @@ from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from asyncfeded.files.weights import read_weights, weights_file
 from asyncfeded.metric import DEFAULT, Metric, check_metrics
 from asyncfeded.model.initial import put_weights
 from asyncfeded.own import CodeError, raised
+from asyncfeded.tasks.at import At
 from asyncfeded.tasks.classification import Batch, Data, Samples, is_stream
 
 METHODS = ("model", "sizes", "client_data", "test_data", "loss", "score")
@@ -48,8 +50,8 @@ def fault(name: str, doing: str, error: BaseException, advice: str = "") -> Task
     return error if isinstance(error, TaskError) else TaskError(raised(f"task {name}, {doing}", error, advice))
 
 
-def check_loss(name: str, loss: object, doing: str = "loss") -> None:
-    """Whether a loss can be trained with.
+def check_loss(name: str, loss: object, doing: str = "loss", trained: bool = False) -> None:
+    """Whether a loss can be trained with; `trained`: it was already, and needs no gradient any more.
 
     Raises:
         TaskError: it cannot.
@@ -60,7 +62,7 @@ def check_loss(name: str, loss: object, doing: str = "loss") -> None:
         raise TaskError(
             f"task {name}, {doing}: gave back {loss.dtype} of shape {tuple(loss.shape)}, expected one number, the mean loss"
         )
-    if not loss.requires_grad:
+    if not (trained or loss.requires_grad):
         raise TaskError(f"task {name}, {doing}: {NO_GRADIENT}")
 
 
@@ -92,6 +94,9 @@ class CheckedTask:
     Attributes:
         name: as given.
         metrics: what `score` gives, by name.
+        optimizer: see `Optimizes`; None if the task has no such method.
+        factor: see `Schedules`; None likewise.
+        step: see `Steps`; None likewise.
     """
 
     def __init__(self, task: object, name: str, initial: str = "") -> None:
@@ -102,6 +107,9 @@ class CheckedTask:
             raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
         self.collate: Callable[[list[Any]], Batch] | None = getattr(task, "collate", None)
         self.loss: Callable[[nn.Module, Batch], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
+        self.optimizer = self._optimizer if hasattr(task, "optimizer") else None
+        self.factor = self._factor if hasattr(task, "factor") else None
+        self.step: Callable[[nn.Module, Batch, Optimizer], Tensor] | None = getattr(task, "step", None)
 
     def paths(self) -> dict[str, Path]:
         """The files and folders that its keys name, by key."""
@@ -177,6 +185,27 @@ class CheckedTask:
             if not 0 <= scores[name][1] < math.inf:
                 raise TaskError(f"task {self.name}, score: {name} has the count {count}, expected a number of at least 0")
         return scores
+
+    def _optimizer(self, parameters: list[Tensor], at: At) -> Optimizer:
+        """See `Optimizes`; over nothing but these parameters, and new."""
+        doing = f"optimizer in round {at.round} of client {at.client}"
+        given = self._ask("optimizer", parameters, at, doing=doing)
+        if not isinstance(given, Optimizer):
+            raise self._wrong(doing, given, "a torch.optim.Optimizer over the parameters that it is given")
+        known = {id(parameter) for parameter in parameters}
+        if any(id(parameter) not in known for group in given.param_groups for parameter in group["params"]):
+            raise TaskError(f"task {self.name}, {doing}: has a parameter that is not among those that it is given")
+        if given.state:
+            raise TaskError(f"task {self.name}, {doing}: gave back one that has taken steps; make a new one in every round")
+        return given
+
+    def _factor(self, at: At) -> float:
+        """See `Schedules`."""
+        doing = f"factor in step {at.step} of round {at.round} of client {at.client}"
+        given = self._ask("factor", at, doing=doing)
+        if not isinstance(given, int | float) or not 0 <= given < math.inf:
+            raise self._wrong(doing, given, f"a factor on the learning rate, at least 0, and not {given!r}")
+        return float(given)
 
     def remarks(self) -> list[str]:
         """See `Remarks`; none if the task has no such method."""

@@ -17,6 +17,8 @@ class Sent(NamedTuple):
     round: int
     version: int
     epochs: int
+    steps: int
+    share: float
     weights: Tensor
     buffer: Tensor
 

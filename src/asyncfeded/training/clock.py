@@ -129,12 +129,19 @@ class Replay:
                 f"{before['version']}, and its next one from version {row['base_version']}, which is older"
             )
         self._times: dict[int, list[float]] = {}
+        self._shares: dict[int, list[float]] = {}
         last = -math.inf
-        for client, time_s in zip(updates["client"].tolist(), updates["time_s"].tolist(), strict=True):
+        for client, time_s, share in zip(*(updates[name].tolist() for name in ("client", "time_s", "share")), strict=True):
             last = time_s if time_s > last else math.nextafter(last, math.inf)  # no two at once: the order is the record's
             self._times.setdefault(client, []).append(last)
+            self._shares.setdefault(client, []).append(share)
 
     def __call__(self, order: Order, now: float) -> float:
         """When the update was taken, as recorded, or infinity if it was not."""
         times = self._times.get(order.client, [])
         return times[order.round] if order.round < len(times) else math.inf
+
+    def share(self, client: int, number: int) -> float:
+        """What a client was told in a round about the part of the run that is done, as recorded; 1 if it did not answer."""
+        shares = self._shares.get(client, [])
+        return shares[number] if number < len(shares) else 1.0

@@ -10,13 +10,14 @@ import numpy as np
 
 from asyncfeded.config import Config
 from asyncfeded.seeds import Stream, numpy_rng
+from asyncfeded.training.rounds import Workload
 from asyncfeded.wire.messages import Order
 
 PROFILE = np.dtype(
     [
         ("slowdown", np.float64),  # factor on the time of the work
         ("batch_size", np.int32),
-        ("epochs", np.int32),  # first K
+        ("epochs", np.int32),  # first K, in epochs or in steps (training.unit)
         ("delay_s", np.float64),  # delay of the network, for each round
         ("round_s", np.float64),  # declared time of a round with the first K
         ("samples", np.int64),  # number of training samples
@@ -33,6 +34,8 @@ class ClientProfiles:
     """PROFILE (clients,)."""
     error_probability: float
     seed: int
+    workloads: list[Workload]
+    """What K means for each client."""
     declared: bool = False
     """Whether the config gives `round_s`; otherwise it is estimated from the samples."""
 
@@ -87,9 +90,17 @@ def draw(config: Config, sizes: np.ndarray) -> ClientProfiles:
     spread = np.exp(settings.slowdown_sigma * numpy_rng(config.seed, Stream.SPEED).standard_normal(len(sizes)))
     profiles["slowdown"] = np.resize(settings.slowdown, len(sizes)) * spread / spread.min()
     profiles["batch_size"] = np.resize(settings.batch_size or training.batch_size, len(sizes))
-    profiles["epochs"] = np.resize(settings.epochs or training.epochs, len(sizes))
+    profiles["epochs"] = np.resize(settings.epochs or training.first, len(sizes))
     profiles["delay_s"] = np.resize(settings.delay_s, len(sizes))
     profiles["samples"] = sizes
-    work_s = np.resize(settings.round_s, len(sizes)) if settings.round_s else settings.sample_s * sizes * profiles["epochs"]
+    lots = zip(sizes.tolist(), profiles["batch_size"].tolist(), strict=True)
+    workloads = [Workload(samples, batch_size, training) for samples, batch_size in lots]
+    if settings.round_s:
+        work_s = np.resize(settings.round_s, len(sizes))
+    elif training.unit == "epochs":
+        work_s = settings.sample_s * sizes * profiles["epochs"]
+    else:
+        done = zip(workloads, profiles["epochs"].tolist(), strict=True)
+        work_s = settings.sample_s * np.array([workload.of(K).samples for workload, K in done])
     profiles["round_s"] = work_s * profiles["slowdown"]
-    return ClientProfiles(profiles, settings.error_probability, config.seed, bool(settings.round_s))
+    return ClientProfiles(profiles, settings.error_probability, config.seed, workloads, bool(settings.round_s))

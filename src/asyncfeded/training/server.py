@@ -7,7 +7,7 @@ sizes and epochs.
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -19,6 +19,8 @@ from asyncfeded.rules.contract import Rule, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply, Update
 from asyncfeded.store.record import UpdateRow
 from asyncfeded.training.evaluation import Evaluator, Score
+from asyncfeded.training.rounds import Workload
+from asyncfeded.training.server_refusals import why_refused
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.messages import HEADER, Arrival, Lost, Order, Refused, Stuck, Wire
 
@@ -59,8 +61,11 @@ class ServerSettings(NamedTuple):
     """What an evaluation gives."""
     in_idle_moments: bool
     """Whether evaluations wait for idle moments (wall clock); otherwise they run at their due time (ordered clocks)."""
-    samples: np.ndarray | None = None
-    """int64 (clients,), samples that a client sees in an epoch: an update must say the same. None: clients without data."""
+    workloads: Sequence[Workload] = ()
+    """What K means for each client: an update must say as many samples and steps. Empty: clients without data."""
+    share: Callable[[int, int], float] | None = None
+    """Gives what a client was told in a round about the part of the run that is done, in a replay. None: it follows from
+    the limits."""
 
 
 class Observer(Protocol):
@@ -140,7 +145,8 @@ class Server:
             self.failed = "no client is left (all were refused too often before)"
         elif state.rounds.any():
             for client in np.flatnonzero(state.out).tolist():
-                # Its base is the same as before.
+                if math.isnan(state.share[client]):  # its base is the same as before
+                    state.share[client] = self._share(client)
                 self._give(client, int(state.model.base_version[client]), lambda stop: None)
         else:
             for client, epochs in enumerate(state.epochs.tolist()):
@@ -213,13 +219,13 @@ class Server:
             self._refuse(Refused(client, "its client was given up", answered=True))
             return
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
-        tau = model.version - arrival.base_version
+        tau, share = model.version - arrival.base_version, float(state.share[client])
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise DivergedError(self._diverged())
         w = model.without_own(arrival.weights)
         update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w)
-        refusal = self._fault(update, arrival.train_loss)
+        refusal = why_refused(update, arrival, self.settings.faults, self.settings.workloads)
         if refusal:
             again = self._note_refusal(client, refusal)
             decision = Decision(math.nan, 0.0, (Reply(client, int(state.epochs[client])),) if again else ())
@@ -228,6 +234,7 @@ class Server:
             decision = on_arrival(self._rule, arrival.round, update, model, state.rule, state.out)
             state.updates += 1
             state.counts[client] += 1
+            state.steps[client] += arrival.steps
             self.recent.append((decision.gamma, decision.eta))
             state.refused_in_a_row[client] = 0
         replies = decision.replies
@@ -255,6 +262,7 @@ class Server:
                 train_loss=arrival.train_loss,
                 samples=arrival.samples,
                 steps=arrival.steps,
+                share=share,
                 compute_s=arrival.compute_s,
                 wait_s=arrival.wait_s,
                 service_s=service_s,
@@ -264,21 +272,6 @@ class Server:
             )
         )
         state.busy_s += time.thread_time() - cpu
-
-    def _fault(self, update: Update, train_loss: float) -> str:
-        """Why an update cannot be merged, as a sentence; empty if it can."""
-        limits, samples = self.settings.faults, self.settings.samples
-        if not math.isfinite(update.change):
-            return f"weights that are not finite (train loss {train_loss:g}): lower training.learning_rate if that is usual"
-        if not math.isfinite(train_loss) and limits.bad_loss == "refuse":
-            return f"train loss {train_loss:g}: lower training.learning_rate if that is usual, or set faults.bad_loss = take"
-        if samples is not None and update.samples != (due := update.epochs * int(samples[update.client])):
-            return f"{update.samples} samples in {update.epochs} epochs, but its data has {due} in so many"
-        if limits.max_gamma and update.gamma > limits.max_gamma:
-            return f"staleness gamma = {update.gamma:g}, more than faults.max_gamma = {limits.max_gamma:g}"
-        if limits.max_change and update.change > limits.max_change:
-            return f"||Delta|| = {update.change:g}, more than faults.max_change = {limits.max_change:g}"
-        return ""
 
     def _note_refusal(self, client: int, reason: str) -> bool:
         """Count a refusal and report it. Returns whether the client may continue."""
@@ -341,13 +334,22 @@ class Server:
         client, epochs = reply
         self.state.epochs[client] = epochs
         self.state.rounds[client] += 1
+        self.state.share[client] = self._share(client)
         self.state.out[client] = True
         self.state.model.hold(client)
         self._give(client, self.state.model.version, partial(self.state.model.hand_out, client))
 
     def _give(self, client: int, version: int, ready: Callable[[int], object]) -> None:
-        order = Order(client, int(self.state.rounds[client]) - 1, version, int(self.state.epochs[client]))
-        self._wire.reply(order, self.state.model.reply[client], ready)
+        state = self.state
+        number, K = int(state.rounds[client]) - 1, int(state.epochs[client])
+        order = Order(client, number, version, K, int(state.steps[client]), float(state.share[client]))
+        self._wire.reply(order, state.model.reply[client], ready)
+
+    def _share(self, client: int) -> float:
+        """The part of the run that is done; in a replay, as the client was told."""
+        if self.settings.share:
+            return self.settings.share(client, int(self.state.rounds[client]) - 1)
+        return self.state.share_done(self.settings.limits, self.elapsed_s)
 
     def _evaluate(self) -> bool:
         """Take a snapshot or evaluate one batch, if it is due and within its share of time. Returns whether it did."""

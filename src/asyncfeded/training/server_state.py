@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from asyncfeded.config import Limits
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.decision import Reply, State
 from asyncfeded.training.evaluation import Score
@@ -16,7 +17,7 @@ class ServerState:
     Args:
         model: the global model, with the bases of its clients.
         rule: the state of the rule.
-        epochs: int64 (clients,), the K last sent to each client; before the first round the K of that round.
+        epochs: int64 (clients,), the K (in epochs or in steps) last sent to each client; before the first round that of it.
     """
 
     model: GlobalModel
@@ -24,6 +25,11 @@ class ServerState:
     epochs: np.ndarray
     rounds: np.ndarray = field(init=False)
     """int64 (clients,), number of rounds that each client was asked for."""
+    steps: np.ndarray = field(init=False)
+    """int64 (clients,), steps that each client has done in its merged updates."""
+    share: np.ndarray = field(init=False)
+    """float64 (clients,), part of the run that was done, 0 to 1, when each client got its last order. NaN: it has yet to
+    get that order (only in a run that goes on)."""
     counts: np.ndarray = field(init=False)
     """int64 (clients,), number of merged updates of each client."""
     out: np.ndarray = field(init=False)
@@ -59,7 +65,18 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.epochs = self.epochs.astype(np.int64)
-        for name in ("rounds", "counts", "refused_in_a_row"):
+        self.share = np.zeros(len(self.epochs))
+        for name in ("rounds", "steps", "counts", "refused_in_a_row"):
             setattr(self, name, np.zeros(len(self.epochs), np.int64))
         for name in ("out", "lost", "dropped"):
             setattr(self, name, np.zeros(len(self.epochs), np.bool_))
+
+    def share_done(self, limits: Limits, elapsed_s: float) -> float:
+        """The part of the run that is done, 0 to 1, by the nearest of the limits of updates and of seconds.
+
+        Args:
+            limits: of the run.
+            elapsed_s: seconds of training so far, on the run's clock.
+        """
+        by_updates = self.updates / limits.updates if limits.updates else 0.0
+        return min(max(by_updates, elapsed_s / limits.seconds if limits.seconds else 0.0), 1.0)

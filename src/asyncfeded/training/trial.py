@@ -18,6 +18,7 @@ from asyncfeded.tasks.contract import NO_GRADIENT, CheckedTask, TaskError, check
 from asyncfeded.training.batches import ClientData, batch_sizes, read, successive
 from asyncfeded.training.client import Trainer
 from asyncfeded.training.kept import own_tensors
+from asyncfeded.training.optimizer import state_after_step
 from asyncfeded.wire.messages import Order
 
 NEARLY = 1e-3
@@ -84,12 +85,12 @@ def find_own(task: CheckedTask, config: Config) -> list[Shape]:
 
     Raises:
         TaskError: the task raises something.
+        ValueError: the optimizer cannot be made, or its state cannot be sent.
     """
-    training = config.training
-    if training.optimizer_state == "fresh" or not training.momentum:
+    if config.training.optimizer_state == "fresh":
         return []
     _, state = new_module(task, config.seed)
-    return list(own_tensors({f"{name}.momentum_buffer": parameter for name, parameter in state.trained.items()}))
+    return list(own_tensors(state_after_step(state.trained, task, config.training)))
 
 
 def _compute_gradients(task: CheckedTask, module: nn.Module, data: ClientData, batch: Batch, size: int) -> None:

@@ -54,7 +54,7 @@ class ClientWire:
         self._backoff.reset()
         while not _or_server_lost(self._request.Test):
             self._backoff.pause()
-        _, _, flags, client, epochs, number, _, version, *_ = self._inbox[0].item()
+        _, _, flags, client, epochs, number, version, steps, *_, share = self._inbox[0].item()
         if flags & STOP:
             return None
         receiving = Receiving(self._comm, self._buffer, 0)
@@ -64,7 +64,7 @@ class ClientWire:
             else:
                 self._backoff.reset()
         self._request.Start()
-        return Order(client, number, version, epochs)
+        return Order(client, number, version, epochs, steps, share)
 
     def stopped(self) -> bool:
         """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
@@ -75,8 +75,8 @@ class ClientWire:
 
         Returns when the buffer may be written again.
         """
-        fields = (order.client, order.epochs, order.round, steps, order.version, samples, train_loss, compute_s, wait_s)
-        self._outbox[0] = (MAGIC, PROTOCOL, 0, *fields)
+        asked, done = (order.client, order.epochs, order.round, order.version), (steps, samples, train_loss)
+        self._outbox[0] = (MAGIC, PROTOCOL, 0, *asked, *done, compute_s, wait_s, order.share)
         self._num_sent += 1
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         sending, size, given = Sending(self._comm, self._buffer, 0, header, self._num_sent), len(self._buffer), 0

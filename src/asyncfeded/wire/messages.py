@@ -1,11 +1,12 @@
 """The messages between server and clients: headers, orders, updates, and the reasons to refuse an update.
 
 Clients train on workers, which are all ranks except the server: client i trains on worker i modulo the number of workers,
-so that its data lies on one rank, unless that rank dies. An update is a header (64 bytes) and the model's raw buffer in
+so that its data lies on one rank, unless that rank dies. An update is a header (80 bytes) and the model's raw buffer in
 chunks (transfer.py), with what is the client's own behind the model; so is a reply. The two sides take turns:
 
-1. The server replies to a client: header (round, version, K), weights. It does not touch that reply buffer until the
-   client's next update: the buffer *is* the client's base model x_s. A worker has one order in hand at a time.
+1. The server replies to a client: header (round, version, K, steps before, share of the run), weights. It does
+   not touch that reply buffer until the client's next update: the buffer *is* the client's base model x_s. A worker has
+   one order in hand at a time.
 2. The worker trains K epochs and sends an update: header (base version, epochs done, ...), weights.
 3. To end, the server sends a header with STOP to every worker, at any time. A worker answers with exactly one header with
    LAST, after the update that it may be sending. When all have answered, nothing is left unreceived, and the server sends a
@@ -28,23 +29,24 @@ from asyncfeded.wire.transfer import Receiving
 HEADER = np.dtype(
     [
         ("magic", np.uint32),
-        ("protocol", np.uint16),
-        ("flags", np.uint16),
+        ("protocol", np.uint32),
+        ("flags", np.uint32),
         ("client", np.int32),
-        ("epochs", np.int32),  # to a client: K, the epochs to train; from a client: epochs done
+        ("epochs", np.int32),  # to a client: K, the epochs or steps to train; from a client: as many done
         ("round", np.int32),  # of this client: 0, 1, ...
-        ("steps", np.int32),  # steps of SGD done
         ("version", np.int64),  # to a client: of the model sent; from a client: of its base model
+        ("steps", np.int64),  # to a client: done in its merged updates; from a client: done in this round
         ("samples", np.int64),  # samples seen
         ("train_loss", np.float64),  # mean over the samples seen
         ("compute_s", np.float64),  # of this round
         ("wait_s", np.float64),  # between the previous update and its reply
+        ("share", np.float64),  # to a client: the part of the run that is done, 0 to 1
     ]
 )
 MAGIC = 0xA5F3DED0
 STOP, LAST, BYE, RANKS_LOST = 1, 2, 4, 8  # flags
 HEADER_TAG = 1
-NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
+NOTHING = (-1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)  # the fields of a header that only carries a flag
 
 
 class Header(NamedTuple):
@@ -56,12 +58,13 @@ class Header(NamedTuple):
     client: int
     epochs: int
     round: int
-    steps: int
     version: int
+    steps: int
     samples: int
     train_loss: float
     compute_s: float
     wait_s: float
+    share: float
 
     @property
     def foreign(self) -> str:
@@ -83,7 +86,11 @@ class Order(NamedTuple):
     """How many rounds the client has been asked for before."""
     version: int
     epochs: int
-    """K."""
+    """K, in epochs or in steps (training.unit)."""
+    steps: int = 0
+    """Steps that the client has done before, in its merged updates."""
+    share: float = 0.0
+    """Part of the run that is done, 0 to 1."""
 
     def unanswered(self, header: Header) -> str:
         """Why a header does not answer this order, as a sentence; empty if it does."""
@@ -94,7 +101,7 @@ class Order(NamedTuple):
         if header.version != self.version:
             return f"it started from version {header.version}, which the client does not hold: it was sent {self.version}"
         if header.epochs != self.epochs:
-            return f"it has done {header.epochs} epochs, expected {self.epochs}"
+            return f"it has done K = {header.epochs}, expected {self.epochs}"
         if header.samples < 1 or header.steps < 1:
             return f"it has done {header.steps} steps and seen {header.samples} samples"
         if not (0 <= header.compute_s < math.inf and 0 <= header.wait_s < math.inf):

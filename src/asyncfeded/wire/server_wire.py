@@ -299,7 +299,7 @@ class ServerWire:
         order = pending.order
         self._in_hand[worker] = pending
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
-        fields = (order.client, order.epochs, order.round, 0, order.version, 0, 0.0, 0.0, 0.0)
+        fields = (order.client, order.epochs, order.round, order.version, order.steps, 0, 0.0, 0.0, 0.0, order.share)
         self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._isend(worker, self._reply_rows[worker])
         self._outgoing[worker] = Sending(self._comm, pending.weights.numpy(), worker + 1, header) if header else None

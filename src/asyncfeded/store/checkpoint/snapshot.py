@@ -13,8 +13,8 @@ from asyncfeded.model.flat import Layout, named_views
 from asyncfeded.store.checkpoint.file import Arrays, text, write
 
 SCHEMA = 3
-"""Version of the layout of a checkpoint. Version 2 had a dataset for each base, and knew accuracy and loss only; version 1
-had no `workers_s`."""
+"""Version of the layout of a checkpoint. Version 2 had a dataset for each base, knew accuracy and loss only, and had no
+`steps` and `share` of a client; version 1 had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
 
@@ -28,9 +28,11 @@ CLIENT_STATE = np.dtype(
     [
         ("epochs", np.int64),  # K that it was sent last
         ("rounds", np.int64),  # asked of it, the present one included
+        ("steps", np.int64),  # done in its merged updates
+        ("share", np.float64),  # of the run that was done when it got its last order, 0 to 1; NaN: it has yet to get it
         ("updates", np.int64),  # merged
         ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
-        ("out", np.bool_),  # has an order, (client, rounds - 1, base_version, epochs); its update is not taken yet
+        ("out", np.bool_),  # has an order, of these numbers and round rounds - 1; its update is not taken yet
         ("due_s", np.float64),  # when that update is due; infinity: never; NaN: no order, not yet given, or wall clock
         ("refused", np.int64),  # in a row
         ("dropped", np.bool_),  # it was refused too often, and gets no more orders

@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -25,24 +23,14 @@ from pydantic import (
     model_validator,
 )
 
+from asyncfeded.config.settings import INT32_MAX as INT32_MAX
+from asyncfeded.config.settings import Count as Count
+from asyncfeded.config.settings import Settings as Settings
+from asyncfeded.config.training import Training as Training
 from asyncfeded.files.paths import absolute, expand
 from asyncfeded.files.plain import read_toml
-from asyncfeded.override import Word, no_bool, override, read_words
+from asyncfeded.override import Word, override
 from asyncfeded.wording import sentence
-
-
-class Settings(BaseModel):
-    """A section of the config: unknown keys and values out of range are errors; a field's docstring describes it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_words(cls, table: Any) -> Any:  # noqa: ANN401, what a user gives for a section
-        if not isinstance(table, dict):
-            return table
-        kinds = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
-        return {key: no_bool(read_words(value, kinds.get(key)), kinds.get(key)) for key, value in table.items()}
 
 
 def known_device(value: str) -> str:
@@ -51,10 +39,6 @@ def known_device(value: str) -> str:
         raise ValueError(f"expected the device auto, cpu, cuda or cuda:N, got {value!r}")
     return value
 
-
-INT32_MAX = 2**31 - 1
-"""The largest number of epochs, rounds or steps that a message holds."""
-Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 Device = Annotated[str, AfterValidator(known_device)]
 Folder = Annotated[str, AfterValidator(expand)]
@@ -75,35 +59,6 @@ class Limits(Settings):
     limit. The final model may be some updates newer than the evaluated one."""
 
 
-class Training(Settings):
-    """What a client does between two messages: K epochs of SGD over its own data."""
-
-    epochs: Count = 2
-    """Local epochs of a client's first round (the first K)."""
-    batch_size: Count = 32
-    """Samples per step of SGD."""
-    last_batch: Literal["keep", "drop", "join"] = "keep"
-    """What becomes of the last samples of an epoch where they do not fill a batch: keep (a smaller batch), drop (this
-    epoch leaves them out; each epoch shuffles anew) or join (they join the batch before). A client with fewer samples than
-    a batch trains them all in one. Batch norm cannot train on one sample: drop and join avoid such a batch."""
-    learning_rate: float = Field(0.05, gt=0)
-    """Learning rate of SGD."""
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """Momentum of SGD."""
-    optimizer_state: Literal["fresh", "kept"] = "fresh"
-    """What becomes of the optimizer's state, such as momentum, when a round ends: fresh (it begins anew in every round,
-    since it was gathered on another model than the one received) or kept (it is the client's own, and goes on in its next
-    round, wherever the client then trains). What is kept goes with every message, in both directions, and the server holds
-    it for each client: with momentum, a model more; with Adam, two."""
-    weight_decay: float = Field(0.0, ge=0)
-    """L2 penalty of SGD."""
-    loader_workers: int = Field(0, ge=0)
-    """Processes of each rank that read batches ahead, where the task gives a data set and not tensors; they take a second or
-    two to start. 0: the rank reads them itself. The result is the same with any number."""
-    proximal: float = Field(0.0, ge=0)
-    """mu of the proximal term (mu / 2) ||w - x_s||^2 in the local loss (FedProx). 0: off."""
-
-
 class Heterogeneity(Settings):
     """Which clients are slow or fail, and how much. Lists are by client, and repeated or cut to the number of clients."""
 
@@ -114,7 +69,7 @@ class Heterogeneity(Settings):
     batch_size: tuple[Count, ...] = ()
     """Samples per step. Empty: training.batch_size for all."""
     epochs: tuple[Count, ...] = ()
-    """First K. Empty: training.epochs for all."""
+    """First K, in training.unit. Empty: training.epochs, or training.steps, for all."""
     delay_s: tuple[NonNegativeFloat, ...] = (0.0,)
     """Seconds that the network adds to each round."""
     error_probability: float = Field(0.0, ge=0, lt=1)
@@ -122,9 +77,10 @@ class Heterogeneity(Settings):
     trains it again."""
     round_s: tuple[PositiveFloat, ...] = ()
     """Seconds of a round with the first K. Virtual clock: the round takes this long. Wall clock: it takes at least this
-    long; the client sleeps until then. Empty: sample_s x samples x first K; 0 on the wall clock."""
+    long; the client sleeps until then. A round with another K takes so much more or less. Empty: sample_s x the samples of
+    the first K; 0 on the wall clock."""
     sample_s: float = Field(1e-3, gt=0)
-    """Virtual clock: seconds per sample and epoch, where round_s is empty."""
+    """Virtual clock: seconds per sample trained, where round_s is empty."""
 
     @field_validator("slowdown")
     @classmethod
@@ -251,6 +207,10 @@ class Config(Settings):
             raise ValueError(f"clock = {self.clock} needs clients = N: its result must not depend on the number of ranks")
         if (self.clock == "replay") != bool(self.replay):
             raise ValueError("clock = replay and replay = RUN_DIR go together; type asyncfeded replay RUN_DIR")
+        if self.training.schedule_over == "run" and not (self.limits.updates or self.limits.seconds):
+            raise ValueError(
+                'training.schedule_over = "run" needs limits.updates or limits.seconds: they say how long the run is'
+            )
         return self
 
     @field_validator("limits")
