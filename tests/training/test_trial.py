@@ -116,6 +116,14 @@ def test_weights_that_follow_from_no_seed_are_refused():
         statistics(Mine(lambda: Net(made)))
 
 
+def test_a_frozen_parameter_that_follows_from_no_seed_is_told_and_does_not_travel():
+    def made(net):
+        net.frozen = nn.Parameter(torch.from_numpy(np.random.default_rng().random(3)), requires_grad=False)
+
+    with pytest.raises(TaskError, match=r"two calls gave two models, which differ in the frozen parameter frozen; draw"):
+        statistics(Mine(lambda: Net(made)))
+
+
 def test_weights_from_numpy_s_global_generator_follow_from_the_seed():
     def made(net):
         net.layer.weight.data = torch.from_numpy(np.random.rand(3, 4).astype(np.float32))

@@ -92,8 +92,10 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
         save(state, part)
         part.chmod(path.stat().st_mode)  # safetensors makes files that nobody else may read
         part.replace(path)
-    except Exception as error:  # torch and safetensors have errors of their own for a full disk
+    except BaseException as error:  # torch and safetensors have errors of their own for a full disk
         path.unlink(missing_ok=True)
+        if not isinstance(error, Exception):
+            raise
         raise ValueError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from asyncfeded.config import Config
-from asyncfeded.model.flat import FlatModel, ModuleState, Shape, named_views
+from asyncfeded.files.digest import differing
+from asyncfeded.model.flat import FlatModel, ModuleState, Shape, digest_frozen, named_views
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Batch, Data
 from asyncfeded.tasks.contract import NO_GRADIENT, CheckedTask, TaskError, check_loss, fault
@@ -57,6 +58,7 @@ def find_statistics(task: CheckedTask, seed: int, device: torch.device, data: Cl
         TaskError: the task raises something, or two calls of `model` give two models.
     """
     module, begun = new_module(task, seed)
+    frozen = digest_frozen(begun.frozen(()))
     module.to(device).train()
     versions = {name: tensor._version for name, tensor in ModuleState(module).candidates.items()}
     first, *more = batch_sizes(data.samples, data.batch_size, "keep")[:2]
@@ -71,7 +73,8 @@ def find_statistics(task: CheckedTask, seed: int, device: torch.device, data: Cl
         )
     other = [name for name in begun.all | made.all if name not in begun.all or name not in made.all]
     differ = [name for name, tensor in made.all.items() if name not in other and not _same_bits(tensor, used.all[name])]
-    if wrong := [*other, *(name for name in differ if name in made.trained)]:
+    redrawn = differing(frozen, digest_frozen(made.frozen(())))
+    if wrong := [*other, *(name for name in differ if name in made.trained), *redrawn]:
         raise TaskError(
             f"task {task.name}, model: two calls gave two models, which differ in {', '.join(wrong[:5])}; draw what is "
             f"random from the global generator of torch, numpy or random, which the seed of the run sets before each call"
