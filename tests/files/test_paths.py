@@ -2,10 +2,11 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
-from asyncfeded.files.paths import expand
+from asyncfeded.files.paths import absolute, expand
 
 
 @pytest.fixture
@@ -52,3 +53,22 @@ def test_what_exists_as_written_stays(here):
 def test_a_path_that_cannot_be_meant_is_refused(here, typed, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         expand(typed)
+
+
+@pytest.mark.parametrize(("name", "meant"), [
+    ("cifar.py:Cifar", "HERE/in/cifar.py:Cifar"),
+    ("./sub/cifar.py:A", "HERE/in/sub/cifar.py:A"),
+    ("../cifar.py:A", "HERE/cifar.py:A"),
+    ("link/../cifar.py:A", "HERE/real/cifar.py:A"),
+    ("cifar.py", "HERE/in/cifar.py"),
+    ("/there/cifar.py:A", "/there/cifar.py:A"),
+    ("~/cifar.py:A", "/homes/me/cifar.py:A"),
+    ("a:b/cifar.py:A", "HERE/in/a:b/cifar.py:A"),
+    ("digits", "digits"),
+    ("package.module:A", "package.module:A"),
+])  # fmt: skip
+def test_the_name_of_a_class_in_a_file_becomes_absolute(here, name, meant):
+    (here / "in").mkdir()
+    (here / "real" / "below").mkdir(parents=True)
+    (here / "in" / "link").symlink_to(here / "real" / "below")
+    assert absolute(name, Path("in")) == meant.replace("HERE", str(here))

@@ -43,4 +43,9 @@ def absolute(name: str, folder: Path) -> str:
         ValueError: as `expand`.
     """
     file, colon, kind = (name, "", "") if name.endswith(".py") else name.rpartition(":")
-    return f"{os.path.abspath(folder / expand(file))}{colon}{kind}" if file.endswith(".py") else name  # noqa: PTH100, ..
+    if not file.endswith(".py"):
+        return name
+    path = (folder / expand(file)).absolute()
+    if ".." in path.parts:  # behind a link it is not the folder above that stands in the text
+        path = path.parent.resolve() / path.name
+    return f"{path}{colon}{kind}"
