@@ -151,8 +151,8 @@ def test_the_public_surface_is_what_the_package_exports():
     """A name that is added or removed here is a promise made or broken: say so in CHANGELOG.md."""
     assert asyncfeded.__all__ == [
         "At", "Batch", "Classification", "Data", "Decision", "GlobalModel", "Layout", "Metric", "Optimizes", "Reply",
-        "Rule", "Run", "RunFailed", "Schedules", "Settings", "State", "Steps", "Sums", "Task", "Update", "Waits", "open",
-        "train",
+        "Rule", "Run", "RunFailed", "Samples", "Schedules", "Settings", "State", "Steps", "Sums", "Task", "Update", "Waits",
+        "open", "train",
     ]  # fmt: skip
     for name in asyncfeded.__all__:
         assert getattr(asyncfeded, name) is getattr(asyncfeded, name)

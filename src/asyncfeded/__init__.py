@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asyncfeded.script.start import RunFailed, train
     from asyncfeded.tasks import Optimizes, Schedules, Steps, Task
     from asyncfeded.tasks.at import At
-    from asyncfeded.tasks.classification import Batch, Classification, Data, Sums
+    from asyncfeded.tasks.classification import Batch, Classification, Data, Samples, Sums
 
 __version__ = version("asyncfeded")
 
@@ -39,6 +39,7 @@ __all__ = [
     "Rule",
     "Run",
     "RunFailed",
+    "Samples",
     "Schedules",
     "Settings",
     "State",
@@ -65,6 +66,7 @@ _ROOMS = {
     "Rule": "rules",
     "Run": "script.opened",
     "RunFailed": "script.start",
+    "Samples": "tasks.classification",
     "Schedules": "tasks",
     "Settings": "config",
     "State": "rules.decision",

@@ -9,12 +9,30 @@ from conftest import run
 from run.commands import ALSO_TO_A_FILE, HOST, PYTHON_M, refused
 
 OWN = """
+import os
+from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from asyncfeded import Classification, Data
 
+class Stored:
+    \"\"\"The samples of tensors, one by one; each process that reads them notes whether it has MPI.\"\"\"
+
+    def __init__(self, data, fault):
+        self.data, self.fault = data, fault
+
+    def __len__(self):
+        return len(self.data.targets)
+
+    def __getitem__(self, i):
+        if self.fault == "read" and i == 5:
+            raise KeyError("no such image")
+        Path(f"read-by-{os.getpid()}").write_text(str("libmpi" in Path("/proc/self/maps").read_text()))
+        return self.data.inputs[i], self.data.targets[i]
+
 class Own(Classification):
     samples: int = 32
+    stored: bool = False
     momentum: float | None = None
     fault: str = ""
 
@@ -35,7 +53,8 @@ class Own(Classification):
         if self.fault == "data" and client == 1:
             return {}[f"client {client}"]
         x = torch.from_numpy(np.random.randn(self.samples, 4)).float() + client  # as people write it
-        return Data(x, torch.arange(self.samples) % 3)
+        data = Data(x, torch.arange(self.samples) % 3)
+        return Stored(data, self.fault) if self.stored else data
 
     def test_data(self):
         return self.client_data(0, 1, 0)
@@ -66,9 +85,12 @@ def train(own_mpi, folder):
     return start
 
 
-def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_strictly(train, folder):
-    """Batch norm without momentum counts its batches in an integer buffer; the mask travels in no message."""
-    ended = [train(ranks, f"run_dir=on{ranks}") for ranks in (2, 4)]
+def test_a_model_does_not_depend_on_ranks_nor_on_who_reads_its_data_and_loads_strictly(train, folder):
+    """Batch norm without momentum counts its batches in an integer buffer; the mask travels in no message.
+
+    On 2 ranks the samples are a data set, which a new process reads, with nothing of MPI in its memory; on 4 they are tensors.
+    """
+    ended = [train(2, "run_dir=on2", "task.stored=true", "training.loader_workers=1"), train(4, "run_dir=on4")]
     assert [done.status for done in ended] == [0, 0], f"{ended[0]}\n{ended[1]}"
     one, other = [done.result for done in ended]
     assert one["model_sha256"] == other["model_sha256"]
@@ -79,6 +101,7 @@ def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_str
         module.load_state_dict({name: torch.tensor(data[()]) for name, data in file.items()}, strict=True)
     assert module.mask.tolist() == [0.0, -torch.inf]
     assert module[1].num_batches_tracked == 0
+    assert {path.read_text() for path in folder.glob("read-by-*")} == {"False"}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +119,11 @@ def test_counters_of_a_module_do_not_depend_on_the_ranks_and_its_model_loads_str
             'training.last_batch = "join" or "drop"',
         ),
         (("task.fault=scored",), "own.py:Own, score: gave back float, expected for each metric its sum and its count", ""),
+        (
+            ("task.fault=read", "task.stored=true", "training.loader_workers=1"),
+            "own.py:Own, client 0, sample 5: raised KeyError: 'no such image'",
+            "KeyError: 'no such image'",
+        ),
         (("task.samples=0",), "own.py:Own, sizes: client 0 has 0 training samples, expected at least 1", ""),
     ],
 )

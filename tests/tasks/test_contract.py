@@ -113,6 +113,7 @@ class Stream:
         ("client_data", (X[:2], Y), "client_data of client 1: gave back 2 inputs and 3 targets, expected as many"),
         ("client_data", (X[:2], Y[:2]), "client_data of client 1: gave back 2 samples, but sizes says 3"),
         ("test_data", (X[:0], Y[:0]), "test_data: gave back no sample; the model cannot be tested without one"),
+        ("test_data", [], "test_data: gave back no sample"),
         ("score", 0.5, "score: gave back float, expected for each metric its sum and its count, such as"),
         ("score", (0.5, 1), "score: gave back tuple (float, int), expected for each metric"),
         ("score", {"accuracy": 0.5, "loss": 1}, "score, accuracy: gave back float, expected two numbers: sum and count"),

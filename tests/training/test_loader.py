@@ -84,9 +84,7 @@ def values(batches, key):
 def others():
     """A loader with two processes, started by one that has MPI."""
     importlib.import_module("asyncfeded.mpi.launcher")
-    one = loader(workers=2)
-    yield one
-    one.close()
+    return loader(workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,6 @@ def test_a_stream_is_read_in_one_process_and_begins_anew_in_every_epoch():
     starts = [batch["i"][0] for batch in here]
     assert starts[1] == starts[0] + 8
     assert starts[3] != starts[0] + 20
-    one.close()
 
 
 TIED = """

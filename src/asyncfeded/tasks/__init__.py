@@ -16,7 +16,7 @@ from asyncfeded.config import Settings, section
 from asyncfeded.files.paths import expand
 from asyncfeded.own import load, wrong_methods
 from asyncfeded.tasks.at import At
-from asyncfeded.tasks.classification import Batch, Data, Samples, Sums
+from asyncfeded.tasks.classification import Batch, Samples, Sums
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.tasks.digits import Digits
 from asyncfeded.tasks.federated_h5 import FederatedH5
@@ -76,8 +76,12 @@ class Task(Protocol):
             ValueError: the data is missing or broken, or does not suffice for so many clients.
         """
 
-    def test_data(self) -> Data:
-        """The data that the global model is tested on, at least one sample. Raises ValueError as `client_data`."""
+    def test_data(self) -> Samples:
+        """The samples that the global model is tested on, at least one; what can only be iterated over must end.
+
+        Raises:
+            ValueError: as `client_data`.
+        """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss of the model on a batch, a tensor of one number, to be differentiated."""

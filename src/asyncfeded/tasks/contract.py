@@ -156,11 +156,9 @@ class CheckedTask:
             raise TaskError(f"task {self.name}, {method}: gave back {count} samples, but sizes says {size}")
         return samples
 
-    def test_data(self) -> Data:
+    def test_data(self) -> Samples:
         """See `Task`; at least one sample."""
         samples = self._samples("test_data", self._ask("test_data"))
-        if not isinstance(samples, Data):
-            raise self._wrong("test_data", samples, "a pair of torch.Tensor")
         if self._count("test_data", samples) == 0:
             raise TaskError(f"task {self.name}, test_data: gave back no sample; the model cannot be tested without one")
         return samples

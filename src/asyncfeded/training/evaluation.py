@@ -5,6 +5,7 @@ alone decides when to evaluate.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Batch
 from asyncfeded.tasks.contract import CheckedTask, TaskError, fault
+from asyncfeded.training.batches import count, in_order, read
+from asyncfeded.training.loader import Loader
 
 
 class Score(NamedTuple):
@@ -37,21 +40,21 @@ class Tally:
 
     def add(self, model: nn.Module, batch: Batch) -> None:
         """Test a model on a batch. Raises TaskError if that fails."""
-        for name, (total, count) in self._task.score(model, batch).items():
+        for name, (total, counted) in self._task.score(model, batch).items():
             self._sums[name][0] += total
-            self._sums[name][1] += count
+            self._sums[name][1] += counted
 
     @property
     def uncounted(self) -> list[str]:
         """The metrics whose count is 0."""
-        return [name for name, (_, count) in self._sums.items() if not count]
+        return [name for name, (_, counted) in self._sums.items() if not counted]
 
     def values(self) -> dict[str, float]:
         """The value of each metric; NaN where the count is 0. Raises TaskError if the task's `finish` fails."""
         values = {}
-        for name, (total, count) in self._sums.items():
+        for name, (total, counted) in self._sums.items():
             try:
-                values[name] = self._task.metrics[name].value(total, count) if count else math.nan
+                values[name] = self._task.metrics[name].value(total, counted) if counted else math.nan
             except Exception as error:
                 raise fault(self._task.name, f"finish of the metric {name}", error) from None
         return values
@@ -65,16 +68,14 @@ class Evaluator:
         flat: a separate model for the snapshot, on the device that evaluates.
         batch_size: samples per step.
         seed: seed of the run. A model that draws random numbers when it is tested draws the same for every snapshot.
+        workers: processes that read the test data ahead, where it is no `Data`.
     """
 
-    def __init__(self, task: CheckedTask, flat: FlatModel, batch_size: int, seed: int) -> None:
-        device = flat.buffer.device
-        inputs, targets = task.test_data()
-        self._task, self._flat, self._seed = task, flat, seed
-        self._batches = list(
-            zip(torch.split(inputs.to(device), batch_size), torch.split(targets.to(device), batch_size), strict=True)
-        )
-        self._next = len(self._batches)
+    def __init__(self, task: CheckedTask, flat: FlatModel, batch_size: int, seed: int, workers: int = 0) -> None:
+        self._task, self._flat, self._seed, self._batch_size = task, flat, seed, batch_size
+        self._data = Loader(task, flat.buffer.device, workers, seed).add(task.test_data())
+        self._batches: Iterator[tuple[Batch, int]] = iter(())
+        self._next: tuple[Batch, int] | None = None
         self._version, self._tally = -1, Tally(task)
         flat.module.eval()
 
@@ -86,24 +87,30 @@ class Evaluator:
     @property
     def running(self) -> bool:
         """Whether a snapshot has batches left."""
-        return self._next < len(self._batches)
+        return self._next is not None
 
     def start(self, x: Tensor, version: int) -> None:
-        """Take a snapshot of x, float32 (size,)."""
+        """Take a snapshot of x, float32 (size,), and read the first batch."""
+        self._start(x, version, in_order(self._data, self._batch_size))
+
+    def _start(self, x: Tensor, version: int, batches: Iterable[range]) -> None:
         self._flat.as_made.restore()
         seed_globals(self._seed, Stream.EVALUATION)
         self._flat.buffer.copy_(x)
-        self._version, self._next, self._tally = version, 0, Tally(self._task)
+        self._version, self._tally = version, Tally(self._task)
+        self._batches = read(self._data, batches, (Stream.EVALUATION,), "test_data")
+        self._next = next(self._batches, None)
 
-    @torch.inference_mode()
     def step(self) -> Score | None:
-        """Test the snapshot on its next batch; the score after the last one."""
-        self._tally.add(self._flat.module, self._batches[self._next])
-        self._next += 1
+        """Test the snapshot on its next batch, and read the one after it; the score after the last one."""
+        assert self._next
+        with torch.inference_mode():
+            self._tally.add(self._flat.module, self._next[0])
+        self._next = next(self._batches, None)
         return None if self.running else Score(self._version, self._tally.values())
 
     def try_out(self, refuse: bool) -> None:
-        """Test the model as it stands on its first batch and on the last, which may be smaller.
+        """Test the model as it stands on its first batch and on the last, which may be smaller, or on the first two of a stream.
 
         Where a metric counts nothing in these, the other batches follow, until each has counted something.
 
@@ -113,13 +120,18 @@ class Evaluator:
         Raises:
             TaskError: the task or its model raises something, or gives back something that is no score.
         """
-        self.start(self._flat.buffer, -1)
-        last = len(self._batches) - 1
-        for number in (*sorted({0, last}), *range(1, last)):
-            if number in (0, last) or self._tally.uncounted:
-                self._next = number
-                self.step()
-        self._next = len(self._batches)
+        batches: Iterable[range] = in_order(self._data, self._batch_size)
+        if count(self._data) >= 0:
+            first, *more = batches
+            batches = [first, *more[-1:], *more[:-1]]
+        self._start(self._flat.buffer, -1, batches)
+        if not self.running:
+            raise TaskError(f"task {self._task.name}, test_data: has no sample; the model cannot be tested without one")
+        tried = 0
+        while self.running and (tried < 2 or self._tally.uncounted):
+            self.step()
+            tried += 1
+        self._next = None
         name = f"task {self._task.name}, score"
         if none := self._tally.uncounted:
             raise TaskError(f"{name}: the count of {', '.join(none)} is 0 over all test data, so that there is no value")

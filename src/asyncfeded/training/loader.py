@@ -200,10 +200,6 @@ class Loader:
                 raise got
             yield got if self._device.type == "cpu" else got._replace(batch=moved(got.batch, self._device))
 
-    def close(self) -> None:
-        """End the processes."""
-        self._loader = None
-
     def _open(self) -> DataLoader[Got | TaskError]:
         workers = min(self._workers, 1) if any(map(is_stream, self._shelf.samples)) else self._workers
         return DataLoader(
