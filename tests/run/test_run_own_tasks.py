@@ -88,7 +88,7 @@ def train(own_mpi, folder):
 def test_a_model_does_not_depend_on_ranks_nor_on_who_reads_its_data_and_loads_strictly(train, folder):
     """Batch norm without momentum counts its batches in an integer buffer; the mask travels in no message.
 
-    On 2 ranks the samples are a data set, which a new process reads, with nothing of MPI in its memory; on 4 they are tensors.
+    On 2 ranks the samples are a data set, read by new processes with nothing of MPI in their memory; on 4 they are tensors.
     """
     ended = [train(2, "run_dir=on2", "task.stored=true", "training.loader_workers=1"), train(4, "run_dir=on4")]
     assert [done.status for done in ended] == [0, 0], f"{ended[0]}\n{ended[1]}"

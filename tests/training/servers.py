@@ -28,7 +28,7 @@ from conftest import METRICS, places
 class Toy:
     """A task of three test inputs."""
 
-    name, metrics = "toy", METRICS.by_name
+    name, metrics, collate = "toy", METRICS.by_name, None
 
     def test_data(self):
         return Data(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.zeros(3, dtype=torch.int64))

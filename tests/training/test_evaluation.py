@@ -56,6 +56,39 @@ def test_the_batch_size_does_not_change_the_score(batch_size):
     assert evaluator(batch_size).score(torch.full((1,), 0.3), 1).values == pytest.approx(whole, rel=1e-6)
 
 
+class Stream:
+    """Samples that can only be iterated over."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+@pytest.mark.parametrize("kind", [list, Stream])
+@pytest.mark.parametrize("batch_size", [2, 5, 100])
+def test_a_data_set_has_the_score_of_its_tensors(kind, batch_size):
+    class Stored(Signs):
+        def test_data(self):
+            return kind(list(zip(*super().test_data(), strict=True)))
+
+    e = Evaluator(CheckedTask(Stored(), "stored"), FlatModel(Scores()), batch_size, seed=0)
+    e.try_out(refuse=True)
+    for _ in range(2):
+        assert e.score(torch.full((1,), 0.3), 1) == evaluator(batch_size).score(torch.full((1,), 0.3), 1)
+
+
+def test_a_stream_of_no_samples_is_refused():
+    class Empty(Signs):
+        def test_data(self):
+            return Stream([])
+
+    e = Evaluator(CheckedTask(Empty(), "empty"), FlatModel(Scores()), 2, seed=0)
+    with pytest.raises(TaskError, match="task empty, test_data: has no sample"):
+        e.try_out(refuse=True)
+
+
 def test_a_score_comes_with_the_last_batch():
     e = evaluator(2)
     e.start(torch.ones(1), version=9)

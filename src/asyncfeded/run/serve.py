@@ -152,7 +152,8 @@ def make_evaluator(plan: Plan, flat: FlatModel) -> tuple[Evaluator, tuple[str, .
     """
     config = plan.config
     seed_globals(config.seed, Stream.DATA)
-    evaluator, remarks = Evaluator(plan.task, flat, config.evaluation.batch_size, config.seed), tuple(plan.task.remarks())
+    batch_size, workers = config.evaluation.batch_size, config.training.loader_workers
+    evaluator, remarks = Evaluator(plan.task, flat, batch_size, config.seed, workers), tuple(plan.task.remarks())
     try:
         flat.state_dict(flat.buffer)  # what cannot be saved is found now
     except ValueError as error:

@@ -110,7 +110,7 @@ class Evaluator:
         return None if self.running else Score(self._version, self._tally.values())
 
     def try_out(self, refuse: bool) -> None:
-        """Test the model as it stands on its first batch and on the last, which may be smaller, or on the first two of a stream.
+        """Test the model as it stands on its first batch and on the last, which may be smaller; on two of a stream.
 
         Where a metric counts nothing in these, the other batches follow, until each has counted something.
 
