@@ -131,12 +131,39 @@ def test_a_state_that_is_put_back_goes_on_to_the_same_weights(keys):
     assert state.keys() == state_after_step(weights(), task(), Training(**keys)).keys()
 
 
-def test_a_state_that_cannot_be_sent_is_told():
-    class Counting(torch.optim.SGD):
-        def step(self):
-            self.state[self.param_groups[0]["params"][0]]["count"] = 1
+def count(optimizer):
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["count"] = 1
 
-    made = task(optimizer=lambda parameters, at: Counting(parameters))
-    with pytest.raises(ValueError, match=r"optimizer_state = kept: the optimizer's w.count is int, expected a tensor"):
+
+def count_in_group(optimizer):
+    optimizer.param_groups[0]["d"] = 2.0
+
+
+def count_elsewhere(optimizer):
+    optimizer.state["steps"] = {"n": 1}
+
+
+def fail(optimizer):
+    raise RuntimeError("no closure")
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        (count, "kept: the optimizer's w.count is int, expected a tensor of torch.float32"),
+        (count_in_group, "kept: the optimizer's d of group 0 changes, and belongs to no parameter"),
+        (count_elsewhere, "kept: the optimizer's steps changes, and belongs to no parameter"),
+        (fail, "kept tries: raised RuntimeError: no closure; set optimizer_state = fresh"),
+    ],
+)
+def test_a_state_that_cannot_be_sent_is_told(step, sentence):
+    made = task(optimizer=lambda parameters, at: type("Mine", (torch.optim.SGD,), {"step": step})(parameters))
+    with pytest.raises(ValueError, match=sentence):
         state_after_step(weights(), made, Training(optimizer_state="kept"))
     assert isinstance(find_descent(weights(), made, Training()), MadeAnew)
+
+
+def test_what_an_optimizer_has_not_is_not_kept():
+    """SGD of torch without momentum says None."""
+    plain = Training(optimizer_options={"dampening": 0.0})
+    assert state_after_step(weights(), task(), plain) == {}

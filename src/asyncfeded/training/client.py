@@ -73,8 +73,8 @@ class Trainer:
             if stopped():
                 return False
         self.loss = float(self._stepper.loss_sum) / self.samples
-        self._stepper.end()
         try:
+            self._stepper.end()
             self._flat.check_views()
         except ValueError as error:
             raise TaskError(f"task {self._name}, round {order.round} of client {order.client}: {error}") from None

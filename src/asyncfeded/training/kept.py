@@ -38,16 +38,29 @@ class Kept:
     def __init__(self, flat: FlatModel) -> None:
         self._views = own_views(flat.buffer, flat.layout)
         self._there = self._views.pop(THERE)
+        self._devices: dict[str, torch.device] = {}  # where the optimizer has its tensors: some count on the CPU
 
     def load(self) -> dict[str, Tensor]:
-        """The state that has arrived. Its tensors are views of the buffer."""
-        there = self._there.tolist()
-        return {name: view for one, (name, view) in zip(there, self._views.items(), strict=True) if one}
+        """The state that has arrived. Its tensors are views of the buffer, or copies on another device."""
+        there = zip(self._views.items(), self._there.tolist(), strict=True)
+        return {name: view.to(self._devices.get(name, view.device)) for (name, view), one in there if one}
 
     @torch.no_grad()
     def store(self, state: Mapping[str, Tensor]) -> None:
-        """Put a state into the buffer."""
+        """Put a state into the buffer.
+
+        Raises:
+            ValueError: a tensor was not there, or had another shape, after the step that was tried.
+        """
         self._there.copy_(torch.tensor([name in state for name in self._views]))
         for name, tensor in state.items():
-            if tensor.data_ptr() != self._views[name].data_ptr():
-                self._views[name].copy_(tensor)
+            view = self._views.get(name)
+            if view is None or view.shape != tensor.shape:
+                expected = "no such tensor" if view is None else tuple(view.shape)
+                raise ValueError(
+                    f"the optimizer's {name} has shape {tuple(tensor.shape)}, expected {expected}, as after a step with "
+                    f"gradients of 0 of every parameter; set training.optimizer_state = fresh, or take another optimizer"
+                )
+            self._devices[name] = tensor.device
+            if tensor.data_ptr() != view.data_ptr():
+                view.copy_(tensor)

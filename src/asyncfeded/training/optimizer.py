@@ -13,7 +13,7 @@ from torch.optim.sgd import sgd
 
 from asyncfeded.config import Training
 from asyncfeded.tasks.at import At
-from asyncfeded.tasks.contract import CheckedTask
+from asyncfeded.tasks.contract import CheckedTask, fault
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
@@ -72,22 +72,40 @@ def state_after_step(parameters: Mapping[str, Tensor], task: CheckedTask, traini
         training: how to train.
 
     Raises:
-        ValueError: as in `find_descent`; or a part of the state is no dense tensor of float32, so that it cannot be sent.
+        ValueError: as in `find_descent`; or it has gathered something else than dense tensors of float32 for the parameters,
+            which cannot be sent.
+        TaskError: it cannot take such a step.
     """
     descent = find_descent(parameters, task, training)
     descent.begin(At(0, 0, 0, 1, 0, 0, 0.0))
+    before = _elsewhere(parameters, descent)
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    descent.step(1.0)
-    state = descent.state()
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"training.optimizer_state = kept: the optimizer's {name} is {kind}, expected a tensor of float32, which "
-                f"can be sent; take another optimizer, or set optimizer_state = fresh"
-            )
+    try:
+        descent.step(1.0)
+    except Exception as error:
+        doing = "a step of the optimizer with gradients of 0, which training.optimizer_state = kept tries"
+        raise fault(task.name, doing, error, "set optimizer_state = fresh, or take another optimizer") from None
+    state, after = descent.state(), _elsewhere(parameters, descent)
+    kinds = {name: value.dtype if isinstance(value, Tensor) else type(value).__name__ for name, value in state.items()}
+    wrong = {name: f"is {kind}, expected a tensor of torch.float32" for name, kind in kinds.items() if kind != torch.float32}
+    wrong |= {name: "changes, and belongs to no parameter" for name in after if after[name] != before.get(name)}
+    for name, what in wrong.items():
+        raise ValueError(
+            f"training.optimizer_state = kept: the optimizer's {name} {what}, so that it cannot be sent; take another "
+            f"optimizer, or set optimizer_state = fresh"
+        )
     return state
+
+
+def _elsewhere(parameters: Mapping[str, Tensor], descent: Descent) -> dict[str, str]:
+    """What an optimizer holds besides the states of the parameters, by name, as text."""
+    if not isinstance(descent, MadeAnew):
+        return {}
+    optimizer, known = descent.optimizer, set(map(id, parameters.values()))
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    found = {f"{key} of group {i}": repr(value) for i, group in enumerate(groups) for key, value in group.items()}
+    return found | {str(key): repr(value) for key, value in optimizer.state.items() if id(key) not in known}
 
 
 class PlainSgd:
@@ -168,14 +186,14 @@ class MadeAnew:
             f"{name}.{key}": value
             for name, parameter in self._parameters.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """See `Descent`."""
         for name, value in state.items():
             parameter, _, key = name.rpartition(".")
-            # Adam and others count their steps in a tensor without dimensions, on the CPU.
-            self.optimizer.state[self._parameters[parameter]][key] = value if value.dim() else value.cpu()
+            self.optimizer.state[self._parameters[parameter]][key] = value
 
 
 def _named(training: Training, closures: bool) -> Callable[[list[Tensor]], Optimizer]:

@@ -75,7 +75,11 @@ class Stepper:
             self._scaler = torch.amp.GradScaler(self.loss_sum.device.type)
 
     def end(self) -> None:
-        """End a round that is finished: the optimizer's state goes with the model, where it is the client's own."""
+        """End a round that is finished: the optimizer's state goes with the model, where it is the client's own.
+
+        Raises:
+            ValueError: it has tensors that it had not before.
+        """
         if self._kept:
             self._kept.store(self.descent.state())
 
