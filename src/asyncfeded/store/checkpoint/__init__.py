@@ -8,9 +8,11 @@ A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it i
     config          text, the resolved config as TOML
     names           text (tensors,), names of the model's tensors in the order of its buffer
     model/<name>    float32, a parameter or a statistic, under its name in the module
-    bases/<version> float32 (size,), the base model of this version; stored once, however many clients train from it
-    own/<client>    float32 (own,), what is a client's own, if the clients have any: its optimizer's state
-    own_names       text (own tensors,), name and shape of each tensor in such an array, in order
+    bases           `rows`, float32 (bases, size), the base models, and `numbers`, int64 (bases,), the version of each; a
+                    base is stored once, however many clients train from it
+    own             `rows`, float32 (clients, own), what is each client's own, and `numbers`, int64 (clients,), of which
+                    client; only where the clients have something: the state of their optimizers
+    own_names       text (own tensors,), name and shape of each tensor in such a row, in order
     clients         CLIENT_STATE (clients,)
     metrics         METRIC (metrics,), see metric.py
     score           float64 (metrics,), the values of the last evaluation
