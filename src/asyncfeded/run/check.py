@@ -76,7 +76,7 @@ def _check(path: Path, overrides: list[str], ranks: int | None) -> Checked:
     flat = flatten(plan, module, loaded.changed, [])
     evaluator, remarks = make_evaluator(plan, flat)
     figures = {"run": f"{plan.config.clock} clock, 1 server and {plan.config.clients} clients on {size} ranks"}
-    figures |= _times(parts, evaluator, profiles)
+    figures |= _times(parts, evaluator, profiles) | {"metrics": f"{plan.metrics.columns}; goal: {plan.metrics.goal}"}
     _try_rule(plan, parts, flat)
     figures |= _tensors(state, flat) | _bytes(size, held, plan, parts)
     if tried < plan.config.clients:

@@ -11,12 +11,13 @@ from torch import nn
 from asyncfeded.config import Config, load_config
 from asyncfeded.files.plain import read_json
 from asyncfeded.files.weights import read_weights, weights_file
+from asyncfeded.metric import Metric
 from asyncfeded.store import record
 
 if TYPE_CHECKING:
     import pandas
 
-FRAMES = ("updates", "evaluations", "clients")
+FRAMES = (*record.TABLES, "clients")
 """What `Run.frame` takes."""
 
 
@@ -56,6 +57,16 @@ class Run:
         return self._record.evaluations
 
     @property
+    def client_evaluations(self) -> np.ndarray:
+        """One row per test of a client on its held-out data (k,), with `client` and `round`; evaluation.client_rounds."""
+        return self._record.client_evaluations
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics by name, with direction and unit; without `finish`, since the values of the tables are final."""
+        return self._record.metrics.by_name
+
+    @property
     def clients(self) -> np.ndarray:
         """One row per client: heterogeneity.PROFILE (clients,), fields such as `samples` and `slowdown`."""
         clients = self._record.attributes["clients"]
@@ -75,7 +86,7 @@ class Run:
         """A table as a frame of pandas, a column for each field.
 
         Args:
-            table: `updates`, `evaluations` or `clients`.
+            table: `updates`, `evaluations`, `client_evaluations` or `clients`.
 
         Raises:
             ValueError: there is no such table.
