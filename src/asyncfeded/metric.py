@@ -104,6 +104,12 @@ class Metrics(NamedTuple):
         """What the values of a record mean, as text: two runs with equal texts have the same metrics."""
         return ", ".join(" ".join(filter(None, (name, one.best, one.unit))) for name, one in self.by_name.items())
 
+    def reached(self, values: Mapping[str, float], target: float) -> str:
+        """That the metric of the goal is as good as the target, as a sentence; empty if it is not."""
+        if not self.of_goal.reaches(np.asarray(values[self.goal]), target):
+            return ""
+        return f"{self.goal} {self.of_goal.text(values[self.goal])} was reached (limits.target = {target:g})"
+
     def rows(self) -> np.ndarray:
         """As METRIC (metrics,), for a file."""
         rows = [(name.encode(), m.best.encode(), m.unit.encode(), name == self.goal) for name, m in self.by_name.items()]

@@ -1,11 +1,13 @@
 """Figures from records, also from odd ones. What they look like is for the eye; that they come is for here."""
 
+import math
 import os
 import sys
 
 import numpy as np
 import pytest
 
+from asyncfeded.metric import Metric, Metrics
 from asyncfeded.store.record import UPDATE, Record
 from asyncfeded.training.heterogeneity import PROFILE
 from conftest import METRICS, num_calls, places, run_asyncfeded
@@ -33,12 +35,14 @@ def row(number, client, gamma=1.0, accepted=True):
 def run_dir(tmp_path):
     """Writes the record of a run; gives its folder."""
 
-    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3)), clients=3, metrics=METRICS):
+    def write(updates, evaluations=((0.0, 0, 0.1, 2.3), (9.0, 9, 0.9, 0.3)), clients=3, metrics=METRICS, tests=()):
         book = Record(tmp_path / "record.h5", "", places("one"), np.zeros(clients, PROFILE), metrics)
         for update in updates:
             book.updates.append(update)
         for evaluation in evaluations:
             book.evaluations.append(evaluation)
+        for test in tests:
+            book.client_evaluations.append(test)
         book.close()
         return tmp_path
 
@@ -53,6 +57,15 @@ def drawn(run_dir):
 
 def test_a_run_is_drawn(run_dir):
     assert drawn(run_dir([row(i, i % 3, gamma=i / 2) for i in range(12)]))
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"], ["a", "b", "c", "d"]])
+@pytest.mark.parametrize("clients", [2, 40])
+def test_metrics_of_any_number_and_the_tests_of_clients_are_drawn(run_dir, names, clients):
+    metrics = Metrics({name: Metric("max", "fraction" * (name == "b")) for name in names}, names[-1])
+    values = (math.nan, *range(1, len(names)))
+    tests = [(i, 0, i % clients, i // clients, *values) for i in range(50)]
+    assert drawn(run_dir([row(1, 0)], [(0, 0, *values), (1, 1, *values)], clients, metrics, tests))
 
 
 @pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline"])

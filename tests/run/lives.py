@@ -70,7 +70,8 @@ class Workers:
         w = 0.9 * base + 0.1 * order.epochs * noise
         if (order.client, order.round) == (1, 3):
             w[0] = torch.nan
-        return Arrival(order.client, order.round, order.version, order.epochs, 4 + order.client, 1, 0.5, 0.0, 0.0, w)
+        figures = (order.epochs, 4 + order.client, 1, 0.5, 0.0, 0.0)
+        return Arrival(order.client, order.round, order.version, *figures, w, scores=tuple(w[:8].double().tolist()))
 
     def release(self, arrival):
         pass
@@ -102,7 +103,7 @@ class Life:
         self.config = Config.model_validate(
             {
                 "clock": "virtual", "clients": CLIENTS, "run_dir": str(folder), "rule": rule,
-                "limits": limits or {"updates": UPDATES}, "evaluation": {"every_s": 1.5},
+                "limits": limits or {"updates": UPDATES}, "evaluation": {"every_s": 1.5, "client_rounds": 2},
                 "checkpoint": {"every_updates": every_updates},
             } | config
         )  # fmt: skip
@@ -140,6 +141,10 @@ class Life:
 
     def on_evaluation(self, time_s, score):
         self.record.evaluations.append((time_s, score.version, *score.values.values()))
+
+    def on_client_evaluation(self, time_s, arrival):
+        told = (time_s, arrival.base_version, arrival.client, arrival.round, *arrival.scores[:2])
+        self.record.client_evaluations.append(told)
 
     def say(self, sentence):
         self.told.say(sentence)
@@ -181,6 +186,7 @@ class Life:
             "rule": {name: np.asarray(array).tobytes() for name, array in state.rule.items()},
             "updates": {name: updates[name].tobytes() for name in told},
             "evaluations": evaluations.tobytes(),
+            "client_evaluations": tables.client_evaluations.tobytes(),
         }
 
 

@@ -1,6 +1,7 @@
 """The figures of a finished run, from a record and a server that are made up."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from asyncfeded.store.record import UPDATE, Record, read_record
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Outcome
-from conftest import METRICS, num_calls, places
+from conftest import METRICS, num_calls, places, tables
 
 OUTCOME = Outcome("10 s have passed", 10.0, 8.0, Score(3, {"accuracy": 0.75, "loss": 0.5}), 2, False)
 
@@ -27,7 +28,7 @@ def run_dir(tmp_path):
     return tmp_path
 
 
-def figures(run_dir, outcome=OUTCOME, **before):
+def figures(run_dir, outcome=OUTCOME, tests=(), **before):
     state = SimpleNamespace(
         updates=3,
         busy_s=0.5,
@@ -39,7 +40,7 @@ def figures(run_dir, outcome=OUTCOME, **before):
     )
     server = SimpleNamespace(state=state, settings=SimpleNamespace(metrics=METRICS))
     world = SimpleNamespace(size=3, hosts=["a", "a", "b"], cores=2.0)
-    return result.figures(server, outcome, run_dir, read_record(run_dir).updates, 4000, 0.3, world)
+    return result.figures(server, outcome, run_dir, read_record(run_dir).updates, tests, 4000, 0.3, world)
 
 
 def test_figures_by_hand(run_dir):
@@ -56,6 +57,15 @@ def test_a_score_that_is_not_finite_is_null(run_dir):
     outcome = OUTCOME._replace(score=Score(3, {"accuracy": float("nan"), "loss": float("inf")}))
     shown = json.loads(json.dumps(figures(run_dir, outcome), allow_nan=False))
     assert shown["metrics"] == {"accuracy": None, "loss": None}
+
+
+def test_the_last_test_of_each_client_counts():
+    """Accuracy 0.9 and 0.5 at the end, and one that is not known; the loss of the third client alone is 4."""
+    rows = [(0, 0.1, 1.0), (1, 0.5, 2.0), (2, math.nan, 4.0), (0, 0.9, 3.0)]
+    tests = tables(client_evaluations=[(0.0, 0, client, 0, *values) for client, *values in rows]).client_evaluations
+    accuracy, loss = result.over_clients(tests, METRICS).values()
+    assert accuracy == {"mean": 0.7, "spread": 0.2, "worst": 0.5}
+    assert loss == {"mean": 3.0, "spread": round(math.sqrt(2 / 3), 6), "worst": 4.0}
 
 
 def test_the_workers_of_a_resumed_run_are_those_of_all_its_lives(run_dir):

@@ -7,6 +7,7 @@ from asyncfeded.store import record
 
 KEPT = ("training.momentum=0.9", "training.optimizer_state=kept")
 VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=25", "heterogeneity.error_probability=0.2", *KEPT)
+VIRTUAL += ("evaluation.client_rounds=2",)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,8 @@ def virtual(own_mpi, runs):
 def same_rows(one, other):
     """Two records, but for what the wall clock measured."""
     told = [name for name in one.updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
-    return np.array_equal(one.updates[told], other.updates[told]) and np.array_equal(one.evaluations, other.evaluations)
+    whole = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("evaluations", "client_evaluations"))
+    return whole and np.array_equal(one.updates[told], other.updates[told])
 
 
 @pytest.mark.parametrize("ranks", [3, 4, 5])
@@ -27,6 +29,17 @@ def test_a_virtual_run_is_the_same_to_the_bit_on_any_number_of_ranks(own_mpi, vi
     done = own_mpi.train(ranks, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=runs).result
     assert done["model_sha256"] == virtual["model_sha256"]
     assert same_rows(record.read_record(run_dir), record.read_record(runs / "virtual"))
+
+
+def test_clients_test_what_they_receive_on_their_own_data(virtual, runs):
+    tables = record.read_record(runs / "virtual")
+    merged = tables.updates[tables.updates["accepted"] & (tables.updates["round"] % 2 == 0)]
+    tests = tables.client_evaluations
+    columns = {"time_s": "time_s", "client": "client", "round": "round", "version": "base_version"}
+    assert all(tests[name].tolist() == merged[other].tolist() for name, other in columns.items())
+    assert len(np.unique(tests["client"])) == 4
+    assert ((tests["accuracy"] >= 0) & (tests["accuracy"] <= 1)).all()
+    assert virtual["clients"]["loss"]["worst"] == round(max(tests[tests["client"] == i]["loss"][-1] for i in range(4)), 6)
 
 
 def test_a_virtual_run_is_the_same_to_the_bit_under_another_mpi(other_mpi, virtual, runs):

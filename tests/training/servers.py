@@ -68,6 +68,7 @@ class Bench:
         seconds=0.0,
         target=0.0,
         goal="accuracy",
+        client_rounds=0,
         every_s=1e3,
         share=1.0,
         rule=None,
@@ -86,7 +87,7 @@ class Bench:
         self.wire = FakeWire(script)
         self.evaluator = Evaluator(Toy(), flat, batch_size=1, seed=0)
         self.record = record.Record(folder / "record.h5", "", places("here"), np.zeros(2, PROFILE), METRICS)
-        self.ticks, self.said = 0, []
+        self.ticks, self.said, self.tested = 0, [], []
         epochs = np.array([2, 2])
         self.server = Server(
             wire=self.wire,
@@ -96,7 +97,7 @@ class Bench:
             settings=ServerSettings(
                 Limits(updates=updates, seconds=seconds, target=target),
                 Faults(**faults),
-                Evaluation(every_s=every_s, share=share),
+                Evaluation(every_s=every_s, share=share, client_rounds=client_rounds),
                 METRICS._replace(goal=goal),
                 in_idle_moments=True,
                 workloads=workloads,
@@ -112,6 +113,9 @@ class Bench:
 
     def on_evaluation(self, time_s, score):
         self.record.evaluations.append((time_s, score.version, *score.values.values()))
+
+    def on_client_evaluation(self, time_s, arrival):
+        self.tested.append((arrival.client, arrival.round, arrival.scores))
 
     def tick(self, server):
         assert server is self.server

@@ -16,7 +16,7 @@ from asyncfeded.tasks.classification import Data
 from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training import client
 from asyncfeded.training.client import ClientData, Trainer, work
-from asyncfeded.wire.messages import Order
+from asyncfeded.wire.messages import NO_SCORES, Order
 
 
 class Squares:
@@ -321,7 +321,8 @@ class FakeWire:
         self.polls += 1
         return self.polls == self.stop_after
 
-    def send(self, order, samples, steps, train_loss, **times):
+    def send(self, order, samples, steps, train_loss, scores, **times):
+        assert scores is NO_SCORES
         figures = {"samples": samples, "steps": steps, "train_loss": train_loss}
         self.sent.append(order._asdict() | {"weight": self.host.item()} | figures | times)
 

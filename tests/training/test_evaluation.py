@@ -162,7 +162,7 @@ def test_a_metric_may_count_nothing_in_a_batch_and_is_finished_over_all():
     ("finish", "data", "refuse", "said"),
     [
         (None, 1.0, True, "task odd, score: the count of recall is 0 over all test data"),
-        (None, math.inf, True, "task odd, score: loss is nan with the weights that the model begins with; mend"),
+        (None, math.inf, True, "task odd, score: gives loss nan with the weights that the model begins with; mend"),
         (None, math.inf, False, ""),
         (lambda mean: 1 / 0, 0.0, True, "task odd, finish of the metric loss: raised ZeroDivisionError"),
     ],

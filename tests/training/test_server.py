@@ -7,6 +7,7 @@ import pytest
 
 from asyncfeded.rules.contract import RuleError
 from asyncfeded.rules.decision import Decision, Reply
+from asyncfeded.wire.messages import HEADER
 from training.servers import FIRST, HAND_WORKED, Barrier, flood
 
 
@@ -56,8 +57,9 @@ def test_a_row_holds_what_the_arrival_said(bench):
 
 
 def test_a_row_counts_the_bytes_of_the_update_and_of_its_reply(hand_worked):
-    """A message has a header of 80 bytes and 2 weights of 4; the last update gets no reply."""
-    assert hand_worked.rows["bytes"].tolist() == [176, 176, 88]
+    """A message has a header and 2 weights of 4 bytes; the last update gets no reply."""
+    message = HEADER.itemsize + 2 * 4
+    assert hand_worked.rows["bytes"].tolist() == [2 * message, 2 * message, message]
 
 
 def test_rows_are_in_order_of_time_and_within_the_run(hand_worked):
@@ -188,19 +190,21 @@ def test_a_rule_may_keep_clients_waiting_until_all_have_arrived(bench):
 
 
 def test_a_rule_sees_nothing_of_a_clients_own_which_waits_with_the_client(bench):
-    """The last element. A message has a header of 80 bytes."""
+    """The last element. A message has a header."""
     script = [(1, [0.0, 1.0, 5.0]), (0, [1.0, 0.0, 6.0]), (0, [0.0, 0.0, 0.0])]
     done = bench(script, updates=3, rule=Barrier(), own=1).run()
     later = [(sent.client, sent.weights.tolist()) for sent in done.wire.replies[2:]]
     assert later == [(0, [0.5, 0.5, 6.0]), (1, [0.5, 0.5, 5.0])]
-    assert done.rows["bytes"].tolist() == [92, 3 * 92, 92]
+    message = HEADER.itemsize + 3 * 4
+    assert done.rows["bytes"].tolist() == [message, 3 * message, message]
 
 
 def test_an_update_without_an_answer_is_recorded_so(bench):
     done = bench([(1, [0.0, 1.0]), (0, [1.0, 0.0]), (0, [3.0, 1.0])], updates=3, rule=Barrier()).run()
     assert done.rows["next_epochs"].tolist() == [0, 7, 0]
     assert done.rows["version"].tolist() == [0, 1, 1]
-    assert done.rows["bytes"].tolist() == [88, 3 * 88, 88]
+    message = HEADER.itemsize + 2 * 4
+    assert done.rows["bytes"].tolist() == [message, 3 * message, message]
 
 
 # --- the fake wire itself: a server that breaks the contract must not pass

@@ -87,6 +87,14 @@ def test_a_server_with_nothing_to_do_pauses(bench):
     assert events.count("pause") == 2  # of 6 idle turns one takes the snapshot and three test a batch
 
 
+def test_what_a_client_has_tested_is_told_in_every_so_many_th_of_its_rounds(bench):
+    """Also that of an update that was not merged is not: its second one, of round 1, is late, and its third is refused."""
+    updates = [(0, [1.0, 1.0], {"scores": (number,)}) for number in range(2)]
+    updates += [(0, [math.nan, 1.0], {"scores": (2,)}), (0, [1.0, 1.0], {"scores": (3,)}), (0, [1.0, 1.0], {"scores": (4,)})]
+    assert bench(updates, updates=4, client_rounds=2).run().tested == [(0, 0, (0,)), (0, 4, (4,))]
+    assert bench(updates[:2], updates=2).run().tested == []
+
+
 @pytest.fixture
 def bad_score(bench):
     """A server whose evaluations give this loss and this accuracy."""

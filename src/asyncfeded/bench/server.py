@@ -35,7 +35,7 @@ from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.client_wire import ClientWire
-from asyncfeded.wire.messages import HEADER
+from asyncfeded.wire.messages import HEADER, Arrival
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
@@ -268,6 +268,9 @@ class WindowObserver:
         self._record.updates.append(row)
 
     def on_evaluation(self, time_s: float, score: Score) -> None:
+        """See `Observer`."""
+
+    def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
         """See `Observer`."""
 
     def tick(self, server: Server) -> None:

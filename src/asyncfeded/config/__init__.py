@@ -106,6 +106,9 @@ class Evaluation(Settings):
     """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
     batch_size: Count = 256
     """Samples per batch: an update that arrives waits for one batch at most."""
+    client_rounds: int = Field(0, ge=0)
+    """Each client tests the model that it receives on its own held-out data before so many-th of its rounds, from the first
+    on; the task needs a method held_out, and has at most 8 metrics. 0: off."""
     share: float = Field(0.2, gt=0, le=1)
     """Largest part of the server's time that evaluations may take; clients that share its cores lose that time too. A large
     test set is then evaluated less often than `every_s`. Wall clock only."""

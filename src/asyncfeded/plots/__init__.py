@@ -14,7 +14,7 @@ import numpy as np
 
 from asyncfeded.files.plain import read_csv
 from asyncfeded.metric import Metric
-from asyncfeded.plots.clients import COLORS, POINTS, draw_clients
+from asyncfeded.plots.clients import COLORS, POINTS, draw_clients, draw_tests
 from asyncfeded.store import record
 
 if TYPE_CHECKING:  # drawing needs no torch
@@ -35,7 +35,8 @@ STYLE: dict[Any, Any] = {
 def plot_run(run_dir: Path, output: Path) -> Path:
     """Draw the metrics over time, and the updates, K and gamma of the clients over time (`draw_clients`).
 
-    The first panel has the metric of the goal and one more; each further one has a panel of its own.
+    The first panel has the metric of the goal and one more; each further one has a panel of its own, and so have the
+    clients' own tests.
 
     Args:
         run_dir: folder of a run, finished or not.
@@ -56,7 +57,8 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         )
     with plt.rc_context(STYLE):
         beside, *alone = [name for name in metrics.by_name if name != metrics.goal] or [""]
-        rows = 2 + -(-len(alone) // 2)
+        tests, num_clients = tables.client_evaluations, len(np.asarray(tables.attributes["clients"]))
+        rows = 2 + -(-(len(alone) + bool(len(tests))) // 2)
         figure, axes = plt.subplots(rows, 2, figsize=(11, 3.5 * rows), sharex=True)
         (score, counts), *more, (local, stale) = axes
         both = f"{metrics.goal} and {beside}" if beside else metrics.goal
@@ -72,10 +74,13 @@ def plot_run(run_dir: Path, output: Path) -> Path:
         for name, axis in zip(alone, panels, strict=False):
             draw_metric(axis, evaluations, name, metrics.by_name[name], color=COLORS[0])
             axis.set_title(f"Test {name}")
-        for axis in panels[len(alone) :]:
+        rest = panels[len(alone) :]
+        if len(tests):
+            draw_tests(tests, num_clients, metrics, rest.pop(0))
+        for axis in rest:
             axis.set_visible(False)
         merged = updates[updates["accepted"]]
-        draw_clients(merged, len(np.asarray(tables.attributes["clients"])), counts, local, stale)
+        draw_clients(merged, num_clients, counts, local, stale)
         _check_free(output)
         return save(figure, output, f"{run_dir.resolve().name}: {len(merged)} updates in {updates['time_s'][-1]:.1f} s")
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from asyncfeded.metric import Metrics
+
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#000000")
 """The palette of Okabe and Ito, for colour-blind readers too; it repeats with other dashes if there are more clients."""
 LINES = 2 * len(COLORS)
@@ -33,17 +35,38 @@ def draw_clients(merged: np.ndarray, num_clients: int, counts: Any, local: Any, 
     _draw_together(merged, local, stale)
 
 
+def draw_tests(tests: np.ndarray, num_clients: int, metrics: Metrics, axis: Any) -> None:  # noqa: ANN401
+    """Draw the metric of the goal in the clients' own tests over time: each client, or how they spread where they are many.
+
+    Args:
+        tests: (n,), at least one, `client_evaluations` of a record.
+        num_clients: number of clients of the run.
+        metrics: of the run.
+        axis: of matplotlib.
+    """
+    goal = metrics.goal
+    if num_clients <= LINES:
+        for i, client in enumerate(np.unique(tests["client"])):
+            rows = tests[tests["client"] == client]
+            axis.plot(rows["time_s"], rows[goal], label=f"client {client}", **_look(i))
+        axis.legend(frameon=False, fontsize=8)
+    else:
+        latest, times, spreads = np.full(num_clients, np.nan), [], []
+        for rows in _spans(tests):
+            latest[rows["client"]] = rows[goal]  # of several tests of a client the last one stays
+            if np.isfinite(latest).any():
+                times.append(rows["time_s"][-1])
+                spreads.append(_spread(latest[np.isfinite(latest)]))
+        _draw_spread(axis, times, spreads, "clients")
+    axis.set(title=f"{goal} of the model that a client received, on its own data", ylabel=metrics.of_goal.label(goal))
+
+
 def _draw_each(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> None:  # noqa: ANN401
     """Draw updates, K and gamma of each of at most LINES clients over time, on axes of their own; `counts` may be None."""
     clients = np.unique(merged["client"])
     for i, client in enumerate(clients):
         rows = merged[merged["client"] == client]
-        line = {
-            "color": COLORS[i % len(COLORS)],
-            "linestyle": ("-", "--", ":", "-.")[i // len(COLORS) % 4],
-            "linewidth": 1.3,
-            "label": f"client {client}",
-        }
+        line = _look(i) | {"label": f"client {client}"}
         if counts is not None:
             counts.plot(rows["time_s"], np.arange(1, len(rows) + 1), **line)
         # K belongs to the round that ended at that time.
@@ -69,6 +92,12 @@ def _draw_each(merged: np.ndarray, counts: Any, local: Any, stale: Any) -> None:
             stale.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         else:
             counts.legend(frameon=False, fontsize=8)
+
+
+def _look(i: int) -> dict[str, Any]:
+    """The line of the i-th client."""
+    dashes = ("-", "--", ":", "-.")[i // len(COLORS) % 4]
+    return {"color": COLORS[i % len(COLORS)], "linestyle": dashes, "linewidth": 1.3}
 
 
 def _draw_updates(merged: np.ndarray, num_clients: int, axis: Any) -> None:  # noqa: ANN401

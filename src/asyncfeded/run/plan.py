@@ -17,6 +17,7 @@ from asyncfeded.mpi import placement
 from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
 from asyncfeded.tasks.contract import CheckedTask, declared_metrics
+from asyncfeded.wire.messages import NO_SCORES
 
 T = TypeVar("T")
 
@@ -160,17 +161,9 @@ def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
     """The config with the defaults of task and rule filled in, and the metric that is the goal.
 
     Raises:
-        ValueError: the task has no such metric, or limits.target is none of its values.
+        ValueError: the task has no such metric, or limits.target is none of its values; or its clients cannot test.
     """
-    metrics = declared_metrics(task, config.task["name"])
-    goal, target = config.evaluation.metric or next(iter(metrics)), config.limits.target
-    if goal not in metrics:
-        known = ", ".join(metrics)
-        raise ValueError(
-            f"evaluation.metric = {goal!r}: task {config.task['name']} has no such metric, expected one of: {known}"
-        )
-    if metrics[goal].is_fraction and not 0 <= target <= 1:
-        raise ValueError(f"limits.target = {target:g}: {goal} is a fraction, expected a number from 0 to 1")
+    goal = _find_goal(config, task)
     heads = {
         "task": {"name": config.task["name"], "initial": tasks.load_initial(config.task)},
         "rule": {"name": config.rule["name"]},
@@ -182,6 +175,29 @@ def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
         head = {key: value for key, value in heads[section].items() if value}
         filled[section] = head | {key: value for key, value in keys.items() if key not in heads[section]}
     return config.model_copy(update=filled)
+
+
+def _find_goal(config: Config, task: tasks.Task) -> str:
+    """The metric of the goal, if the task can measure what the config asks for. Raises ValueError if not."""
+    name, asked, target = config.task["name"], config.evaluation, config.limits.target
+    metrics = declared_metrics(task, name)
+    goal = asked.metric or next(iter(metrics))
+    if goal not in metrics:
+        known = ", ".join(metrics)
+        raise ValueError(f"evaluation.metric = {goal!r}: task {name} has no such metric, expected one of: {known}")
+    if metrics[goal].is_fraction and not 0 <= target <= 1:
+        raise ValueError(f"limits.target = {target:g}: {goal} is a fraction, expected a number from 0 to 1")
+    where = f"evaluation.client_rounds = {asked.client_rounds}: task {name}"
+    if asked.client_rounds and not isinstance(task, tasks.HoldsOut):
+        raise ValueError(
+            f"{where} has no held-out data of its clients; set it to 0, or give the task a method "
+            f"held_out(client, num_clients, seed)"
+        )
+    if asked.client_rounds and len(metrics) > len(NO_SCORES):
+        raise ValueError(
+            f"{where} has {len(metrics)} metrics, and a client sends at most {len(NO_SCORES)}; set it to 0, or take fewer"
+        )
+    return goal
 
 
 def digest_origin(config: Config) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from asyncfeded.files.plain import read_numbers
+from asyncfeded.metric import Metrics
 from asyncfeded.mpi.world import World
 from asyncfeded.run.progress import Screen, fastest_and_slowest
 from asyncfeded.training.server import Outcome, Server
@@ -25,11 +26,12 @@ def figures(
     outcome: Outcome,
     run_dir: Path,
     updates: np.ndarray,
+    tests: np.ndarray,
     server_bytes: int,
     receiving_s: float,
     world: World,
 ) -> dict[str, object]:
-    """The figures of a finished run. `updates` are the rows of its record: record.UPDATE (n,)."""
+    """The figures of a finished run. `updates` and `tests` are the rows of its record: `updates`, `client_evaluations`."""
     gamma = updates["gamma"][np.isfinite(updates["gamma"])]
     return {
         "run_dir": str(run_dir),
@@ -39,6 +41,7 @@ def figures(
         "updates_per_s": round(server.state.updates / outcome.seconds, 3) if outcome.seconds else None,
         "metric": server.settings.metrics.goal,
         "metrics": {name: _number(value) for name, value in outcome.score.values.items()},
+        **({"clients": over_clients(tests, server.settings.metrics)} if len(tests) else {}),
         "gamma_median": _number(float(np.median(gamma)) if len(gamma) else math.nan),
         "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
@@ -60,6 +63,22 @@ def write(result: dict[str, object], path: Path) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(result, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def over_clients(tests: np.ndarray, metrics: Metrics) -> dict[str, dict[str, float | None]]:
+    """Mean, spread (standard deviation) and worst of each metric over the clients, each in its latest test.
+
+    Args:
+        tests: (n,), `client_evaluations` of a record; a value that is not a number does not count.
+        metrics: their columns.
+    """
+    _, first = np.unique(tests["client"][::-1], return_index=True)
+    latest, found = tests[::-1][first], {}
+    for name, metric in metrics.by_name.items():
+        values = latest[name][~np.isnan(latest[name])]
+        three = (values.mean(), values.std(), metric.worst_of(values)) if len(values) else (math.nan,) * 3
+        found[name] = dict(zip(("mean", "spread", "worst"), map(_number, map(float, three)), strict=True))
+    return found
 
 
 def workers_s(state: ServerState, wall_s: float, workers: int) -> float:
@@ -121,8 +140,10 @@ def show(result: dict[str, object], updates: np.ndarray, num_clients: int) -> No
     console.print(f"(K, gamma, eta and seconds: medians over the client's updates{most})\n")
     rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for key, value in result.items():
-        named = value.items() if isinstance(value, dict) else [(key, value)]
-        for name, one in named:
-            rows.add_row(name, str(one))
+        for name, one in value.items() if isinstance(value, dict) else [(key, value)]:
+            if isinstance(one, dict):
+                rows.add_row(f"{name} of the clients", ", ".join(f"{word} {number}" for word, number in one.items()))
+            else:
+                rows.add_row(name, str(one))
     console.print(rows)
     console.print(json.dumps(result), markup=False, emoji=False)

@@ -38,6 +38,7 @@ from asyncfeded.training.rounds import Workload
 from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.deadlines import Deadlines
+from asyncfeded.wire.messages import Arrival
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
@@ -171,8 +172,8 @@ def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
     with parts.open_record() as book, Progress(parts.run_dir / "log.txt", parts.owned.check) as progress:
         run = ServerRun(world, parts, book, progress)
         outcome = run.train()
-        updates = book.updates.all_rows()
-        status, figures = run.save(outcome, updates)
+        updates, tests = book.updates.all_rows(), book.client_evaluations.all_rows()
+        status, figures = run.save(outcome, updates, tests)
     parts.owned.release()
     result.show(figures, updates, parts.config.clients)
     if run.wire.assignment.silent:
@@ -235,12 +236,13 @@ class ServerRun:
         self.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
         return outcome
 
-    def save(self, outcome: Outcome, updates: np.ndarray) -> tuple[int, dict[str, object]]:
+    def save(self, outcome: Outcome, updates: np.ndarray, tests: np.ndarray) -> tuple[int, dict[str, object]]:
         """Save the record and the result; the model was saved when the training stopped.
 
         Args:
             outcome: how the run ended.
             updates: record.UPDATE (n,), all of the record.
+            tests: (k,), the clients' own tests, all of the record.
 
         Returns:
             The exit status and the figures.
@@ -257,7 +259,9 @@ class ServerRun:
         except OSError as error:
             self._rescue("record.h5", error, self._record.save)
             self._record.release()
-        figures = result.figures(server, outcome, run_dir, updates, self._num_bytes, self.wire.receiving_s, self._world)
+        figures = result.figures(
+            server, outcome, run_dir, updates, tests, self._num_bytes, self.wire.receiving_s, self._world
+        )
         self._keep("result.json", partial(result.write, figures))
         ended = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
         return ended if self._complete else 1, figures
@@ -269,6 +273,11 @@ class ServerRun:
     def on_evaluation(self, time_s: float, score: Score) -> None:
         """See `Observer`."""
         self._record.evaluations.append((time_s, score.version, *score.values.values()))
+
+    def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
+        """See `Observer`."""
+        scores = arrival.scores[: len(self._parts.metrics.by_name)]
+        self._record.client_evaluations.append((time_s, arrival.base_version, arrival.client, arrival.round, *scores))
 
     def tick(self, server: Server) -> None:
         """See `Observer`. The model is saved before anything that can fail at the end."""

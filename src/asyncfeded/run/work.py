@@ -14,6 +14,7 @@ from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.client import Trainer, work
+from asyncfeded.training.held_out import HeldOut
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.loader import Loader
 from asyncfeded.training.trial import Trial
@@ -30,6 +31,8 @@ class ClientParts:
     flat: FlatModel
     profiles: ClientProfiles
     trainer: Trainer
+    held_out: HeldOut | None
+    """What tests the models that clients receive; None: they do not."""
     client_data: Callable[[int], ClientData]
     """Returns the data of a client; loads it if the client has moved to this worker."""
 
@@ -76,7 +79,10 @@ def prepare(
     config, task, rule, _, _ = plan
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
     Trial(task, flat, trainer, config).run(homes(world, config.clients), client_data)
-    return ClientParts(config, task, flat, profiles, trainer, client_data)
+    held_out = HeldOut(task, flat, config) if config.evaluation.client_rounds else None
+    if held_out:
+        held_out.try_out(homes(world, config.clients))
+    return ClientParts(config, task, flat, profiles, trainer, held_out, client_data)
 
 
 def train_for_server(world: World, parts: ClientParts) -> bool:
@@ -89,5 +95,5 @@ def train_for_server(world: World, parts: ClientParts) -> bool:
         return parts.profiles.pause_s(order, round_s) if paced else 0.0
 
     wire = ClientWire(world.comm, host, world.backoff(config.wait))
-    work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host)
+    work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
     return wire.ranks_lost

@@ -103,6 +103,20 @@ class Collates(Protocol):
 
 
 @runtime_checkable
+class HoldsOut(Protocol):
+    """A task whose clients have data of their own to test with (evaluation.client_rounds)."""
+
+    def held_out(self, client: int, num_clients: int, seed: int) -> Samples:
+        """Data of one client that is not in its `client_data`, at least one sample; read as that is, and in order.
+
+        The global generators are seeded as they are before `client_data` of this client: both may draw the same split.
+
+        Raises:
+            ValueError: as `client_data`.
+        """
+
+
+@runtime_checkable
 class Remarks(Protocol):
     """A task that has something to say about its data, besides what it refuses."""
 
@@ -147,7 +161,7 @@ class Steps(Protocol):
         """
 
 
-OPTIONAL = (Collates, Remarks, Optimizes, Schedules, Steps)
+OPTIONAL = (Collates, HoldsOut, Remarks, Optimizes, Schedules, Steps)
 """What a task may have besides the methods of `Task`."""
 TASKS: dict[str, type[Settings]] = {
     "digits": Digits,

@@ -163,6 +163,14 @@ class CheckedTask:
             raise TaskError(f"task {self.name}, test_data: gave back no sample; the model cannot be tested without one")
         return samples
 
+    def held_out(self, client: int, num_clients: int, seed: int) -> Samples:
+        """See `HoldsOut`; at least one sample, where they tell how many they are."""
+        method = f"held_out of client {client}"
+        samples = self._samples(method, self._ask("held_out", client, num_clients, seed, doing=method))
+        if self._count(method, samples) == 0:
+            raise TaskError(f"task {self.name}, {method}: gave back no sample; every client needs one to test with")
+        return samples
+
     def score(self, model: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
         """See `Task`; the metrics that it declares, in their order."""
         given = self._ask("score", model, batch)

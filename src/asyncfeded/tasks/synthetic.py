@@ -95,6 +95,10 @@ class Synthetic(Classification):
         """See `Task`: the tenth of all devices."""
         return _data([self._samples(device)[1] for device in range(len(self._devices.counts))])
 
+    def held_out(self, client: int, num_clients: int, seed: int) -> Data:
+        """See `HoldsOut`: the tenth of its devices."""
+        return _data([self._samples(device)[1] for device in self._dealt(client, num_clients)])
+
     def _dealt(self, client: int, num_clients: int) -> Sequence[int]:
         num = len(self._devices.counts)
         return deal(range(num), client, num_clients, f"task synthetic has {num} devices (task.devices = {self.devices})")

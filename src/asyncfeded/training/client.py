@@ -12,10 +12,11 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.contract import CheckedTask, TaskError
 from asyncfeded.training.batches import ClientData, batch_sizes, read_round
+from asyncfeded.training.held_out import HeldOut
 from asyncfeded.training.rounds import Workload
 from asyncfeded.training.step import Stepper
 from asyncfeded.wire.client_wire import ClientWire
-from asyncfeded.wire.messages import Order
+from asyncfeded.wire.messages import NO_SCORES, Order
 
 
 class Trainer:
@@ -88,6 +89,7 @@ def work(
     lost_s: Callable[[Order, float], float],
     flat: FlatModel,
     host: Tensor,
+    held_out: HeldOut | None = None,
 ) -> None:
     """The loop of a worker; it ends when the server says stop. Client ranks.
 
@@ -98,6 +100,7 @@ def work(
         lost_s: seconds to pause after a round that took so long, for failures and network, on the wall clock.
         flat: the model that the trainer trains.
         host: float32 (size,), the wire's buffer: that of the model if it is in host memory, else a pinned copy.
+        held_out: tests in `flat`; None: clients do not test.
     """
     staged = host.data_ptr() != flat.buffer.data_ptr()
     waiting_since = time.perf_counter()
@@ -105,6 +108,7 @@ def work(
         began = time.perf_counter()
         if staged:
             flat.buffer.copy_(host)
+        scores = held_out.scores(order, wire.stopped) if held_out else NO_SCORES
         if not trainer.round(order, client_data(order.client), wire.stopped):
             break
         if staged:
@@ -113,7 +117,7 @@ def work(
         if (lost := lost_s(order, ended - began)) and not _pass(lost, wire.stopped):
             break
         wait_s, waiting_since = began - waiting_since, time.perf_counter()
-        wire.send(order, trainer.samples, trainer.steps, trainer.loss, compute_s=ended - began, wait_s=wait_s)
+        wire.send(order, trainer.samples, trainer.steps, trainer.loss, compute_s=ended - began, wait_s=wait_s, scores=scores)
     wire.finish()
 
 

@@ -27,6 +27,11 @@ class Score(NamedTuple):
     values: dict[str, float]
     """By metric, in the order of the task."""
 
+    @property
+    def not_finite(self) -> str:
+        """Which values are infinite or no number, as text; empty if none is."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.values.items() if not math.isfinite(value))
+
 
 class Tally:
     """The sums and counts of a task's metrics over some batches.
@@ -135,12 +140,10 @@ class Evaluator:
         name = f"task {self._task.name}, score"
         if none := self._tally.uncounted:
             raise TaskError(f"{name}: the count of {', '.join(none)} is 0 over all test data, so that there is no value")
-        values = self._tally.values().items()
-        bad = ", ".join(f"{metric} is {value:g}" for metric, value in values if not math.isfinite(value))
-        if bad and refuse:
+        if (bad := Score(-1, self._tally.values()).not_finite) and refuse:
             raise TaskError(
-                f"{name}: {bad} with the weights that the model begins with; mend the test data, the model or the metric, "
-                f"or set faults.bad_loss = take if it may be so"
+                f"{name}: gives {bad} with the weights that the model begins with; mend the test data, the model or the "
+                f"metric, or set faults.bad_loss = take if it may be so"
             )
 
     def score(self, x: Tensor, version: int) -> Score:

@@ -77,6 +77,9 @@ class Observer(Protocol):
     def on_evaluation(self, time_s: float, score: Score) -> None:
         """The global model was evaluated, at that time on the run's clock."""
 
+    def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
+        """A client has tested the model that it was sent, on its own data; its update was merged at that time."""
+
     def tick(self, server: "Server") -> None:
         """Is called often, and once more just before the run stops; then `server.stopping` is set."""
 
@@ -200,12 +203,7 @@ class Server:
             return f"{self.state.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
             return f"{limits.seconds:g} s have passed (limits.seconds)"
-        if self._good_enough():
-            assert self.state.score is not None
-            goal = self.settings.metrics.goal
-            value = self.settings.metrics.of_goal.text(self.state.score.values[goal])
-            return f"{goal} {value} was reached (limits.target = {limits.target:g})"
-        return ""
+        return self._good_enough()
 
     def _take(self, arrival: Arrival) -> None:
         """Measure one update, merge it, reply, and record it."""
@@ -271,6 +269,8 @@ class Server:
                 accepted=not refusal,
             )
         )
+        if (every := self.settings.evaluation.client_rounds) and not arrival.round % every and not refusal:
+            self._observer.on_client_evaluation(arrived_s, arrival)
         state.busy_s += time.thread_time() - cpu
 
     def _note_refusal(self, client: int, reason: str) -> bool:
@@ -382,17 +382,14 @@ class Server:
             state.evaluation_due_s += self.settings.evaluation.every_s
             state.evaluating_s += time.perf_counter() - began
 
-    def _good_enough(self) -> bool:
-        target, score, metrics = self.settings.limits.target, self.state.score, self.settings.metrics
-        if not target or score is None:
-            return False
-        return bool(metrics.of_goal.reaches(np.asarray(score.values[metrics.goal]), target))
+    def _good_enough(self) -> str:
+        score, target = self.state.score, self.settings.limits.target
+        return self.settings.metrics.reached(score.values, target) if score and target else ""
 
     def _note(self, score: Score, time_s: float) -> None:
         self.state.score = score
         self._observer.on_evaluation(time_s, score)
-        bad = ", ".join(f"{name} {value:g}" for name, value in score.values.items() if not math.isfinite(value))
-        if bad and self.settings.faults.bad_loss == "refuse":
+        if (bad := score.not_finite) and self.settings.faults.bad_loss == "refuse":
             self.failed = (
                 f"version {score.version} of the model has {bad} on the test data; lower training.learning_rate or the "
                 f"rule's step size, or set faults.bad_loss = take if it may be so"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
-from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, NOTHING, RANKS_LOST, STOP, Order
+from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, NO_SCORES, NOTHING, RANKS_LOST, REST, STOP, Order
 from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class ClientWire:
         self._comm, self._backoff, self.ranks_lost = comm, backoff, False
         self._buffer = buffer.numpy()
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
+        self._read, self._written, self._scores = self._inbox[REST], self._outbox[REST], self._outbox["scores"][0]
         self._num_sent = 0  # number of messages; the tags of chunks follow from it
         # This receive is posted whenever no header is being read. While the worker trains, only a STOP can complete it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
@@ -54,7 +55,7 @@ class ClientWire:
         self._backoff.reset()
         while not _or_server_lost(self._request.Test):
             self._backoff.pause()
-        _, _, flags, client, epochs, number, version, steps, *_, share = self._inbox[0].item()
+        _, _, flags, client, epochs, number, version, steps, *_, share = self._read[0].item()
         if flags & STOP:
             return None
         receiving = Receiving(self._comm, self._buffer, 0)
@@ -70,13 +71,23 @@ class ClientWire:
         """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
         return _or_server_lost(self._request.Test)
 
-    def send(self, order: Order, samples: int, steps: int, train_loss: float, compute_s: float, wait_s: float) -> None:
+    def send(
+        self,
+        order: Order,
+        samples: int,
+        steps: int,
+        train_loss: float,
+        compute_s: float,
+        wait_s: float,
+        scores: tuple[float, ...] = NO_SCORES,
+    ) -> None:
         """Send the update that an order asked for. Its weights are in the buffer. Client ranks.
 
         Returns when the buffer may be written again.
         """
         asked, done = (order.client, order.epochs, order.round, order.version), (steps, samples, train_loss)
-        self._outbox[0] = (MAGIC, PROTOCOL, 0, *asked, *done, compute_s, wait_s, order.share)
+        self._written[0] = (MAGIC, PROTOCOL, 0, *asked, *done, compute_s, wait_s, order.share)
+        self._scores[:] = scores
         self._num_sent += 1
         header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         sending, size, given = Sending(self._comm, self._buffer, 0, header, self._num_sent), len(self._buffer), 0
@@ -91,7 +102,7 @@ class ClientWire:
 
     def finish(self) -> None:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
-        self._outbox[0] = (MAGIC, PROTOCOL, LAST, *NOTHING)
+        self._written[0] = (MAGIC, PROTOCOL, LAST, *NOTHING)
         self._request.Start()
         last = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         for request in (last, self._request):

@@ -1,7 +1,7 @@
 """The messages between server and clients: headers, orders, updates, and the reasons to refuse an update.
 
 Clients train on workers, which are all ranks except the server: client i trains on worker i modulo the number of workers,
-so that its data lies on one rank, unless that rank dies. An update is a header (80 bytes) and the model's raw buffer in
+so that its data lies on one rank, unless that rank dies. An update is a header (144 bytes) and the model's raw buffer in
 chunks (transfer.py), with what is the client's own behind the model; so is a reply. The two sides take turns:
 
 1. The server replies to a client: header (round, version, K, steps before, share of the run), weights. It does
@@ -41,8 +41,12 @@ HEADER = np.dtype(
         ("compute_s", np.float64),  # of this round
         ("wait_s", np.float64),  # between the previous update and its reply
         ("share", np.float64),  # to a client: the part of the run that is done, 0 to 1
+        ("scores", np.float64, (8,)),  # from a client: metrics of the model that it was sent; NaN: it was not tested
     ]
 )
+REST = [name for name in HEADER.names or () if name != "scores"]
+"""All but the scores: a view of these fields is read and written in less time (2 of 6 us)."""
+NO_SCORES: tuple[float, ...] = (math.nan,) * HEADER["scores"].shape[0]
 MAGIC = 0xA5F3DED0
 STOP, LAST, BYE, RANKS_LOST = 1, 2, 4, 8  # flags
 HEADER_TAG = 1
@@ -65,6 +69,7 @@ class Header(NamedTuple):
     compute_s: float
     wait_s: float
     share: float
+    scores: tuple[float, ...] = NO_SCORES
 
     @property
     def foreign(self) -> str:
@@ -76,6 +81,11 @@ class Header(NamedTuple):
         if self.flags not in (0, LAST):
             return f"flags {self.flags:#x}, expected 0 or {LAST:#x}"
         return ""
+
+    def arrival(self, weights: Tensor) -> "Arrival":
+        """The update that this header announced, with its weights."""
+        figures = (self.samples, self.steps, self.train_loss, self.compute_s, self.wait_s, weights, 0, self.scores)
+        return Arrival(self.client, self.round, self.version, self.epochs, *figures)
 
 
 class Order(NamedTuple):
@@ -125,6 +135,8 @@ class Arrival(NamedTuple):
     """float32 (size,), in a receive buffer of the wire; valid until `release`."""
     queue: int = 0
     """How many other updates were waiting when this one was taken: at least their headers had arrived."""
+    scores: tuple[float, ...] = NO_SCORES
+    """Metrics of the model that the client was sent, in the order of the task; NaN where there is none."""
 
 
 class Refused(NamedTuple):

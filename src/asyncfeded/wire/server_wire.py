@@ -29,6 +29,7 @@ from asyncfeded.wire.messages import (
     MAGIC,
     NOTHING,
     RANKS_LOST,
+    REST,
     STOP,
     Arrival,
     Header,
@@ -93,6 +94,7 @@ class ServerWire:
         self._deadlines, self.assignment = deadlines or Deadlines(0, 0), Assignment(num_workers, num_clients, reassign)
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
+        self._heads, self._scores = self._headers[REST], self._headers["scores"]
         self._header_requests = [
             comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], i + 1, HEADER_TAG)
             for i in range(num_workers)
@@ -110,6 +112,7 @@ class ServerWire:
         self._num_received = [0] * num_workers  # messages of each worker; tags of chunks follow from it
         # HEADER (workers,): rows to send; a row is rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
+        self._reply_heads = self._replies[REST]
         self._reply_rows = [self._replies[i : i + 1].view(np.uint8) for i in range(num_workers)]
         self._outgoing: list[Sending | None] = [None] * num_workers
         self._unsent: set[int] = set()  # workers with chunks that MPI could not be given yet
@@ -199,7 +202,7 @@ class ServerWire:
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
         """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
         row = np.zeros(1, HEADER)  # the request keeps it
-        row[0] = (MAGIC, PROTOCOL, flags, *NOTHING)
+        row[REST][0] = (MAGIC, PROTOCOL, flags, *NOTHING)
         return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
 
     def _completed(self) -> list[int]:
@@ -216,7 +219,7 @@ class ServerWire:
 
     def _read(self, worker: int) -> None:
         """Read a header: of an update that now follows, of something foreign, or the last one of a worker."""
-        header = Header(*self._headers[worker].item())
+        header = Header._make((*self._heads[worker].item(), tuple(self._scores[worker].tolist())))
         self._headers[worker] = 0
         self._num_received[worker] += 1
         self._sign_s[worker] = now = self._deadlines.listened_s
@@ -287,10 +290,7 @@ class ServerWire:
             self._arrived.append(Refused(client, f"rank {worker + 1} sent an update: {refusal}", True))
         else:
             self._taken[header.client] = slot
-            done = (header.samples, header.steps, header.train_loss, header.compute_s, header.wait_s)
-            self._arrived.append(
-                Arrival(header.client, header.round, header.version, header.epochs, *done, self._buffers[slot])
-            )
+            self._arrived.append(header.arrival(self._buffers[slot]))
         if self._pending[worker]:
             self._send(worker, heapq.heappop(self._pending[worker]), _is_ready)
 
@@ -300,7 +300,7 @@ class ServerWire:
         self._in_hand[worker] = pending
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
         fields = (order.client, order.epochs, order.round, order.version, order.steps, 0, 0.0, 0.0, 0.0, order.share)
-        self._replies[worker] = (MAGIC, PROTOCOL, 0, *fields)
+        self._reply_heads[worker] = (MAGIC, PROTOCOL, 0, *fields)
         header = self._isend(worker, self._reply_rows[worker])
         self._outgoing[worker] = Sending(self._comm, pending.weights.numpy(), worker + 1, header) if header else None
         for start in range(0, self._size, CHUNK):

@@ -116,6 +116,9 @@ class Rows:
     def on_evaluation(self, time_s: float, score: Score) -> None:
         """See `Observer`: the only evaluation is at the end."""
 
+    def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
+        """See `Observer`."""
+
     def tick(self, server: Server) -> None:
         """See `Observer`: does nothing, since nothing is shown."""
 
