@@ -45,6 +45,10 @@ class Wrong(Mine):
     def remarks(self, language):
         return []
 
+class Odd(Mine):
+    name: str
+    remarks: str = "none"
+
 class Plain:
     pass
 
@@ -138,8 +142,8 @@ def load(folder, name, section="task"):
             "task.name = 'mytask': unknown task, expected one of: digits, .*; or a class of your own, as FILE.py:CLASS",
         ),
         ("HERE/absent.py:Mine", "HERE/absent.py: no such file; mend task.name"),
-        ("HERE/my_task.py", "names no class; HERE/my_task.py has Mine, Wrong$"),
-        ("HERE/my_task.py:Other", "has no class Other; HERE/my_task.py has Mine, Wrong$"),
+        ("HERE/my_task.py", "names no class; HERE/my_task.py has Mine, Wrong, Odd$"),
+        ("HERE/my_task.py:Other", "has no class Other; HERE/my_task.py has Mine, Wrong, Odd$"),
         ("HERE/my_task.py:function", "has no class function; "),
         ("HERE/my_task.py:Plain", r"Plain is no asyncfeded.Settings; write `class Plain\(Settings\):`, so that"),
         ("HERE/models.py:Net", "Net is no asyncfeded.Settings"),
@@ -168,6 +172,11 @@ def test_methods_that_are_missing_or_take_other_arguments_are_told(folder):
     assert str(told.value) == (
         f"task {folder}/my_task.py:Wrong: has no method sizes(num_clients, seed); "
         f"loss takes (outputs), expected (model, batch); remarks takes (language), expected ()"
+    )
+    with pytest.raises(CodeError) as told:  # a field that the class requires gets the name
+        load(folder, "HERE/my_task.py:Odd")
+    assert str(told.value) == (
+        f"task {folder}/my_task.py:Odd: remarks is 'none', expected a method remarks(); rename a key of that name"
     )
     with pytest.raises(CodeError) as told:
         load(folder, "HERE/my_rule.py:Wrong", "rule")

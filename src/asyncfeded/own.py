@@ -35,13 +35,15 @@ def load(kinds: Mapping[str, type[Settings]], table: Mapping[str, object], where
         kinds: the built-in classes by name.
         table: keys and values.
         where: the section, such as `rule`.
-        taken: keys of the section that are none of the class.
+        taken: keys of the section that are none of the class, unless it requires them.
 
     Raises:
         ValueError: there is no such class, an unknown key or a value out of range.
         CodeError: the class, or its file, raises something.
     """
-    kind, keys = find(kinds, table.get("name"), where), {key: table[key] for key in table if key not in taken}
+    kind = find(kinds, table.get("name"), where)
+    fields = kind.model_fields
+    keys = {key: table[key] for key in table if key not in taken or (key in fields and fields[key].is_required())}
     try:
         return section(kind, keys, where)
     except ValueError:
@@ -113,18 +115,20 @@ def wrong_methods(part: object, required: type, optional: Sequence[type] = ()) -
         required: the protocol that it must have.
         optional: protocols that it may have.
     """
-    faults = []
+    missing, faults = [], []
     for protocol in (required, *optional):
         for name, method in vars(protocol).items():
             if name.startswith("_") or not inspect.isfunction(method):
                 continue
             own, expected = getattr(part, name, None), list(inspect.signature(method).parameters)[1:]
-            if not callable(own):
-                if own is not None or protocol is required:
-                    faults.append(f"has no method {name}({', '.join(expected)})")
+            told = f"{name}({', '.join(expected)})"
+            if own is None:
+                missing += [told] if protocol is required else []
+            elif not callable(own):
+                faults.append(f"{name} is {own!r:.40}, expected a method {told}; rename a key of that name")
             elif (got := _other_signature(own, expected)) is not None:
                 faults.append(f"{name} takes ({got}), expected ({', '.join(expected)})")
-    return faults
+    return ([f"has no method {', '.join(missing)}"] if missing else []) + faults
 
 
 def raised(doing: str, error: BaseException, advice: str = "") -> str:
