@@ -106,6 +106,16 @@ def test_the_names_of_the_classes_are_in_the_name_of_the_folder(run_dir):
     assert run_dir.name.endswith("-Tuned-Half")
 
 
+def test_the_keys_of_its_classes_are_printed(folder):
+    done = run_asyncfeded("keys", "code/run.toml", cwd=folder)
+    assert done.status == 0, str(done)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["task.name", '"tuned.py:Tuned"'] in rows
+    assert ["task.seed", "0"] in rows
+    assert ["rule.eta", "0.5"] in rows
+    assert "task.split" not in done.stdout
+
+
 def test_the_record_says_what_the_run_was_made_from(folder, run_dir):
     lines = record.read_record(run_dir).attributes["data"].splitlines()
     files = [f"{folder}/code/{name}.py" for name in ("asyncfeded_test_parts", "half", "tuned")]

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from asyncfeded.config import Config
+from asyncfeded.files.weights import write_weights
 from asyncfeded.store.ownership import NAME, Ownership
+from asyncfeded.studies import jobs
 from asyncfeded.studies.jobs import GridJob, check_labels, compose, execute, is_done, nest, overlay, own
 
 
@@ -28,6 +31,24 @@ def test_a_config_of_layers_has_the_defaults_of_its_task_and_rule():
     assert (config.limits.updates, config.limits.seconds) == (5, 2)
     assert config.rule["alpha"] > 0
     assert config.task["split"] == "dirichlet"
+
+
+def test_a_run_is_named_by_its_config_and_by_the_files_of_the_user_that_it_is_made_from(tmp_path, monkeypatch):
+    config = compose([{"limits": {"updates": 1}}], "run")
+    assert jobs.digest(config) == config.digest().hex()
+    save(tmp_path / "first.pt", 1.0)
+    config = compose([{"limits": {"updates": 1}, "task": {"initial": str(tmp_path / "first.pt")}}], "run")
+    before = jobs.digest(config)
+    assert before != config.digest().hex()
+    save(tmp_path / "first.pt", 2.0)
+    assert jobs.digest(config) == before  # while one study is made
+    monkeypatch.setattr(jobs, "ORIGINS", {})
+    assert jobs.digest(config) != before
+
+
+def save(path, value):
+    path.unlink(missing_ok=True)
+    write_weights(path, {"w": torch.full((2,), value)})
 
 
 def test_a_wrong_layer_is_refused_by_name():

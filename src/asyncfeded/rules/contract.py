@@ -72,14 +72,16 @@ def on_arrival(rule: Rule, round_: int, update: Update, model: GlobalModel, stat
     Raises:
         RuleError: the rule raises, or gives back something else, or a reply that no client waits for.
     """
-    doing = f"on_arrival, round {round_} of client {update.client}"
     try:
         decision = rule.on_arrival(update, model, state)
     except (Exception, SystemExit) as error:
-        raise _fault(rule, doing, error) from None
-    if not isinstance(decision, Decision) or not all(isinstance(value, NUMBERS) for value in decision[:2]):
-        raise _wrong(rule, doing, f"gave back {decision!r:.200}, expected Decision(gamma, eta, replies)")
-    _check(rule, doing, decision.replies, out)
+        raise _fault(rule, f"on_arrival, round {round_} of client {update.client}", error) from None
+    if not (isinstance(decision, Decision) and isinstance(decision.gamma, NUMBERS) and isinstance(decision.eta, NUMBERS)):
+        problem = f"gave back {decision!r:.200}, expected Decision(gamma, eta, replies)"
+    else:
+        problem = _problem(decision.replies, out)
+    if problem:
+        raise _wrong(rule, f"on_arrival, round {round_} of client {update.client}", problem)
     return decision
 
 
@@ -91,21 +93,23 @@ def on_loss(rule: Rule, client: int, model: GlobalModel, state: State, out: np.n
         replies = rule.on_loss(client, model, state)
     except (Exception, SystemExit) as error:
         raise _fault(rule, f"on_loss of client {client}", error) from None
-    _check(rule, f"on_loss of client {client}", replies, out)
+    if problem := _problem(replies, out):
+        raise _wrong(rule, f"on_loss of client {client}", problem)
     return replies
 
 
-def _check(rule: Rule, doing: str, replies: object, out: np.ndarray) -> None:
-    """Whether these replies can be sent."""
-    if not isinstance(replies, tuple) or not all(isinstance(reply, Reply) for reply in replies):
-        raise _wrong(rule, doing, f"gave back the replies {replies!r:.200}, expected a tuple of Reply(client, epochs)")
-    seen = set[int]()
+def _problem(replies: object, out: np.ndarray) -> str:
+    """Why these replies cannot be sent; empty if they can."""
+    if not isinstance(replies, tuple) or not all([isinstance(reply, Reply) for reply in replies]):  # noqa: C419, twice as fast
+        return f"gave back the replies {replies!r:.200}, expected a tuple of Reply(client, epochs)"
+    seen = set()
     for client, epochs in replies:
         if not 0 <= client < len(out) or out[client] or client in seen:
-            raise _wrong(rule, doing, f"replies to client {client}, which does not wait for a reply")
+            return f"replies to client {client}, which does not wait for a reply"
         if not 1 <= epochs <= INT32_MAX:
-            raise _wrong(rule, doing, f"gives client {client} K = {epochs}, expected 1 to {INT32_MAX}")
+            return f"gives client {client} K = {epochs}, expected 1 to {INT32_MAX}"
         seen.add(client)
+    return ""
 
 
 def _fault(rule: Rule, doing: str, error: BaseException) -> RuleError:
