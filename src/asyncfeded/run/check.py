@@ -78,7 +78,7 @@ def _check(path: Path, overrides: list[str], ranks: int | None) -> Checked:
     figures = {"run": f"{plan.config.clock} clock, 1 server and {plan.config.clients} clients on {size} ranks"}
     figures |= _times(parts, evaluator, profiles) | {"metrics": f"{plan.metrics.columns}; goal: {plan.metrics.goal}"}
     _try_rule(plan, parts, flat)
-    figures |= _tensors(state, flat) | _bytes(size, held, plan, parts)
+    figures |= _tensors(state, parts.flat) | _bytes(size, held, plan, parts)
     if tried < plan.config.clients:
         remarks += (f"{tried} of {plan.config.clients} clients were tried; a run tries all of them, in more time",)
     return Checked(figures, remarks)
@@ -157,6 +157,10 @@ def _tensors(state: ModuleState, flat: FlatModel) -> dict[str, str]:
         "other": "kept, as model() makes it",
     }
     figures = {part: f"{_numel(parts[part])} in {len(parts[part])} tensors, {tables[part]}" for part in parts if parts[part]}
+    if own := flat.layout.own:
+        figures["own"] = (
+            f"{flat.layout.sent - flat.layout.size} in {len(own)} tensors, each client's own, sent behind the model"
+        )
     figures |= {f"  {name}": told[name] for name in names}
     if len(told) > SHOWN:
         figures["  ..."] = f"and {len(told) - SHOWN} more"
