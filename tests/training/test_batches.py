@@ -36,7 +36,8 @@ class Stream:
 class Mine:
     """Batch norm, dropout and three classes."""
 
-    name, collate = "mine", None
+    name = "mine"
+    collate = optimizer = factor = step = None
 
     def model(self):
         return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3))
