@@ -91,8 +91,9 @@ def test_a_source_that_is_too_short_is_refused_or_skipped(text):
     assert task.sizes(1, 0).tolist() == [5]
     assert [sentence.partition(": ")[2] for sentence in task.remarks()] == [
         "3 of 4 sources are too short and left out (task.too_short)",
+        "the end of each source is held back for testing (task.test_share = 0.2)",
     ]
-    assert changed(task, test_share=0.1).remarks()[1].endswith(": 2 of 2 sources are too short to be tested on")
+    assert changed(task, test_share=0.1).remarks()[2].endswith(": 2 of 2 sources are too short to be tested on")
     refused(changed(task, names=["c.txt"]), "text: no source has tokens enough for a block of 4 (task.context)")
 
 
@@ -125,7 +126,9 @@ FAULTS = {
     "gzip": ({"a.txt": b"\x1f\x8b" + bytes(99)}, {}, "a.txt: is compressed (gzip); unpack it"),
     "UTF-16": ({"a.txt": LETTERS.encode("utf-16")}, {}, "a.txt: is no text in UTF-8 (but perhaps in UTF-16)"),
     "no tokenizer": ({}, {"tokenizer": "gone.json"}, "gone.json: no such file; give the path of a tokenizer as"),
-    "text for roles": ({}, {"split": "role"}, "text: is a directory, expected a file; give the path of a data set"),
+    "text for roles": ({}, {"split": "role"}, "text: is a directory, expected a file; give the path of an HDF5 file of"),
+    "roles for text": ({"a.txt": b"\x89HDF\r\n\x1a\n" + bytes(99)}, {}, "a.txt: is an HDF5 file; if it holds texts by"),
+    "an absolute pattern": ({}, {"pattern": "/etc/*"}, "task.pattern = '/etc/*': Non-relative"),
     "one file": ({"a.txt": LETTERS}, {"split": "file"}, "text has 1 files (task.split = file), too few for 2 clients"),
 }
 

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asyncfeded.config import Settings, UserPath
-from asyncfeded.files.plain import check_file, check_text, read_bytes, read_text
+from asyncfeded.files.plain import HDF5, check_file, check_text, known_kind, read_bytes, read_text
 from asyncfeded.files.tokens import Tokenizer, read_tokenizer
 from asyncfeded.metric import FRACTION, Metric
 from asyncfeded.tasks import tff
@@ -143,6 +143,10 @@ class Language(Settings):
         known = self._names(self.data)
         if short := len(known) - len(self._sources):
             sentences.append(f"{self.data}: {short} of {len(known)} sources are too short and left out (task.too_short)")
+        if not self.test:
+            sentences.append(
+                f"{self.data}: the end of each source is held back for testing (task.test_share = {self.test_share:g})"
+            )
         path, sources = (self.test, self._test_sources) if self.test else (self.data, self._sources)
         if untested := sum(not source.test for source in sources):
             sentences.append(f"{path}: {untested} of {len(sources)} sources are too short to be tested on")
@@ -225,12 +229,16 @@ class Language(Settings):
     def _there(self, path: Path) -> list[str]:
         """All sources of a text, by name in order."""
         if self.split == "role":
+            check_file(path, "give the path of an HDF5 file of roles as task.data=...")
             with tff.open_examples(path, "role") as examples:
                 return tff.names(examples, path, "role")
         if not path.is_dir():
             check_file(path, "give the path of a text file, or of a directory, as task.data=...")
             return [path.name]
-        found = sorted(str(file.relative_to(path)) for file in path.rglob(self.pattern) if file.is_file())
+        try:
+            found = sorted(str(file.relative_to(path)) for file in path.rglob(self.pattern) if file.is_file())
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"task.pattern = {self.pattern!r}: {error}; give one such as *.txt") from None
         if files := [name for name in found if not re.search(r"(^|/)\.", name)]:
             return files
         raise ValueError(f"{path}: no file {self.pattern} in this directory (task.pattern)")
@@ -259,5 +267,7 @@ class Language(Settings):
         if self.tokenizer:
             return self._tokenizer.encode(read_text(path))
         raw = read_bytes(path)
+        if known_kind(raw) == HDF5:
+            raise ValueError(f'{path}: is an HDF5 file; if it holds texts by role, set task.split = "role"')
         check_text(path, raw)
         return np.frombuffer(raw, np.uint8)
