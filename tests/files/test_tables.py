@@ -48,22 +48,23 @@ KINDS = {
 def test_columns_are_read_by_name(tmp_path, kind):
     write, table = KINDS[kind]
     write(tmp_path / "data")
-    names, values, groups = read_columns(tmp_path / "data", table, (), "site")
-    assert (names, values.tolist(), groups.tolist()) == (["age", "dose"], [[1.5, 7], [2, 8], [40, 9]], ["b", "a", "b"])
-    names, values, groups = read_columns(tmp_path / "data", table, ("dose",), "")
-    assert (names, values.dtype, values.tolist(), len(groups)) == (["dose"], np.float64, [[7], [8], [9]], 0)
+    names, values, groups = read_columns(tmp_path / "data", table, "dose", (), "site")
+    assert (names, values.tolist(), groups.tolist()) == (["dose", "age"], [[7, 1.5], [8, 2], [9, 40]], ["b", "a", "b"])
+    names, values, groups = read_columns(tmp_path / "data", table, "age", ("dose",), "")
+    assert (names, values.dtype, values.tolist()) == (["age", "dose"], np.float64, [[1.5, 7], [2, 8], [40, 9]])
+    assert len(groups) == 0
 
 
 def test_groups_may_be_whole_numbers(tmp_path):
     write_arrays(tmp_path / "data", columns=COLUMNS | {"site": np.array([2, 10, 2])})
-    assert read_columns(tmp_path / "data", "", (), "site").groups.tolist() == [2, 10, 2]
+    assert read_columns(tmp_path / "data", "", "age", (), "site").groups.tolist() == [2, 10, 2]
 
 
 def test_lines_of_a_csv_are_counted_as_an_editor_counts_them(tmp_path, one_sentence):
     """A quoted cell holds the end of a line, and an empty line is no row."""
     (tmp_path / "a.csv").write_text('x,y,z\n1,2,"a\nb"\n\n3,nan,c\n')
     with one_sentence(tmp_path, "a.csv: line 5: y is nan"):
-        read_columns(tmp_path / "a.csv", "", ("x", "y"), "z")
+        read_columns(tmp_path / "a.csv", "", "x", ("y",), "z")
 
 
 OWN = {
@@ -73,11 +74,11 @@ OWN = {
     "infinite": (content(b"x,y\n1,-inf\n"), "line 2: y is -inf, expected a number"),
     "a decimal comma": (content(b"x,y\n1,5,2\n"), "line 2: 3 cells, expected 2"),
     "no rows": (content(b"x,y\n"), "holds no rows"),
-    "one column, of groups": (content(b"site\na\n"), "holds no numeric columns"),
+    "semicolons": (content(b"x;y\n1;2\n"), "line 1: no column x, expected x; they are separated by ';', expected ','"),
 }
 ARRAYS = {
     "no column": ({"age": [1.0]}, "no column dose, it has age"),
-    "text": (COLUMNS | {"dose": ["a", "b", "c"]}, "dose: is object, expected numbers; write it as numbers, or leave"),
+    "text": (COLUMNS | {"dose": ["a", "b", "c"]}, "dose: is object, expected numbers; write it so, or leave"),
     "NaN": (COLUMNS | {"dose": [1.0, 2.0, np.nan]}, "dose: row 2 is nan, expected a number"),
     "another length": (COLUMNS | {"dose": [1.0]}, "dose has shape (1,), expected (3,) as age has"),
     "a matrix": (COLUMNS | {"age": np.ones((3, 2))}, "age has shape (3, 2), expected (rows,)"),
@@ -91,9 +92,9 @@ ARRAYS = {
 def test_a_broken_csv_is_told_in_one_sentence(tmp_path, one_sentence, way):
     write, words = (EVERYWHERE | UTF_8 | OWN)[way]
     write(tmp_path / "data")
-    words = {"archive": "x: cannot be read", "HDF5": "holds no numeric columns"}.get(way, words)
+    words = {"archive": "x: cannot be read", "HDF5": "no column x, it has none"}.get(way, words)
     with one_sentence(tmp_path / "data", words):
-        read_columns(tmp_path / "data", "", (), "site" if "groups" in way else "")
+        read_columns(tmp_path / "data", "", "x", (), "")
 
 
 @pytest.mark.parametrize("way", CSV)
@@ -101,7 +102,7 @@ def test_rows_of_a_csv_are_checked_as_those_of_any(tmp_path, one_sentence, way):
     write, words = CSV[way]
     write(tmp_path / "data")
     with one_sentence(tmp_path / "data", words):
-        read_columns(tmp_path / "data", "", ("a", "b"), "")
+        read_columns(tmp_path / "data", "", "a", ("b",), "")
 
 
 @pytest.mark.parametrize("way", ARRAYS)
@@ -110,7 +111,7 @@ def test_broken_columns_of_hdf5_are_told_in_one_sentence(tmp_path, one_sentence,
     columns, words = ARRAYS[way]
     write_arrays(tmp_path / "data", table, columns)
     with one_sentence(tmp_path / "data", words if way == "empty" else f"data: {table and 't: '}{words}"):
-        read_columns(tmp_path / "data", table, ("age", "dose"), "site")
+        read_columns(tmp_path / "data", table, "age", ("dose",), "site")
 
 
 TABLES = {
@@ -126,4 +127,4 @@ def test_a_table_that_is_none_is_told_in_one_sentence(tmp_path, one_sentence, wa
     write, table, words = TABLES[way]
     write(tmp_path / "data")
     with one_sentence(tmp_path / "data", words):
-        read_columns(tmp_path / "data", table, (), "")
+        read_columns(tmp_path / "data", table, "x", (), "")

@@ -152,10 +152,10 @@ def test_a_table_of_hdf5_is_that_of_a_csv(rows, tmp_path):
 FAULTS = {
     "a missing value": (["x,y", "1,2", ",4"], {}, "data.csv: line 3: x is '', expected a number; fill the gap, or leave"),
     "text": (["x,y", "1,2", "a,4"], {}, "data.csv: line 3: x is 'a', expected a number"),
-    "no target": (["x,z", "1,2", "3,4"], {}, "data.csv: no column y (task.target), it has x, z"),
+    "no target": (["x,z", "1,2", "3,4"], {}, "data.csv: line 1: no column y, expected y"),
     "no feature": (["x,y", "1,2", "3,4"], {"features": ["z"]}, "data.csv: line 1: no column z, expected y, z"),
     "only a target": (["y", "2", "4"], {}, "data.csv: has no column to predict y from"),
-    "no group": (["x,y", "1,2", "3,4"], {"group": "site"}, "data.csv: line 1: no column site, expected site"),
+    "no group": (["x,y", "1,2", "3,4"], {"group": "site"}, "data.csv: line 1: no column site, expected y, site"),
     "one group": (
         ["x,y,g", "1,2,a", "3,4,a"],
         {"group": "g"},

@@ -19,20 +19,21 @@ class Columns(NamedTuple):
     """Some columns of a table."""
 
     names: list[str]
-    """Of the numeric columns, in the order asked for, or of the table."""
+    """Of the numeric columns."""
     values: np.ndarray
     """float64 (rows, columns), finite, at least one row."""
     groups: np.ndarray
     """The group of each row, numbers or strings (rows,); (0,) if none was asked for."""
 
 
-def read_columns(path: Path, table: str, names: Sequence[str], group: str, advice: str = "") -> Columns:
+def read_columns(path: Path, table: str, first: str, others: Sequence[str], group: str, advice: str = "") -> Columns:
     """Read columns of a table.
 
     Args:
         path: of the file.
         table: name of the array or of the group in HDF5; empty: the file itself. CSV and *.npz have no such name.
-        names: of the numeric columns; none: all but `group`.
+        first: name of the numeric column that comes first.
+        others: names of the numeric columns behind it; none: all others but `group`, in the order of the table.
         group: name of the column of groups, whole numbers or texts; empty: none.
         advice: what to do if there is no such file.
 
@@ -46,7 +47,7 @@ def read_columns(path: Path, table: str, names: Sequence[str], group: str, advic
             begin = raw.read(64)
     except OSError as error:
         raise FileFaultError(cannot_read(path, error, advice)) from None
-    wanted = [*names, *filter(None, [group])]
+    wanted = [first, *others, *filter(None, [group])]
     if known_kind(begin) == HDF5 or begin.startswith(ZIP):
         with open_arrays(path) as file:
             columns = _read_arrays(file, path, table, wanted, group)
@@ -55,7 +56,7 @@ def read_columns(path: Path, table: str, names: Sequence[str], group: str, advic
     else:
         columns = _read_csv(path, wanted, group)
     if not columns.values.size:
-        raise FileFaultError(f"{path}: holds no {'rows' if columns.names else 'numeric columns'}")
+        raise FileFaultError(f"{path}: holds no rows")
     return columns
 
 
@@ -109,13 +110,16 @@ def _read_arrays(file: Arrays, path: Path, table: str, wanted: list[str], group:
 
 
 def _numeric(head: list[str], wanted: list[str], group: str) -> list[str]:
-    """Names of the numeric columns: those wanted, or all but the groups."""
-    return [name for name in wanted if name != group] or [name for name in head if name != group]
+    """Names of the numeric columns: those wanted, or the first and all others but the groups."""
+    names = [name for name in wanted if name != group]
+    return names if len(names) > 1 else [*names, *(name for name in head if name not in (*names, group))]
 
 
 def _floats(column: np.ndarray, where: str) -> np.ndarray:
     if column.dtype.kind not in "fiub":
-        raise FileFaultError(f"{where}: is {column.dtype}, expected numbers; write it as numbers, or leave the column out")
+        raise FileFaultError(
+            f"{where}: is {column.dtype}, expected numbers; write it so, or leave the column out (task.features)"
+        )
     column = column.astype(np.float64)
     if (broken := np.flatnonzero(~np.isfinite(column))).size:
         raise _no_number(f"{where}: row {broken[0]}", f"{column[broken[0]]:g}")
@@ -143,4 +147,6 @@ def _is_number(cell: str) -> bool:
 
 
 def _no_number(where: str, value: str) -> FileFaultError:
-    return FileFaultError(f"{where} is {value}, expected a number; fill the gap, or leave the row or the column out")
+    return FileFaultError(
+        f"{where} is {value}, expected a number; fill the gap, or leave the row or the column out (task.features)"
+    )

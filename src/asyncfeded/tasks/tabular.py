@@ -162,18 +162,17 @@ class Tabular(Classification):
     @cached_property
     def _train(self) -> Columns:
         """The table to train on, with the target as its first column."""
-        names = (self.target, *self.features) if self.features else ()
-        columns = read_columns(self.data, self.table, names, self.group, ADVICE)
-        if self.target not in columns.names:
-            raise ValueError(f"{self.data}: no column {self.target} (task.target), it has {', '.join(columns.names[:10])}")
+        columns = read_columns(self.data, self.table, self.target, self.features, self.group, ADVICE)
         if len(columns.names) == 1:
             raise ValueError(f"{self.data}: has no column to predict {self.target} from")
-        order = sorted(range(len(columns.names)), key=lambda column: columns.names[column] != self.target)
-        return columns._replace(names=[columns.names[column] for column in order], values=columns.values[:, order])
+        return columns
 
     @cached_property
     def _test(self) -> Columns:
-        return read_columns(self.test, self.table, self._train.names, "", ADVICE) if self.test else self._train
+        if not self.test:
+            return self._train
+        target, *features = self._train.names
+        return read_columns(self.test, self.table, target, features, "", ADVICE)
 
     @cached_property
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
