@@ -400,3 +400,13 @@ def test_a_grid_is_no_run(toml):
     words = r"run\.toml is the file of a grid of runs, for asyncfeded study; asyncfeded train takes another"
     with pytest.raises(ValueError, match=words):
         load_config(toml("seeds = [1]\n[run.limits]\nupdates = 5\n[tasks.digits]\n"), [])
+
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_by_writer", "images", "language", "punish", "synthetic", "tabular"])
+def test_the_runs_that_come_with_the_program_are_read(name):
+    config = load_config(LAUNCH / f"{name}.toml", [])
+    tasks.load_task(config.task)
+    rules.load_rule(config.rule)
