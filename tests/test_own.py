@@ -121,7 +121,10 @@ def test_a_module_has_its_class(folder, monkeypatch):
     (package / "part.py").write_text(RULE)
     monkeypatch.syspath_prepend(package.parent)
     assert rules.load_rule({"name": "pack.part:Mine", "eta": 0.1}).eta == 0.1
-    assert sources(["pack.part:Mine", "digits"]) == [package / "__init__.py", package / "part.py"]
+    assert sources(["pack.part:Mine", "digits", "asyncfeded.tasks.digits:Digits"]) == [
+        package / "__init__.py",
+        package / "part.py",
+    ]
 
 
 def test_what_a_class_is_made_from_is_its_file_and_what_it_imports_beside_it(folder):

@@ -101,8 +101,7 @@ def sources(names: Iterable[str]) -> list[Path]:
         if place.endswith(".py"):
             folder = Path(place).parent
             found |= {Path(place), *(file for _, file in _modules() if _lies_beside(file, folder))}
-        elif place:
-            top = place.partition(".")[0]
+        elif (top := place.partition(".")[0]) not in ("", "asyncfeded"):
             found |= {file for name, file in _modules() if name.partition(".")[0] == top}
     return sorted(found)
 
