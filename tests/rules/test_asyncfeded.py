@@ -170,7 +170,7 @@ def test_the_slightest_change_of_an_unmoved_model_is_fresh():
 @pytest.mark.parametrize("epochs", [1, 7])
 def test_first_epochs_outside_of_the_bounds_are_refused(epochs):
     rule = asyncfeded(epochs_min=2, epochs_max=6)
-    with pytest.raises(ValueError, match=rf"training\.epochs = {epochs} is outside the bounds of K, 2 to 6.*rule\.epochs_m"):
+    with pytest.raises(ValueError, match=rf"steps\) = {epochs} is outside the bounds of K, 2 to 6.*rule\.epochs_m"):
         rule.init(new_model(2, 0, 3), first_epochs(3, epochs))
 
 

@@ -56,5 +56,5 @@ def test_local_epochs_stay_within_their_bounds():
 def test_bounds_of_local_epochs_are_checked():
     with pytest.raises(ValueError, match=r"^rule: epochs_min = 5 is above epochs_max = 2"):
         rules.load_rule({"name": "delayed_nesterov", "epochs_min": 5, "epochs_max": 2})
-    with pytest.raises(ValueError, match=r"training\.epochs = 11 is outside the bounds of K, 1 to 10"):
+    with pytest.raises(ValueError, match=r"training\.epochs \(or steps\) = 11 is outside the bounds of K, 1 to 10"):
         start(rules.load_rule({"name": "delayed_nesterov"}), epochs=11)

@@ -5,9 +5,15 @@ import pytest
 
 from asyncfeded.store import record
 
-KEPT = ("training.momentum=0.9", "training.optimizer_state=kept")
-VIRTUAL = ("clock=virtual", "clients=4", "limits.updates=25", "heterogeneity.error_probability=0.2", *KEPT)
-VIRTUAL += ("evaluation.client_rounds=2",)
+TRAINING = (
+    "optimizer=adamw", "learning_rate=0.01", "optimizer_state=kept", "unit=steps", "steps=2", "accumulate=2",
+    "clip_norm=0.5", "schedule=cosine", "schedule_over=run", "warmup=3", "precision=bf16",
+)  # fmt: skip
+VIRTUAL = (
+    "clock=virtual", "clients=4", "limits.updates=25", "heterogeneity.error_probability=0.2",
+    "evaluation.client_rounds=2",
+    *(f"training.{key}" for key in TRAINING),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.classification import Data
+from asyncfeded.training import step as step_room
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.client import Trainer
 from asyncfeded.training.step import channels_last
@@ -225,6 +226,25 @@ def test_fp16_needs_a_gpu():
         train(Training(precision="fp16"))
 
 
+def test_fp16_leaves_out_a_step_whose_gradient_is_not_finite_and_takes_the_next(monkeypatch):
+    """On a CPU, which can do it slowly. The scale begins at 2^16: the first gradients do not fit into fp16."""
+    monkeypatch.setattr(step_room, "check_device", lambda training, device: None)
+    keys = {"learning_rate": 0.3, "batch_size": 11, "clip_norm": 1.0, "momentum": 0.5, "warmup": 2}
+    order = ORDER._replace(epochs=20)
+
+    def loss(model, batch):
+        return 2.0 * loss_of(model, batch)
+
+    trainer, half = train(Training(precision="fp16", **keys), order, loss=loss)
+    assert trainer.steps == 40
+    _, single = train(Training(**keys), order, loss=loss)
+    before = new_module()
+    for p, q, made in zip(half.parameters(), single.parameters(), before.parameters(), strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p, made)
+        assert torch.dot((p - made).flatten(), (q - made).flatten()) > 0
+
+
 def test_images_in_any_batch_get_the_format_channels_last_and_nothing_else_does():
     image, row = torch.rand(2, 3, 4, 5), torch.rand(2, 3)
     data = Data(image, row)
@@ -252,3 +272,12 @@ def test_plain_sgd_with_a_schedule_clipping_accumulation_and_bf16_loads_no_compi
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_loss_is_asked_of_the_compiled_model(monkeypatch):
+    """What the compiler makes is torch's; it takes half a minute."""
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda module: made.append(module) or (lambda inputs: module(2.0 * inputs)))
+    _, twice = train(Training(compile=True, batch_size=11))
+    assert made == [twice]
+    assert equal(twice, train(Training(batch_size=11), data=(2.0 * X, Y))[1])

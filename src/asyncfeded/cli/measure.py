@@ -1,4 +1,4 @@
-"""Commands that measure: bench kernel, bench server, bench wait."""
+"""Commands that measure: bench client, bench kernel, bench server, bench wait."""
 
 from typing import Annotated
 
@@ -6,6 +6,20 @@ import typer
 
 from asyncfeded.cli.app import Ranks, at_least, bench, fail, load_launcher, start
 from asyncfeded.mpi import origin
+
+
+@bench.command("client")
+def bench_client(
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement; there are 24.")] = 1.0,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+) -> None:
+    """Measure the steps of a client against a plain loop of torch, with 610 and 38,282 parameters."""
+    from asyncfeded.bench import client
+
+    try:
+        client.measure(seconds, threads)
+    except ValueError as error:
+        fail(str(error))
 
 
 @bench.command("kernel")

@@ -24,7 +24,7 @@ def check_first(epochs: np.ndarray, epochs_min: int, epochs_max: int) -> None:
     for first in (int(epochs.min()), int(epochs.max())):
         if not epochs_min <= first <= epochs_max:
             raise ValueError(
-                f"training.epochs = {first} is outside the bounds of K, {epochs_min} to {epochs_max}; change it, "
+                f"training.epochs (or steps) = {first} is outside the bounds of K, {epochs_min} to {epochs_max}; change it, "
                 f"rule.epochs_min or rule.epochs_max"
             )
 

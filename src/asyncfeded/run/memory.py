@@ -18,6 +18,7 @@ from asyncfeded.mpi import limits
 from asyncfeded.mpi.world import World, make_statement
 from asyncfeded.rules.contract import Rule, init
 from asyncfeded.run.plan import agree_on
+from asyncfeded.training.optimizer import vectors_held
 
 
 class Need(NamedTuple):
@@ -66,9 +67,9 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
 def worker_need(config: Config, proximal: float, layout: Layout) -> Need:
     """What a worker will take besides its model, and the data of its clients.
 
-    That is gradient, momentum, the anchor x_s, and what is a client's own.
+    That is gradient, what the optimizer gathers (unless the task makes it), the anchor x_s, and what is a client's own.
     """
-    vectors = 1 + bool(config.training.momentum) + bool(config.training.proximal or proximal)
+    vectors = 1 + vectors_held(config.training) + bool(config.training.proximal or proximal)
     needed = 4 * (layout.num_params * vectors + layout.sent - layout.size)
     return Need(needed, needed)
 

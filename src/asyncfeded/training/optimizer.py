@@ -108,6 +108,14 @@ def _elsewhere(parameters: Mapping[str, Tensor], descent: Descent) -> dict[str, 
     return found | {str(key): repr(value) for key, value in optimizer.state.items() if id(key) not in known}
 
 
+def vectors_held(training: Training) -> int:
+    """How many numbers the config's optimizer gathers for each parameter, at least: 1 with momentum, 2 for Adam."""
+    if training.optimizer == "sgd":
+        return int(bool(training.momentum))
+    kind = OPTIMIZERS.get(training.optimizer)
+    return 2 if kind and issubclass(kind, torch.optim.Adam) else 1
+
+
 class PlainSgd:
     """The function behind torch.optim.SGD. The class would import torch._dynamo: 1.2 s of processor time on every worker."""
 

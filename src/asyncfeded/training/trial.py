@@ -22,7 +22,7 @@ from asyncfeded.training.kept import own_tensors
 from asyncfeded.training.optimizer import state_after_step
 from asyncfeded.wire.messages import Order
 
-NEARLY = 1e-3
+NEARLY = {"float32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 """Two trainings of a round may differ by this part of its change, where sums have no fixed order (GPU, threads)."""
 
 
@@ -188,8 +188,9 @@ class Trial:
         one, two = self._flat.buffer.clone(), self._flat.buffer
         self._flat.buffer.copy_(x)
         self._trainer.round(Order(client, 0, 0, 2), part, lambda: False)
+        nearly = NEARLY[self._config.training.precision]
         exact = self._config.clock != "wall" and not one.is_cuda
-        if _same_bits(one, two) or (not exact and not (one - two).norm() > NEARLY * (one - x).norm()):
+        if _same_bits(one, two) or (not exact and not (one - two).norm() > nearly * (one - x).norm()):
             return
         again = named_views(two, self._flat.layout)
         differ = [name for name, view in named_views(one, self._flat.layout).items() if not _same_bits(view, again[name])]
