@@ -140,7 +140,7 @@ def test_info_tells_what_a_checkpoint_holds(tmp_path):
         "clients": "3, 2 of them at work",
         "score": "accuracy 0.5000, loss 17.143 at version 110",
         "model": "30008 parameters, 3 statistics",
-        "kept": "5 numbers of each client's own",
+        "own": "5 numbers of each client",
         "size": f"{size / 1e6:.1f} MB",
         "checksum": f"right (sha256 {digest})",
     }

@@ -91,7 +91,7 @@ def describe_checkpoint(path: Path) -> dict[str, str]:
         "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
         "score": f"{score} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet",
         "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
-        "kept": f"{len(next(iter(at.own.values()), ()))} numbers of each client's own",
+        **({"own": f"{len(next(iter(at.own.values())))} numbers of each client"} if at.own else {}),
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "checksum": f"right (sha256 {digest})",
         "written by": " ".join(filter(None, ("asyncfeded", *map(at.provenance.get, ("asyncfeded", "commit"))))),
