@@ -6,6 +6,7 @@ call it again afterwards.
 """
 
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -86,6 +87,11 @@ def train(
 
 def _train_here(file: Path, overrides: list[str], task: Task | None, rule: Rule | None) -> Run:
     """Train on the ranks of this job. Collective."""
+    if multiprocessing.current_process().name != "MainProcess":
+        raise ValueError(
+            "a loader process has imported this script, as Python does it, and called train again; let the script call it "
+            'behind: if __name__ == "__main__":'
+        )
     if not origin.launched_by() and not origin.connected():
         raise ValueError(
             "no launcher has started this process: give a number of ranks (ranks=5), or start the script with mpiexec or "
