@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from asyncfeded.mpi import origin
+from asyncfeded.mpi import load_launcher, origin
 from asyncfeded.mpi.tether import tethered
 from asyncfeded.rules import Rule
 from asyncfeded.script.opened import Run
@@ -75,6 +75,7 @@ def train(
         RunFailed: the run was refused, stopped by a signal, or failed.
         ValueError: it cannot be started like this.
     """
+    load_launcher()
     if ranks is None:
         return _train_here(Path(file), list(overrides), task, rule)
     if task is not None or rule is not None:
