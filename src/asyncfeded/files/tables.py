@@ -106,7 +106,7 @@ def _read_arrays(file: Arrays, path: Path, table: str, wanted: list[str], group:
             raise FileFaultError(f"{where}: {name} has shape {column.shape}, expected {expected}")
         columns.append(_texts(column, f"{where}: {name}") if name == group else _floats(column, f"{where}: {name}"))
     groups = columns.pop() if group else np.zeros(0)
-    return Columns(names, np.stack(columns, axis=1) if columns else np.zeros((0, 0)), groups)
+    return Columns(names, np.stack(columns, axis=1), groups)
 
 
 def _numeric(head: list[str], wanted: list[str], group: str) -> list[str]:
