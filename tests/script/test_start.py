@@ -1,7 +1,6 @@
 """`asyncfeded.train`: in a job of its own, and on the ranks of a script that mpiexec has started."""
 
 import hashlib
-import multiprocessing
 import os
 import pickle
 import signal
@@ -124,10 +123,3 @@ def test_the_job_ends_with_the_process_that_asked_for_it(long):
 def test_what_cannot_be_started_like_this(how, sentence):
     with pytest.raises(ValueError, match=sentence):
         asyncfeded.train("run.toml", **how)
-
-
-def test_a_loader_process_that_imports_the_script_does_not_train_again(monkeypatch):
-    """Python has named the process when it imports the script."""
-    monkeypatch.setattr(multiprocessing.current_process(), "name", "SpawnProcess-1")
-    with pytest.raises(ValueError, match=r"let the script call it behind: if __name__ == .__main__.:"):
-        asyncfeded.train("run.toml")

@@ -8,7 +8,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from asyncfeded import mpi
 from asyncfeded.mpi import origin
 
 app = typer.Typer(
@@ -68,9 +67,13 @@ def read_record(run_dir: Path) -> Any:  # noqa: ANN401, record.Tables, which is 
 def load_launcher() -> ModuleType:
     """The module that loads MPI; ends the program if no MPI can be loaded."""
     try:
-        return mpi.load_launcher()
-    except ValueError as error:
-        fail(str(error))
+        from asyncfeded.mpi import launcher
+    except (ImportError, RuntimeError) as error:
+        fail(
+            f"no MPI library can be loaded ({str(error).splitlines()[0]}); install one (pip install 'asyncfeded[mpich]'), "
+            f"load your site's module, or name its library in MPI4PY_LIBMPI"
+        )
+    return launcher
 
 
 def print_rows(rows: dict[str, str]) -> None:

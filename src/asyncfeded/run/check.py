@@ -5,7 +5,6 @@ or to as many as there is time for. So it refuses what a run would refuse, in th
 """
 
 import math
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +78,7 @@ def _check(path: Path, overrides: list[str], ranks: int | None) -> Checked:
     figures = {"run": f"{plan.config.clock} clock, 1 server and {plan.config.clients} clients on {size} ranks"}
     figures |= _times(parts, evaluator, profiles) | {"metrics": f"{plan.metrics.columns}; goal: {plan.metrics.goal}"}
     _try_rule(plan, parts, flat)
-    figures |= _tensors(state, parts.flat) | _bytes(size, held, plan, parts) | {"this check": _taken(held, parts, tried)}
+    figures |= _tensors(state, parts.flat) | _bytes(size, held, plan, parts)
     if tried < plan.config.clients:
         remarks += (f"{tried} of {plan.config.clients} clients were tried; a run tries all of them, in more time",)
     return Checked(figures, remarks)
@@ -134,11 +133,11 @@ def _times(parts: ClientParts, evaluator: Evaluator, profiles: ClientProfiles) -
     evaluator.start(parts.flat.buffer[: parts.flat.layout.size], -1)
     began_s = time.perf_counter()
     evaluator.step()
-    samples, sizes, threads = profiles.clients["samples"], profiles.clients["batch_size"], torch.get_num_threads()
+    samples, sizes = profiles.clients["samples"], profiles.clients["batch_size"]
     return {
         "samples": f"{_range(samples)} of a client, {samples.sum()} in all, in batches of {_range(sizes)}",
         "batch": _shapes(batches[0]) if batches else "as the task's own step takes it",
-        "step": f"{1e3 * median(np.diff(times)):.3g} ms on {device} with {threads} thread{'s' * (threads > 1)}",
+        "step": f"{1e3 * median(np.diff(times)):.3g} ms on {device} with {torch.get_num_threads()} threads",
         "evaluation": f"{1e3 * (time.perf_counter() - began_s):.3g} ms for a batch",
     }
 
@@ -177,17 +176,10 @@ def _bytes(size: int, held: int, plan: Plan, parts: ClientParts) -> dict[str, st
     return {
         "update": f"{HEADER.itemsize + 4 * layout.sent} bytes, and as many for the reply",
         "server": f"{_amount(server)} for its models",
-        "worker": f"{_amount(worker)} for its model and gradients, besides data and what a step takes",
+        "worker": f"{_amount(worker)} for its model, besides the data of its clients and what a step takes",
         "all ranks": f"{_amount(in_all)}, {_amount(held)} of each for Python and libraries; this host has "
         f"{_amount(limits.host_memory())} left",
     }
-
-
-def _taken(held: int, parts: ClientParts, tried: int) -> str:
-    """The memory that this process has taken since it held so much."""
-    peak, device = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, parts.flat.buffer.device
-    on_gpu = f" and {_amount(torch.cuda.max_memory_allocated(device))} on {device}" if device.type == "cuda" else ""
-    return f"took {_amount(peak - held)}{on_gpu}: a server and a worker, the data of {tried} clients, and the steps"
 
 
 def _shapes(batch: object) -> str:

@@ -6,7 +6,6 @@ call it again afterwards.
 """
 
 import json
-import multiprocessing
 import os
 import select
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from asyncfeded.mpi import load_launcher, origin
+from asyncfeded.mpi import origin
 from asyncfeded.mpi.tether import tethered
 from asyncfeded.rules import Rule
 from asyncfeded.script.opened import Run
@@ -75,7 +74,6 @@ def train(
         RunFailed: the run was refused, stopped by a signal, or failed.
         ValueError: it cannot be started like this.
     """
-    load_launcher()
     if ranks is None:
         return _train_here(Path(file), list(overrides), task, rule)
     if task is not None or rule is not None:
@@ -88,11 +86,6 @@ def train(
 
 def _train_here(file: Path, overrides: list[str], task: Task | None, rule: Rule | None) -> Run:
     """Train on the ranks of this job. Collective."""
-    if multiprocessing.current_process().name != "MainProcess":
-        raise ValueError(
-            "a loader process has imported this script, as Python does it, and called train again; let the script call it "
-            'behind: if __name__ == "__main__":'
-        )
     if not origin.launched_by() and not origin.connected():
         raise ValueError(
             "no launcher has started this process: give a number of ranks (ranks=5), or start the script with mpiexec or "

@@ -193,8 +193,8 @@ class Loader:
                 return
             except RuntimeError as error:
                 raise TaskError(
-                    f"task {self._name}: a loader process has ended: {error}; look at what it said above, or set "
-                    f"training.loader_workers = 0"
+                    f"task {self._name}: a loader process has ended: {error}; what it said stands above, and with "
+                    f"training.loader_workers = 0 the rank says it"
                 ) from None
             if isinstance(got, TaskError):
                 raise got
