@@ -38,6 +38,8 @@ class KilledError(Exception):
 class Toy:
     """A task with statistics in its model, and two test samples."""
 
+    collate = None
+
     name, metrics = "toy", METRICS.by_name
 
     def test_data(self):
