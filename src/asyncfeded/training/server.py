@@ -349,7 +349,7 @@ class Server:
         """The part of the run that is done; in a replay, as the client was told."""
         if self.settings.share:
             return self.settings.share(client, int(self.state.rounds[client]) - 1)
-        return self.state.share_done(self.settings.limits, self.elapsed_s)
+        return self.state.share_done(self.settings.limits, self._wire.now)
 
     def _evaluate(self) -> bool:
         """Take a snapshot or evaluate one batch, if it is due and within its share of time. Returns whether it did."""

@@ -1,5 +1,6 @@
 """The state of a server between two updates: all that a checkpoint must hold so that another server can continue."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,12 +72,13 @@ class ServerState:
         for name in ("out", "lost", "dropped"):
             setattr(self, name, np.zeros(len(self.epochs), np.bool_))
 
-    def share_done(self, limits: Limits, elapsed_s: float) -> float:
+    def share_done(self, limits: Limits, now: Callable[[], float]) -> float:
         """The part of the run that is done, 0 to 1, by the nearest of the limits of updates and of seconds.
 
         Args:
             limits: of the run.
-            elapsed_s: seconds of training so far, on the run's clock.
+            now: gives the seconds of training so far, on the run's clock.
         """
-        by_updates = self.updates / limits.updates if limits.updates else 0.0
-        return min(max(by_updates, elapsed_s / limits.seconds if limits.seconds else 0.0), 1.0)
+        updates, seconds = limits.updates, limits.seconds
+        by_updates = self.updates / updates if updates else 0.0
+        return min(max(by_updates, now() / seconds), 1.0) if seconds else min(by_updates, 1.0)

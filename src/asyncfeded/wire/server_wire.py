@@ -23,6 +23,7 @@ from asyncfeded.wire.assignment import Assignment
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import (
     BYE,
+    EMPTY,
     HEADER,
     HEADER_TAG,
     LAST,
@@ -220,7 +221,7 @@ class ServerWire:
     def _read(self, worker: int) -> None:
         """Read a header: of an update that now follows, of something foreign, or the last one of a worker."""
         header = Header._make((*self._heads[worker].item(), tuple(self._scores[worker].tolist())))
-        self._headers[worker] = 0
+        self._headers[worker] = EMPTY
         self._num_received[worker] += 1
         self._sign_s[worker] = now = self._deadlines.listened_s
         pending = self._in_hand[worker]
