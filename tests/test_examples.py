@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "launch" / "examples"
 SMALL = {
     "resnet": ["task.width=4", "training.epochs=1", "training.batch_size=256"],
-    "gpt": ["task.files=12", "task.width=16", "task.context=16", "training.steps=3", "training.warmup=4"],
+    "gpt": ["task.files=12", "task.width=16", "task.context=16", "training.warmup=4"],
     "unet": ["task.images=16", "task.side=8"],
     "regression": [],
-    "large": ["training.steps=4", "training.batch_size=8"],
-    "lora": ["training.steps=2", "task.files=12", "task.context=16"],
+    "large": ["training.batch_size=8"],
+    "lora": ["task.files=12", "task.context=16"],
 }
 """What makes the run of an example short."""
 

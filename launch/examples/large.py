@@ -21,8 +21,8 @@ SHAPE = (3, 32, 32)
 class Images(Dataset):
     """Some rows of an HDF5 file. Each process that reads opens the file for itself."""
 
-    def __init__(self, path: Path, rows: range) -> None:
-        self.path, self.rows = path, rows
+    def __init__(self, path: Path, rows: range, augmented: bool) -> None:
+        self.path, self.rows, self.augmented = path, rows, augmented
 
     @cached_property
     def file(self) -> h5py.File:
@@ -35,10 +35,13 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.rows[index]
         image = torch.from_numpy(self.file["images"][row])
-        return image * (0.8 + 0.4 * torch.rand(())), int(self.file["labels"][row])  # brighter or darker at random
+        if self.augmented:
+            image = image * (0.8 + 0.4 * torch.rand(()))  # brighter or darker at random, the same in every process
+        return image, int(self.file["labels"][row])
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "rows": self.rows}  # an open file cannot be sent to another process
+        kept = ("path", "rows", "augmented")  # an open file cannot be sent to another process
+        return {name: getattr(self, name) for name in kept}
 
 
 class Large(Classification):
@@ -60,15 +63,17 @@ class Large(Classification):
 
     def client_data(self, client: int, num_clients: int, seed: int) -> Dataset:
         """The rows of one client; none is read yet."""
-        return Images(self.path, self._rows(client, num_clients))
+        return Images(self.path, self._rows(client, num_clients), augmented=True)
 
     def test_data(self) -> Dataset:
         """The last tenth."""
         count = self._count
-        return Images(self.path, range(count - count // 10, count))
+        return Images(self.path, range(count - count // 10, count), augmented=False)
 
     @property
     def _count(self) -> int:
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such file; make it with python launch/examples/large.py FILE SAMPLES")
         with h5py.File(self.path) as file:
             return len(file["labels"])
 

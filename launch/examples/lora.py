@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen language model of `transformers`; lora.toml is its run.
 
-Only the adapters travel: 2 x rank x width numbers a layer. The frozen model is loaded on every rank from the same place.
+Only the adapters travel: 4 x rank x width numbers a layer. The frozen model is loaded on every rank from the same place.
 """
 
 import math

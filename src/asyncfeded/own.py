@@ -100,7 +100,8 @@ def sources(names: Iterable[str]) -> list[Path]:
     for place, _, _ in map(_parts, names):
         if place.endswith(".py"):
             folder = Path(place).parent
-            found |= {Path(place), *(file for _, file in _modules() if _lies_beside(file, folder))}
+            beside = {file for name, file in _modules() if name != "__main__" and _lies_beside(file, folder)}
+            found |= {Path(place), *beside}  # a script that trains a task of another file is none of the task's code
         elif (top := place.partition(".")[0]) not in ("", "asyncfeded"):
             found |= {file for name, file in _modules() if name.partition(".")[0] == top}
     return sorted(found)

@@ -46,7 +46,7 @@ def test_weights_and_numbers_arrive_bit_for_bit(world, comm, seed):
             wire, buffer = client(comm, size)
             i, n = world.rank - 1, 0
             while (order := wire.receive()) is not None:
-                assert order == (i, 7 * n, 2**40 + n, i + 1 + n)
+                assert order == Order(i, 7 * n, 2**40 + n, i + 1 + n)
                 assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, seed, turn, i, n, 0))
                 buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, n, 1)
                 wire.send(order, 2**41 + i, 2**30 + n, n + 0.1, n + 0.2, n + 0.3)

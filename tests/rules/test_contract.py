@@ -65,6 +65,7 @@ def test_a_rule_whose_clients_do_not_wait_has_no_reply_for_a_lost_client():
         (Decision(0.0, 1.0, (Reply(4, 1),)), "replies to client 4, which does not wait for a reply"),
         (Decision(0.0, 1.0, (Reply(1, 1),)), "replies to client 1, which does not wait"),
         (Decision(0.0, 1.0, (Reply(0, 1), Reply(0, 1))), "replies to client 0, which does not wait"),
+        (Decision(0.0, 1.0, (Reply(0, 2.5),)), r"gave back Reply\(client=0, epochs=2.5\), expected .* two whole numbers"),
         (Decision(0.0, 1.0, (Reply(0, 0),)), "gives client 0 K = 0, expected 1 to 2147483647"),
         (KeyError("no such layer"), r"raised KeyError: 'no such layer'\nTraceback .*\n(.*\n)+KeyError: 'no such layer'"),
     ],
@@ -73,6 +74,13 @@ def test_a_wrong_answer_is_told_with_round_and_client(answer, problem):
     with pytest.raises(RuleError, match=f"^rule Mine, on_arrival, round 7 of client 2: {problem}") as told:
         arrived(answer)
     assert "/rules/contract.py" not in str(told.value)  # none of our own frames
+
+
+def test_a_rule_that_replies_to_nobody_while_nobody_trains_is_told():
+    """The run would wait for ever."""
+    model, nobody = new_model(), np.zeros(4, bool)
+    with pytest.raises(RuleError, match="replies to nobody, and no client trains"):
+        on_arrival(Mine(Decision(0.0, 0.0, ())), 7, measure(model, 2, torch.ones(8)), model, {}, nobody)
 
 
 def test_other_methods_are_told_too():

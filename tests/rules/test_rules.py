@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from annotated_types import Ge, Gt
+from pydantic import Field
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asyncfeded import rules
@@ -164,16 +165,16 @@ def test_an_unknown_rule_is_refused_and_the_known_ones_named(table):
 
 
 def test_the_rule_in_the_readme_works():
-    """One step by hand: x = 0 + 0.5 (w - 0) with w = 2."""
+    """One step by hand: x = 0 + 0.8 (w - 0) with w = 2."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(@final.*?)```", readme, re.DOTALL)
-    names = {"Literal": Literal, "ClassVar": ClassVar, "final": final, "np": np, "Settings": Settings}
+    (code,) = re.findall(r"```python\n(class Inverse.*?)```", readme, re.DOTALL)
+    names = {"ClassVar": ClassVar, "Field": Field, "np": np, "Settings": Settings}
     names |= {"GlobalModel": GlobalModel, "State": State, "Update": Update, "Decision": Decision, "Reply": Reply}
     exec(code, names)
-    rule = names["Constant"]()
+    rule = names["Inverse"]()
     model = GlobalModel(torch.zeros(1), Layout((Entry("w", (1,), 0),), 1, 1), 1)
     state = rule.init(model, np.array([3]))
     model.hand_out(0)
     done = rule.on_arrival(Update(0, 0, 3, 1, 0.0, 2.0, torch.tensor([2.0])), model, state)
-    assert model.x.item() == 1.0
-    assert done == (0.0, 0.5, ((0, 3),))
+    assert model.x.item() == pytest.approx(1.6)
+    assert done == (0.0, 0.8, ((0, 3),))

@@ -1,5 +1,7 @@
 """What a run will hold, and whether the ranks of a host fit into what there is."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,16 @@ def test_checkpoints_are_written_from_a_copy():
 def test_a_server_on_a_gpu_needs_two_pinned_buffers_for_each_client():
     rule = rules.load_rule({"name": "fedasync"})
     assert server_need(config(), rule, LAYOUT, pinned=True) == Need(2 * CLIENTS * MODEL, 2 * CLIENTS * MODEL)
+
+
+def test_a_rule_that_takes_no_k_of_1_and_one_that_looks_at_the_layout_are_no_errors_of_memory():
+    table = config(training={"unit": "steps", "steps": 20})
+    rule = rules.load_rule({"name": "asyncfeded", "epochs_min": 10, "epochs_max": 200})
+    assert server_need(table, rule, LAYOUT, pinned=False) == server_need(
+        config(), rules.load_rule({"name": "asyncfeded"}), LAYOUT, pinned=False
+    )
+    picky = SimpleNamespace(init=lambda model, epochs: {}[model.layout.entries[0].name])
+    assert server_need(table, picky, LAYOUT, pinned=False).touched == (CLIENTS + 2) * MODEL
 
 
 def test_what_is_a_clients_own_is_held_for_each_client_and_with_every_update():

@@ -10,6 +10,7 @@ import time
 import pytest
 
 import asyncfeded
+from asyncfeded.script.start import _result
 from conftest import Job, descendants, run, run_asyncfeded
 
 VIRTUAL = ["clock=virtual", "clients=2", "limits.updates=5"]
@@ -123,3 +124,8 @@ def test_the_job_ends_with_the_process_that_asked_for_it(long):
 def test_what_cannot_be_started_like_this(how, sentence):
     with pytest.raises(ValueError, match=sentence):
         asyncfeded.train("run.toml", **how)
+
+
+def test_the_result_is_found_before_what_the_ranks_print_themselves():
+    lines = ["loading 3", 'loading 4{"run_dir": "runs/a", "updates": 3}', '{"mine": 1}', "bye"]
+    assert _result(lines)["run_dir"] == "runs/a"

@@ -152,7 +152,10 @@ HOSTILE = {
     "a base alone": (array("bases/rows", np.float32(3)), "bases: holds rows of () for numbers"),
     "bases of double precision": (array("bases/rows", np.zeros((2, 30011))), "bases/rows: is float64, expected float32"),
     "a client's own less": (array("own/numbers", np.array([0, 1])), "own: holds rows of (3, 5) for numbers of int64 (2,)"),
-    "own of two clients": (both("own", np.array([0, 2]), np.zeros((2, 5), np.float32)), "is there of 2 clients of 3"),
+    "own of two clients": (
+        both("own", np.array([0, 2]), np.zeros((2, 5), np.float32)),
+        "is there of the clients [0, 2], expected 0 to 2",
+    ),
     "own that is one number": (
         array("own/rows", np.float32(3)),
         "own: holds rows of () for numbers of int64 (3,), expected",

@@ -182,6 +182,16 @@ def test_samples_that_cannot_be_sent_are_told_before_a_process_starts():
         rounds(loader(workers=1).add([lambda: 0] * 20))
 
 
+def with_a_lambda(samples):
+    return {"i": torch.tensor(samples), "wrong": lambda: 0}
+
+
+def test_a_batch_that_cannot_be_sent_is_told():
+    """In a loader process it would be lost, and the rank would wait for ever."""
+    with pytest.raises(TaskError, match="round 0 of client 3, a batch for another process: raised"):
+        rounds(loader(workers=1, collate=with_a_lambda).add(list(range(20))))
+
+
 # --- what is wrong with samples
 
 
@@ -245,6 +255,9 @@ def test_several_samples_are_read_at_once_where_a_data_set_can():
 
     [(batch, _)] = read(loader().add(Table()), [torch.tensor([7, 2])], (0,), "")
     assert batch.tolist() == [70, 20]
+    Table.__getitems__ = lambda self, rows: [0]  # too few: one by one
+    with pytest.raises(TaskError, match="raised AssertionError"):
+        next(read(loader().add(Table()), [torch.tensor([7, 2])], (0,), ""))
 
 
 def test_reading_leaves_the_global_generators_as_they_are():

@@ -1,9 +1,11 @@
 """What every section of the config is made of: `Settings`, whose fields are its keys, and kinds of values."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from asyncfeded.files.paths import expand
 from asyncfeded.override import no_bool, read_words
 
 
@@ -18,7 +20,17 @@ class Settings(BaseModel):
         if not isinstance(table, dict):
             return table
         kinds = {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
-        return {key: no_bool(read_words(value, kinds.get(key)), kinds.get(key)) for key, value in table.items()}
+        read = {key: no_bool(read_words(value, kinds.get(key)), kinds.get(key)) for key, value in table.items()}
+        return {key: _expanded(value) if _is_path(kinds.get(key)) else value for key, value in read.items()}
+
+
+def _is_path(kind: Any) -> bool:  # noqa: ANN401, the annotation of any field
+    """Whether a field holds a path, or None."""
+    return kind is Path or Path in get_args(kind)
+
+
+def _expanded(value: Any) -> Any:  # noqa: ANN401, what a user gives for a path
+    return expand(str(value)) if isinstance(value, str | Path) else value
 
 
 INT32_MAX = 2**31 - 1

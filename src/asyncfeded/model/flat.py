@@ -248,7 +248,8 @@ class FlatModel:
         if name := self.as_made.changed_constant():
             raise ValueError(
                 f"the model has written into {name}, which no step of the trial before training changed, so that it is not "
-                f"sent; change it in every step, or register it with persistent=False: it then begins every round as made"
+                f"sent; change it in forward() or in loss, in every batch, or register it with persistent=False: it then "
+                f"begins every round as made"
             )
 
 

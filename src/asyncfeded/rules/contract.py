@@ -12,6 +12,8 @@ from asyncfeded.rules.decision import Decision, Reply, State, Update
 
 NUMBERS = (float, int, np.number)
 """What gamma and eta of a decision may be."""
+WHOLE = (int, np.integer)
+"""What client and K of a reply may be."""
 
 
 class Rule(Protocol):
@@ -80,6 +82,8 @@ def on_arrival(rule: Rule, round_: int, update: Update, model: GlobalModel, stat
         problem = f"gave back {decision!r:.200}, expected Decision(gamma, eta, replies)"
     else:
         problem = _problem(decision.replies, out)
+        if not decision.replies and not out.any():
+            problem = "replies to nobody, and no client trains: the run would wait for ever"
     if problem:
         raise _wrong(rule, f"on_arrival, round {round_} of client {update.client}", problem)
     return decision
@@ -108,6 +112,8 @@ def _problem(replies: object, out: np.ndarray) -> str:
         if not isinstance(reply, Reply):
             return f"gave back the replies {replies!r:.200}, {expected}"
         client, epochs = reply
+        if not (isinstance(client, WHOLE) and isinstance(epochs, WHOLE)):
+            return f"gave back {reply!r:.200}, expected Reply(client, epochs) of two whole numbers"
         if not 0 <= client < len(out) or out[client] or client in seen:
             return f"replies to client {client}, which does not wait for a reply"
         if not 1 <= epochs <= INT32_MAX:

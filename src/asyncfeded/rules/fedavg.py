@@ -16,8 +16,9 @@ class FedAvg(Settings):
 
         x_{t+1} = x_t + sum_i (N_i / N) Delta_i,    N = sum_i N_i
 
-    N_i is the number of samples of client i: those seen, over K. A version is a round; nobody is stale, tau = 0. eta in the
-    record is N_i / N for the last update of a round, and 0 for those before it.
+    N_i is the number of samples of client i: those seen, over K; with training.unit = "steps", those of a step. A version
+    is a round; nobody is stale, tau = 0. eta in the record is N_i / N for the last update of a round, and 0 for those
+    before it.
 
     The updates of a round are held and summed in the order of clients: one running sum would need less memory, but float32
     sums depend on their order, and the result of a synchronous round must not depend on who was faster.

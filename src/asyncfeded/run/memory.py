@@ -56,7 +56,7 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
         pinned: whether the models lie on a GPU, and their copies for the wire in pinned memory.
     """
     n, size, sent = config.clients, 4 * layout.size, 4 * layout.sent
-    small, large = (_state_bytes(rule, n, params) for params in (1, 2))
+    small, large = (_state_bytes(rule, n, params, config.training.first) for params in (1, 2))
     state = small + (large - small) * (layout.num_params - 1)
     if pinned:
         return Need(2 * n * sent, 2 * n * sent)
@@ -64,11 +64,14 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
     return Need((n + 1) * sent + size + state + copies, 2 * n * sent + size + state + copies)
 
 
-def worker_need(config: Config, proximal: float, layout: Layout) -> Need:
-    """What a worker will take besides its model, and the data of its clients.
+def worker_need(config: Config, proximal: float, layout: Layout, pinned: bool = False) -> Need:
+    """What a worker will take of host memory besides its model, and the data of its clients.
 
-    That is gradient, what the optimizer gathers (unless the task makes it), the anchor x_s, and what is a client's own.
+    That is gradient, what the optimizer gathers (unless the task makes it), the anchor x_s, and what is a client's own; on
+    a GPU (`pinned`) only the copy for the wire.
     """
+    if pinned:
+        return Need(4 * layout.sent, 4 * layout.sent)
     vectors = 1 + vectors_held(config.training) + bool(config.training.proximal or proximal)
     needed = 4 * (layout.num_params * vectors + layout.sent - layout.size)
     return Need(needed, needed)
@@ -130,7 +133,11 @@ def slurm_memory(env: Mapping[str, str]) -> float:
     return float(per_cpu) * int(cpus) * 2**20 if per_cpu.isdigit() and cpus.isdigit() and int(per_cpu) else float("inf")
 
 
-def _state_bytes(rule: Rule, num_clients: int, params: int) -> int:
-    """Bytes of the state of a rule for a model of so many parameters."""
+def _state_bytes(rule: Rule, num_clients: int, params: int, first: int) -> int:
+    """Bytes of the state of a rule for a model of so many parameters; 0 if the rule does not take such a model or K."""
     model = GlobalModel(torch.zeros(params), Layout((Entry("w", (params,), 0),), params, params), num_clients)
-    return sum(int(array.nbytes) for array in init(rule, model, np.ones(num_clients, np.int64)).values())
+    try:
+        state = init(rule, model, np.full(num_clients, first, np.int64))
+    except ValueError:  # it is asked again with the model of the run
+        return 0
+    return sum(int(array.nbytes) for array in state.values())

@@ -111,6 +111,10 @@ def read_plan(
                 f"folder and resume the copy"
             )
         config = config.model_copy(update={"run_dir": str(resumed)})
+    for section in ("task", "rule"):
+        given = [text for text in overrides if text.startswith(f"{section}.") and not text.startswith("task.initial")]
+        if given and {"task": task, "rule": rule}[section] is not None:
+            raise ValueError(f"override {given[0]!r}: the {section} is given as an object; leave it out, and set it there")
     if task is not None:
         head = {key: value for key, value in config.task.items() if key in tasks.TAKEN}
         config = config.model_copy(update={"task": head | {"name": own.name_of(type(task), tasks.TASKS)}})
@@ -172,6 +176,12 @@ def fill_in(config: Config, task: tasks.Task, rule: rules.Rule) -> Config:
     for section, part in {"task": task, "rule": rule}.items():
         # TOML has no word for None: such a key is left out, and None again when the config is read.
         keys = part.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(part, Settings) else {}
+        for key, field in type(part).model_fields.items() if isinstance(part, Settings) else ():
+            if getattr(part, key) is None and field.get_default(call_default_factory=True) is not None:
+                raise ValueError(
+                    f"{section}.{key} = None: a file of TOML has no None, so that a resume would take the default; let None "
+                    f"be its default, or use another value"
+                )
         head = {key: value for key, value in heads[section].items() if value}
         filled[section] = head | {key: value for key, value in keys.items() if key not in heads[section]}
     return config.model_copy(update=filled)

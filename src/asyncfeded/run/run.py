@@ -187,7 +187,7 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
     if world.rank == 0:
         need = server_need(config, plan.rule, layout, plan.device.type == "cuda")
     else:
-        need = worker_need(config, plan.rule.proximal, layout)
+        need = worker_need(config, plan.rule.proximal, layout, plan.device.type == "cuda")
     kept = f" and {layout.sent - num_params} numbers of the optimizer's state" if layout.own else ""
     return need, f"the server holds a model of {num_params} parameters{kept} for each of {config.clients} clients"
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from asyncfeded.mpi import origin
 from asyncfeded.mpi.tether import tethered
@@ -158,7 +159,16 @@ def _train_in_a_job(ranks: int, arguments: list[str]) -> Run:
         lines = printed.read().decode(errors="backslashreplace").splitlines()
     if job.returncode:
         raise RunFailed(job.returncode, log or "\n".join(lines)[-LONGEST:])
-    return Run(Path(json.loads(lines[-1])["run_dir"]))
+    return Run(Path(_result(lines)["run_dir"]))
+
+
+def _result(lines: list[str]) -> dict[str, Any]:
+    """The result that a run has printed; what its ranks print themselves may stand behind it."""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            if isinstance(found := json.loads(line[line.find("{") :]), dict) and "run_dir" in found:
+                return found
+    raise AssertionError(lines[-20:])
 
 
 def _said(job: "subprocess.Popen[bytes]") -> Iterator[str]:

@@ -112,8 +112,13 @@ class CheckedTask:
         self.step: Callable[[nn.Module, Batch, Optimizer], Tensor] | None = getattr(task, "step", None)
 
     def paths(self) -> dict[str, Path]:
-        """The files and folders that its keys name, by key."""
-        return {key: value for key, value in getattr(self._task, "__dict__", {}).items() if isinstance(value, Path)}
+        """The files and folders that its keys name, by key; those of a list by key and place."""
+        named: dict[str, Path] = {}
+        for key, value in getattr(self._task, "__dict__", {}).items():
+            several = enumerate(value) if isinstance(value, tuple | list) else ()
+            named |= {f"{key}[{place}]": one for place, one in several if isinstance(one, Path)}
+            named |= {key: value} if isinstance(value, Path) else {}
+        return named
 
     def model(self) -> nn.Module:
         """See `Task`."""
@@ -201,7 +206,7 @@ class CheckedTask:
         known = {id(parameter) for parameter in parameters}
         if any(id(parameter) not in known for group in given.param_groups for parameter in group["params"]):
             raise TaskError(f"task {self.name}, {doing}: has a parameter that is not among those that it is given")
-        if given.state:
+        if any(float(one.get("step", 0)) > 0 for one in given.state.values() if isinstance(one, dict)):
             raise TaskError(f"task {self.name}, {doing}: gave back one that has taken steps; make a new one in every round")
         return given
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from multiprocessing import parent_process
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from asyncfeded.mpi.tether import tie
 from asyncfeded.seeds import seeded
@@ -79,27 +80,43 @@ class Shelf(Dataset[Got | TaskError]):
     def __init__(self, name: str, collate: Callable[[list[Any]], Batch] | None, seed: int) -> None:
         self.samples: list[Any] = []
         self._name, self._collate, self._seed = name, collate, seed
-        self._iterators: dict[int, Iterator[Any]] = {}  # of streams
+        self._iterator: Iterator[Any] = iter(())  # of the stream that is being read
+        self._sent: set[int] = set()  # samples of which a batch could be sent to another process
 
     def __getitem__(self, wanted: Wanted) -> Got | TaskError:
         """Read a batch. What is wrong is returned: an exception would not reach another process as it is."""
         with seeded(self._seed, *wanted.key):
             try:
                 items = self._read(wanted)
-                return Got(self._make_batch(wanted, items) if items else None, len(items))
+                got = Got(self._make_batch(wanted, items) if items else None, len(items))
+                self._check_sending(wanted, got)
             except TaskError as error:
                 return error
+            return got
+
+    def _check_sending(self, wanted: Wanted, got: Got) -> None:
+        """Whether a batch can leave a loader process: what cannot would be lost there, and the rank would wait for ever."""
+        if wanted.number in self._sent or get_worker_info() is None:
+            return
+        try:
+            ForkingPickler.dumps(got)
+        except Exception as error:
+            raise fault(self._name, f"{wanted.where}, a batch for another process", error, SEND) from None
+        self._sent.add(wanted.number)
 
     def _read(self, wanted: Wanted) -> list[Any]:
         samples, items = self.samples[wanted.number], list[Any]()
         if hasattr(samples, "__getitems__"):  # of several at once
             with suppress(Exception):  # one by one they tell which one fails
-                return list(samples.__getitems__(list(wanted.rows)))
+                items = list(samples.__getitems__(list(wanted.rows)))
+                if len(items) == len(wanted.rows):
+                    return items
+            items = []
         try:
             if is_stream(samples):
                 if wanted.rows[0] == 0:
-                    self._iterators[wanted.number] = iter(samples)
-                for item in islice(self._iterators[wanted.number], len(wanted.rows)):
+                    self._iterator = iter(samples)
+                for item in islice(self._iterator, len(wanted.rows)):
                     items.append(item)  # one by one: their number tells which one fails
             else:
                 for row in wanted.rows:

@@ -51,7 +51,7 @@ def find_descent(parameters: Mapping[str, Tensor], task: CheckedTask, training: 
         ValueError: the config's optimizer cannot be made, or the task makes another.
     """
     if task.optimizer:
-        for key in ("optimizer", "optimizer_options", "momentum", "weight_decay"):
+        for key in ("optimizer", "optimizer_options", "learning_rate", "learning_rate_end", "momentum", "weight_decay"):
             if (value := getattr(training, key)) != type(training).model_fields[key].default:
                 raise ValueError(f"task {task.name} makes its own optimizer; leave training.{key} = {value} out")
         return MadeAnew(parameters, task.optimizer)
@@ -172,14 +172,18 @@ class MadeAnew:
     def __init__(self, parameters: Mapping[str, Tensor], make: Callable[[list[Tensor], At], Optimizer]) -> None:
         self._parameters, self._make = parameters, make
         self._rates: list[Any] = []
+        self._factor = 1.0
 
     def begin(self, at: At) -> None:
         """See `Descent`."""
         self.optimizer = self._make(list(self._parameters.values()), at)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._rates, self._factor = [group["lr"] for group in self.optimizer.param_groups], 1.0
 
     def set_rate(self, factor: float) -> None:
-        """Set the learning rates to those at the start of the round times `factor`."""
+        """Set the learning rates to those at the start of the round times `factor`; a factor that stays 1 sets none."""
+        if factor == self._factor:
+            return
+        self._factor = factor
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 

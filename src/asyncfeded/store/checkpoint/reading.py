@@ -226,5 +226,6 @@ def _fault(at: Snapshot) -> str:
             return f"client {client} has {what}: {dict(zip(columns, clients[client].tolist(), strict=True))}"
     if not len(clients):
         return "it has no clients"
-    kept = sum(0 <= client < len(clients) for client in at.own)
-    return f"what is their own is there of {kept} clients of {len(clients)}" if at.own and kept < len(clients) else ""
+    if at.own and set(at.own) != set(range(len(clients))):
+        return f"what is their own is there of the clients {sorted(at.own)[:20]}, expected 0 to {len(clients) - 1}"
+    return ""
