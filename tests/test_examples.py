@@ -23,7 +23,7 @@ SMALL = {
     "gpt": ["task.files=12", "task.width=16", "task.context=16", "training.warmup=4"],
     "unet": ["task.images=16", "task.side=8"],
     "regression": [],
-    "large": ["training.batch_size=8"],
+    "large": ["training.batch_size=8", "training.loader_workers=1"],
     "lora": ["task.files=12", "task.context=16"],
 }
 """What makes the run of an example short."""
