@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncfeded import rules, tasks
-from asyncfeded.config import Config, Settings, describe_keys, load_config
+from asyncfeded.config import Config, Settings, describe_keys, load_config, section
 from asyncfeded.override import setting
 
 MINIMAL = "[limits]\nupdates = 5\n"
@@ -374,6 +374,16 @@ def test_folders_and_files_are_what_a_shell_would_make_of_them(toml, monkeypatch
     ]
     with pytest.raises(ValueError, match=r"run_dir: '\$NOPE/a': the environment has no variable \$NOPE; set it"):
         load_config(toml(), ["run_dir=$NOPE/a"])
+
+    class Mine(Settings):
+        root: Path
+        more: tuple[Path, ...] = ()
+        perhaps: Path | None = None
+
+    mine = section(Mine, {"root": "~", "more": ["a", "$SCRATCH/b"], "perhaps": "~/c"}, "task")
+    assert (str(mine.root), [*map(str, mine.more)], str(mine.perhaps)) == ("/homes/me", ["a", "/fast/b"], "/homes/me/c")
+    with pytest.raises(ValueError, match=r"root: '\$NOPE': the environment has no variable"):
+        section(Mine, {"root": "$NOPE"}, "task")
 
 
 @pytest.mark.parametrize(("override", "words"), [

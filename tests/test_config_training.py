@@ -41,7 +41,7 @@ def test_keys_that_make_no_sense_together_are_told(tmp_path, overrides, sentence
 def test_a_schedule_over_the_run_needs_a_run_whose_end_is_known(tmp_path):
     keys = ["schedule=linear", "schedule_over=run"]
     with pytest.raises(ValueError, match=r'schedule_over = "run" needs limits.updates or limits.seconds'):
-        load(tmp_path, *keys, limits="limits.accuracy = 0.9")
+        load(tmp_path, *keys, limits="limits.target = 0.9")
     assert load(tmp_path, *keys).training.schedule_over == "run"
 
 

@@ -127,6 +127,18 @@ def test_a_module_has_its_class(folder, monkeypatch):
     ]
 
 
+def test_what_others_import_in_the_same_folder_is_no_code_of_a_class(folder):
+    """As of a study with two tasks in one folder, or of a script that trains one of them."""
+    (folder / "late.py").write_text("WIDTH = 3\n")
+    (folder / "other.py").write_text((folder / "my_rule.py").read_text() + "\ndef later():\n    import late\n")
+    names = [f"{folder}/my_task.py:Mine", f"{folder}/other.py:Mine"]
+    tasks.load_task({"name": names[0]})
+    rules.load_rule({"name": names[1]})
+    sys.modules["other"].later()
+    assert [path.name for path in sources(names[:1])] == ["models.py", "my_task.py"]
+    assert [path.name for path in sources(names[1:])] == ["other.py"]
+
+
 def test_what_a_class_is_made_from_is_its_file_and_what_it_imports_beside_it(folder):
     assert digest_origin(Config.model_validate({"limits": {"updates": 1}})) == ""
     lines = digest_origin(resolved(load_config(folder / "run.toml", []))).splitlines()

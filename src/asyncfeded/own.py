@@ -4,6 +4,7 @@
 module named after it. So it may import what lies beside it, and what it makes can be sent to other processes.
 """
 
+import ast
 import importlib
 import inspect
 import linecache
@@ -12,6 +13,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -91,20 +93,52 @@ def short(name: str) -> str:
 def sources(names: Iterable[str]) -> list[Path]:
     """The files that tasks and rules of the user's were made from; none for built-in ones.
 
-    They are the file of each, and those modules beside it (of a module: in its package) that have been imported by now.
+    They are the file of each, and what it imports beside it (of a module: in its package), as far as that has been imported
+    by now. Imports inside of functions do not count.
 
     Args:
         names: of tasks and rules, whose classes have been loaded.
     """
-    found = set()
+    modules, found = dict(_modules()), set[Path]()
     for place, _, _ in map(_parts, names):
-        if place.endswith(".py"):
-            folder = Path(place).parent
-            beside = {file for name, file in _modules() if name != "__main__" and _lies_beside(file, folder)}
-            found |= {Path(place), *beside}  # a script that trains a task of another file is none of the task's code
-        elif (top := place.partition(".")[0]) not in ("", "asyncfeded"):
-            found |= {file for name, file in _modules() if name.partition(".")[0] == top}
+        top = place.partition(".")[0]
+        if top in ("", "asyncfeded"):
+            continue
+        own_file = place.endswith(".py")
+        waiting = [(place, Path(place) if own_file else modules[place])]
+        while waiting:
+            name, file = waiting.pop()
+            if file in found:
+                continue
+            found.add(file)
+            for other in _imports(file, "" if name.endswith(".py") else name):
+                beside = _lies_beside(modules[other], Path(place).parent) if own_file and other in modules else False
+                if beside or (other in modules and not own_file and other.partition(".")[0] == top):
+                    waiting.append((other, modules[other]))
     return sorted(found)
+
+
+def _imports(file: Path, name: str) -> Iterator[str]:
+    """The modules that a file imports when it is imported itself, and the packages that they and it are in.
+
+    Args:
+        file: of a module.
+        name: of the module; empty: it is in no package.
+    """
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    found, waiting = [name], list[ast.AST]([ast.parse(file.read_bytes())])
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+    for each in found:
+        parts = each.split(".")
+        yield from (".".join(parts[:stop]) for stop in range(1, len(parts) + 1))
 
 
 def wrong_methods(part: object, required: type, optional: Sequence[type] = ()) -> list[str]:

@@ -90,3 +90,9 @@ def test_other_methods_are_told_too():
         init(Mine(None), new_model(), np.ones(4))
     with pytest.raises(RuleError, match=r"^rule Mine, init: K must be equal$"):
         init(Mine(ValueError("K must be equal")), new_model(), np.ones(4))
+    for state, what in (
+        (torch.ones(2, requires_grad=True), "requires a gradient"),
+        (torch.ones(2).bfloat16(), "is torch.bf"),
+    ):
+        with pytest.raises(RuleError, match=f"^rule Mine, init: v of its state {what}.*no checkpoint can hold it"):
+            init(Mine({"v": state}), new_model(), np.ones(4))

@@ -6,7 +6,7 @@ import pytest
 
 from asyncfeded.run import check as room
 from asyncfeded.run.check import check
-from asyncfeded.wire.messages import HEADER
+from asyncfeded.wire.messages import HEAD
 from conftest import run_asyncfeded
 
 OWN = """
@@ -71,7 +71,7 @@ def test_what_a_model_holds_sends_and_keeps(own):
     assert figures["frozen"].startswith("10 in 1 tensors")
     assert figures["other"].startswith("1 in 1 tensors")  # num_batches_tracked
     assert figures["  0.weight"] == "(4, 60)"
-    assert figures["update"].startswith(f"{HEADER.itemsize + 4 * (trained + statistics)} bytes")
+    assert figures["update"].startswith(f"{HEAD + 4 * (trained + statistics)} bytes")
     assert figures["server"] == f"{(4 * (2 + 3) * (trained + statistics) + 2 * 8) / 1e3:.3g} kB for its models"  # and K
     assert "own" not in figures
     assert figures["run"] == "wall clock, 1 server and 2 clients on 3 ranks"
@@ -84,7 +84,7 @@ def test_what_a_client_keeps_of_its_optimizer(own):
     figures = check(file, [*overrides, "training.momentum=0.5", "training.optimizer_state=kept"], 3).figures
     trained = 60 * 4 + 4 + (4 + 4) + 4 * 10
     assert figures["own"].startswith(f"{5 + trained} in 6 tensors, each client's own")
-    assert figures["update"].startswith(f"{HEADER.itemsize + 4 * (trained + 8 + 5 + trained)} bytes")
+    assert figures["update"].startswith(f"{HEAD + 4 * (trained + 8 + 5 + trained)} bytes")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from asyncfeded.store import record
 from asyncfeded.tasks.contract import CheckedTask, TaskError
 from conftest import run, run_asyncfeded
 from run.commands import PYTHON_M, refused
+from test_own import RULE
 
 TASK = """
 import numpy as np, torch
@@ -51,28 +52,13 @@ class Adapter(nn.Module):
     def forward(self, words):
         return self.head(self.norm(self.table(words).mean(1) + self.base[words].mean(1)))
 """
-RULE = """
-from typing import ClassVar
-from asyncfeded import Decision, Reply, Settings
-
-class Half(Settings):
-    eta: float = 0.5
-    proximal: ClassVar[float] = 0.0
-
-    def init(self, model, epochs):
-        return {"K": epochs.copy()}
-
-    def on_arrival(self, update, model, state):
-        model.merge(update.client, update.weights, self.eta)
-        return Decision(update.gamma, self.eta, (Reply(update.client, int(state["K"][update.client])),))
-"""
 TOML = """
 clock = "virtual"
 clients = 2
 limits.updates = 4
 checkpoint.every_updates = 2
 task.name = "tuned.py:Tuned"
-rule.name = "half.py:Half"
+rule.name = "half.py:Mine"
 """
 NAMES = ["base", "table.weight", "head.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
          "norm.num_batches_tracked", "mask"]  # fmt: skip
@@ -103,7 +89,7 @@ def run_dir(folder, monkeypatch):
 
 
 def test_the_names_of_the_classes_are_in_the_name_of_the_folder(run_dir):
-    assert run_dir.name.endswith("-Tuned-Half")
+    assert run_dir.name.endswith("-Tuned-Mine")
 
 
 def test_the_keys_of_its_classes_are_printed(folder):
@@ -181,7 +167,7 @@ def test_ranks_with_different_code_are_refused(own_mpi, folder, tmp_path):
     for rank, text in enumerate((RULE, RULE + "\n")):
         (tmp_path / f"host{rank}").mkdir()
         (tmp_path / f"host{rank}" / "asyncfeded_test_rule.py").write_text(text)
-        train = [*PYTHON_M, "train", folder / "code" / "run.toml", "rule.name=asyncfeded_test_rule:Half", "run_dir=run"]
+        train = [*PYTHON_M, "train", folder / "code" / "run.toml", "rule.name=asyncfeded_test_rule:Mine", "run_dir=run"]
         parts.append((1, ["env", f"PYTHONPATH={tmp_path}/host{rank}", *train]))
     done = run(own_mpi.command(*parts), tmp_path, own_mpi.env)
     refused(done, f"{tmp_path}/host1/asyncfeded_test_rule.py: not the same as on rank 0; every host must have the same")

@@ -89,6 +89,13 @@ def test_a_constant_column_is_0_and_the_last_column_may_be_one_of_groups(rows):
     assert inputs[:, 0].mean().item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_column_is_constant_also_where_its_mean_is_rounded(rows, tmp_path):
+    """The deviation of a thousand times 0.1 is 1e-17."""
+    rows(["c,y", "0.2,0", "0.1,1"], "other.csv")
+    task = rows(["c,y", *(f"0.1,{i}" for i in range(1000))], features=[], test=str(tmp_path / "other.csv"))
+    assert torch.allclose(task.test_data().inputs, torch.tensor([[0.1], [0.0]]))
+
+
 def test_classes_are_predicted_by_scores(rows):
     task = rows(["x,y", *(f"{i},{i % 3}" for i in range(20))], features=[], kind="classification")
     inputs, targets = task.client_data(0, 1, 0)

@@ -7,7 +7,7 @@ import pytest
 
 from asyncfeded.rules.contract import RuleError
 from asyncfeded.rules.decision import Decision, Reply
-from asyncfeded.wire.messages import HEADER
+from asyncfeded.wire.messages import HEAD
 from training.servers import FIRST, HAND_WORKED, Barrier, flood
 
 
@@ -58,7 +58,7 @@ def test_a_row_holds_what_the_arrival_said(bench):
 
 def test_a_row_counts_the_bytes_of_the_update_and_of_its_reply(hand_worked):
     """A message has a header and 2 weights of 4 bytes; the last update gets no reply."""
-    message = HEADER.itemsize + 2 * 4
+    message = HEAD + 2 * 4
     assert hand_worked.rows["bytes"].tolist() == [2 * message, 2 * message, message]
 
 
@@ -195,7 +195,7 @@ def test_a_rule_sees_nothing_of_a_clients_own_which_waits_with_the_client(bench)
     done = bench(script, updates=3, rule=Barrier(), own=1).run()
     later = [(sent.client, sent.weights.tolist()) for sent in done.wire.replies[2:]]
     assert later == [(0, [0.5, 0.5, 6.0]), (1, [0.5, 0.5, 5.0])]
-    message = HEADER.itemsize + 3 * 4
+    message = HEAD + 3 * 4
     assert done.rows["bytes"].tolist() == [message, 3 * message, message]
 
 
@@ -203,7 +203,7 @@ def test_an_update_without_an_answer_is_recorded_so(bench):
     done = bench([(1, [0.0, 1.0]), (0, [1.0, 0.0]), (0, [3.0, 1.0])], updates=3, rule=Barrier()).run()
     assert done.rows["next_epochs"].tolist() == [0, 7, 0]
     assert done.rows["version"].tolist() == [0, 1, 1]
-    message = HEADER.itemsize + 2 * 4
+    message = HEAD + 2 * 4
     assert done.rows["bytes"].tolist() == [message, 3 * message, message]
 
 

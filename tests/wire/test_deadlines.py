@@ -38,6 +38,14 @@ def test_who_has_no_history_has_ten_times_the_longest_deadline_of_the_others():
     assert patience.deadline_s(2, 1) == pytest.approx(10 * 44.0)
 
 
+def test_a_rare_long_round_may_come_again():
+    """Every tenth with a test on held-out data: median and spread do not know of it."""
+    patience = Deadlines(100.0, 1.0)
+    for seconds in [2.0] * 9 + [32.0] + [2.0] * 9:
+        patience.note(0, 1, seconds)
+    assert patience.deadline_s(0, 1) == 64.0
+
+
 def test_only_the_last_rounds_count():
     patience = Deadlines(100.0, 1.0)
     for seconds in [1000.0] * 40 + [1.0] * 32:

@@ -35,7 +35,7 @@ from asyncfeded.training.heterogeneity import PROFILE
 from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.client_wire import ClientWire
-from asyncfeded.wire.messages import HEADER, Arrival
+from asyncfeded.wire.messages import HEAD, Arrival
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
@@ -327,7 +327,7 @@ class Keeping:
 
 def _echo(world: World, weights: np.ndarray) -> float:
     """Send a header and a model there and back by plain MPI calls. Ranks 0 and 1. Returns the median seconds of an echo."""
-    header = np.zeros(HEADER.itemsize, np.uint8)
+    header = np.zeros(HEAD, np.uint8)
     other, taken_s = 1 - world.rank, []
     for _ in range(int(np.clip(ECHO_BYTES / weights.nbytes, 3, 200))):
         began = time.perf_counter()

@@ -43,8 +43,6 @@ def known_device(value: str) -> str:
 Device = Annotated[str, AfterValidator(known_device)]
 Folder = Annotated[str, AfterValidator(expand)]
 """A folder, as a user writes it: `~` and `$NAME` are replaced. Empty: none."""
-UserPath = Annotated[Path, AfterValidator(lambda path: Path(expand(str(path))))]
-"""A file or a folder, as a user writes it; relative to the folder where the command is typed."""
 
 
 class Limits(Settings):
@@ -133,9 +131,10 @@ class Faults(Settings):
     """What happens when a client dies, falls silent, or sends what cannot be merged.
 
     If MPI reports deaths (Open MPI 5 with ULFM, which --ranks switches on), the server knows at once. Otherwise it gives a
-    client up that is silent for longer than the median of its last rounds plus `patience` times their spread; if the client
-    comes back after that, its update is refused and it starts anew. On a machine that is shared or overloaded a client that
-    lives may be silent for longer than that: raise `patience` or `patience_s` there.
+    client up that is silent for longer than the median of its last rounds plus `patience` times their spread, and for
+    longer than twice the longest of these; if the client comes back after that, its update is refused and it starts anew.
+    On a machine that is shared or overloaded a client that lives may be silent for longer than that: raise `patience` or
+    `patience_s` there.
 
     Always refused are updates with weights that are not finite, and those that count other samples than the client has.
     """

@@ -72,7 +72,7 @@ class Training(Settings):
     """Longest gradient of a step: a longer one is scaled down to this L2 norm, over all parameters. 0: off."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Type in which the client computes (torch.autocast); model, gradients and optimizer stay float32. fp16 scales the loss,
-    leaves out steps whose gradients are not finite, and needs a GPU."""
+    anew in every round from 1024 on, leaves out steps whose gradients are not finite, and needs a GPU."""
     compile: bool = False
     """Whether torch.compile makes the model faster; it needs a C++ compiler and some seconds at the first batch of each
     size. Results are then the same to the bit only where the compiler makes the same code, such as on processors of one

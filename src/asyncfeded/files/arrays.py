@@ -15,30 +15,13 @@ from typing import IO, NoReturn, Protocol
 import numpy as np
 from numpy.lib import format as npy
 
-from asyncfeded.files.hdf5 import open_hdf5
+from asyncfeded.files.hdf5 import NamedArray, open_hdf5, texts_of
 from asyncfeded.files.plain import FileFaultError, cannot_read, check_file
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 """First bytes of an archive, and of an empty one."""
 DEFLATE = 1032
 """Deflate makes nothing smaller than by this factor."""
-
-
-class NamedArray(Protocol):
-    """An array of an open file; nothing of it is read before `read`."""
-
-    where: str
-    """File and place, for messages."""
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    is_text: bool
-    """Whether it holds strings."""
-
-    def read(self) -> np.ndarray:
-        """All values, of `shape`. Raises FileFaultError if they are damaged, or would not fit into memory."""
-
-    def texts(self) -> list[str]:
-        """All values of an array of strings. Raises FileFaultError as `read`, or if it holds others."""
 
 
 class Arrays(Protocol):
@@ -164,12 +147,7 @@ class _NpyArray:
 
     def texts(self) -> list[str]:
         """All values, strings; bytes are UTF-8."""
-        if not self.is_text:
-            raise FileFaultError(f"{self.where}: is {self.dtype} {self.shape}, expected text")
-        try:
-            return [raw.decode() if isinstance(raw, bytes) else raw for raw in self.read().reshape(-1).tolist()]
-        except UnicodeDecodeError as error:
-            raise FileFaultError(f"{self.where}: holds bytes that are not UTF-8 ({error})") from None
+        return texts_of(self)
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

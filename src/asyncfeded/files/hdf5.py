@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import h5py
 import numpy as np
@@ -174,6 +174,33 @@ class Group:
         return Group(found, self._file, "/".join(filter(None, (self._place, head))))._get(rest) if rest else found
 
 
+class NamedArray(Protocol):
+    """An array of an open file; nothing of it is read before `read`."""
+
+    where: str
+    """File and place, for messages."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    is_text: bool
+    """Whether it holds strings."""
+
+    def read(self) -> np.ndarray:
+        """All values, of `shape`. Raises FileFaultError if they are damaged, or would not fit into memory."""
+
+    def texts(self) -> list[str]:
+        """All values of an array of strings. Raises FileFaultError as `read`, or if it holds others."""
+
+
+def texts_of(array: NamedArray) -> list[str]:
+    """See `NamedArray.texts`."""
+    if not array.is_text:
+        raise FileFaultError(f"{array.where}: is {array.dtype} {array.shape}, expected text")
+    try:
+        return [raw.decode() if isinstance(raw, bytes) else raw for raw in array.read().reshape(-1).tolist()]
+    except UnicodeDecodeError as error:
+        raise FileFaultError(f"{array.where}: holds bytes that are not UTF-8 ({error})") from None
+
+
 class Array:
     """An array of an open file; nothing of it is read before `read`.
 
@@ -215,12 +242,7 @@ class Array:
 
     def texts(self) -> list[str]:
         """All values of an array of strings, one after the other. Raises FileFaultError as `read`, or if it holds others."""
-        if not self.is_text:
-            raise FileFaultError(f"{self.where}: is {self.dtype} {self.shape}, expected text")
-        try:
-            return [raw.decode() for raw in self.read().reshape(-1).tolist()]
-        except UnicodeDecodeError as error:
-            raise FileFaultError(f"{self.where}: holds bytes that are not UTF-8 ({error})") from None
+        return texts_of(self)
 
     def text(self) -> str:
         """The one string that the array is. Raises FileFaultError as `texts`, or if there are several."""

@@ -231,13 +231,13 @@ def share(world: World, root: int, array: np.ndarray) -> None:
         world.comm.Bcast(words[start : start + (1 << 30)], root)
 
 
-def broadcast_text(world: World, text: str) -> str:
-    """Returns the text of rank 0 on every rank. Collective."""
+def broadcast_text(world: World, text: str, root: int = 0) -> str:
+    """Returns the text of one rank on every rank. Collective."""
     raw = np.frombuffer(text.encode(), np.uint8)
     size = np.array([raw.size])
-    share(world, 0, size)
-    raw = raw.copy() if world.rank == 0 else np.zeros(size[0], np.uint8)
-    share(world, 0, raw)
+    share(world, root, size)
+    raw = raw.copy() if world.rank == root else np.zeros(size[0], np.uint8)
+    share(world, root, raw)
     return raw.tobytes().decode()
 
 

@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from asyncfeded.config import INT32_MAX
@@ -57,6 +58,10 @@ def init(rule: Rule, model: GlobalModel, epochs: np.ndarray) -> State:
         raise _fault(rule, "init", error) from None
     if not isinstance(state, dict) or not all(isinstance(value, np.ndarray | Tensor) for value in state.values()):
         raise _wrong(rule, "init", f"gave back {state!r:.200}, expected a dict of arrays and tensors by name")
+    for name, value in state.items():
+        if isinstance(value, Tensor) and (value.requires_grad or value.dtype == torch.bfloat16):
+            what = "requires a gradient" if value.requires_grad else "is torch.bfloat16, which numpy has not"
+            raise _wrong(rule, "init", f"{name} of its state {what}, so that no checkpoint can hold it")
     return state
 
 

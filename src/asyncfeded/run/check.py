@@ -30,7 +30,7 @@ from asyncfeded.run.serve import make_evaluator
 from asyncfeded.run.work import ClientParts
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import ClientProfiles
-from asyncfeded.wire.messages import HEADER, Order
+from asyncfeded.wire.messages import HEAD, Order
 
 LOAD_S = 10.0
 """Seconds that the data of clients may take; then not all of them are tried."""
@@ -171,10 +171,10 @@ def _bytes(size: int, held: int, plan: Plan, parts: ClientParts) -> dict[str, st
     """Bytes of an update, and the memory of the ranks. `held`: of this process before it had a model."""
     config, layout = plan.config, parts.flat.layout
     server = 4 * layout.size + server_need(config, plan.rule, layout, plan.device.type == "cuda").touched
-    worker = 4 * layout.sent + worker_need(config, plan.rule.proximal, layout).touched
+    worker = 4 * layout.size + worker_need(config, plan.rule.proximal, layout, parts.flat.buffer.is_cuda).touched
     in_all = server + (size - 1) * worker + size * held
     return {
-        "update": f"{HEADER.itemsize + 4 * layout.sent} bytes, and as many for the reply",
+        "update": f"{HEAD + 4 * layout.sent} bytes, and as many for the reply",
         "server": f"{_amount(server)} for its models",
         "worker": f"{_amount(worker)} for its model, besides the data of its clients and what a step takes",
         "all ranks": f"{_amount(in_all)}, {_amount(held)} of each for Python and libraries; this host has "

@@ -60,11 +60,9 @@ def _complete(run_dir: Path, found: checkpoint.Found) -> dict[str, Tensor]:
     task = CheckedTask(tasks.load_task(config.task), config.task["name"], tasks.load_initial(config.task))
     module, state = new_module(task, config.seed)
     statistics = [entry.name for entry in at.layout.entries if entry.offset >= at.layout.num_params]
-    told, origin = (
-        str(record.read_record(run_dir).attributes["data"]),
-        digest_origin(config) + digest_frozen(state.frozen(statistics)),
-    )
-    if other := [line.split(" ", 2)[2] for line in origin.splitlines() if line not in told]:
+    told = str(record.read_record(run_dir).attributes["data"])  # of the data too, which plays no part here
+    origin = digest_origin(config) + digest_frozen(state.frozen(statistics))
+    if other := [line.split(" ", 2)[2] for line in origin.splitlines() if line not in told.splitlines()]:
         raise ValueError(
             f"{', '.join(other[:3])}: not what {run_dir} was made from; put that back, or wait for the end of the run"
         )

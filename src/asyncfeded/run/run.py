@@ -113,7 +113,8 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
         loaded = agree_on(world, lambda: load(seated, plan, profiles), lambda _: make_statement())
         statistics, frozen = _share_module(seated, state, loaded.changed)
         plan = plan._replace(origin=plan.origin + frozen)
-        if own := _share_own(seated, loaded.own):
+        shapes = json.loads(broadcast_text(seated, json.dumps(loaded.own), root=1))
+        if own := [(name, tuple(shape)) for name, shape in shapes]:
             agree_on_memory(world, *needed_memory(seated, plan, state, own))
         parts = agree_on(
             world,
@@ -242,16 +243,6 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple
                 tensor.data = tensor.data.contiguous()
             tensor.data.copy_(host)
     return statistics, digests
-
-
-def _share_own(world: World, own: list[Shape]) -> list[Shape]:
-    """Agree on what is each client's own, which rank 1 has found. Collective."""
-    text = np.frombuffer(json.dumps(own).encode(), np.uint8).copy()
-    length = np.array([len(text)])
-    share(world, 1, length)
-    text.resize(length)
-    share(world, 1, text)
-    return [(name, tuple(shape)) for name, shape in json.loads(text.tobytes())]
 
 
 def flatten(plan: Plan, module: nn.Module, statistics: list[str], own: list[Shape]) -> FlatModel:

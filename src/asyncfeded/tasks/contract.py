@@ -20,8 +20,6 @@ from asyncfeded.own import CodeError, raised
 from asyncfeded.tasks.at import At
 from asyncfeded.tasks.classification import Batch, Data, Samples, is_stream
 
-METHODS = ("model", "sizes", "client_data", "test_data", "loss", "score")
-"""What every task has."""
 SAMPLES = (
     "a pair of torch.Tensor (inputs, targets) with one row per sample, a data set with __len__ and __getitem__, or an "
     "iterable of samples"
@@ -84,12 +82,13 @@ class CheckedTask:
     """A `Task` that passes on to another what it is asked, and checks the answers.
 
     Args:
-        task: the other.
+        task: the other; it has the methods of a task (`tasks.check_task`).
         name: its name in the config.
         initial: where the weights are that its model begins with; empty: those that it is made with.
 
     Raises:
-        TaskError: a method is missing. Every method raises it if that of the task raises or gives back something wrong.
+        TaskError: its metrics are no metrics. Every method raises it if that of the task raises or gives back something
+            wrong.
 
     Attributes:
         name: as given.
@@ -103,8 +102,6 @@ class CheckedTask:
         self.name, self._initial = name, initial
         self.metrics = declared_metrics(task, name)
         self._task, self._sizes = task, np.zeros(0, np.int64)
-        if missing := [method for method in METHODS if not callable(getattr(task, method, None))]:
-            raise TaskError(f"task {self.name} has no {', '.join(missing)}; a task has the methods {', '.join(METHODS)}")
         self.collate: Callable[[list[Any]], Batch] | None = getattr(task, "collate", None)
         self.loss: Callable[[nn.Module, Batch], Tensor] = task.loss  # type: ignore[attr-defined]  # in every step: not checked
         self.optimizer = self._optimizer if hasattr(task, "optimizer") else None

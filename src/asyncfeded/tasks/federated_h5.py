@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from asyncfeded.config import UserPath
 from asyncfeded.files.hdf5 import Array, Group
 from asyncfeded.tasks import leaf, tff
 from asyncfeded.tasks.classification import Classification, Data, deal
@@ -31,9 +30,9 @@ LEAF_CLASSES = 62
 class FederatedH5(Classification):
     """Writers are dealt to the clients in turn, in the order of their names: client i gets writers i, i + n, i + 2n, ..."""
 
-    train: UserPath
+    train: Path
     """HDF5 file, or LEAF directory, of the training data."""
-    test: UserPath
+    test: Path
     """HDF5 file, or LEAF directory, of the test data; the samples of all its writers are tested on."""
     pixels: str = Field("pixels", min_length=1)
     """Field of the images in an HDF5 file, such as `image` in TensorFlow Federated's CIFAR-100."""

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from asyncfeded.config import UserPath
 from asyncfeded.files.arrays import find, open_arrays
 from asyncfeded.seeds import Stream, numpy_rng
 from asyncfeded.tasks.augment import augment
@@ -53,7 +52,7 @@ class Images(Classification):
     float32 (n, channels, height, width), from 0 to 1 unless `scale` is `as_is`.
     """
 
-    data: UserPath
+    data: Path
     """HDF5 file or *.npz of NumPy."""
     images: str = Field("images", min_length=1)
     """Array of the images; in HDF5 a path such as `train/images`."""
@@ -61,7 +60,7 @@ class Images(Classification):
     """Array of the labels, from 0 on."""
     layout: Literal["chw", "hwc", "hw"] = "chw"
     """Axes of an image: chw (channels, height, width), hwc (channels last) or hw (one channel, without an axis)."""
-    test: UserPath | None = None
+    test: Path | None = None
     """Another file, of the test part; its arrays have the names of those in `data` unless `test_images` and `test_labels`
     say otherwise. Not given: the test part is in `data`, or is held back."""
     test_images: str = ""

@@ -8,7 +8,7 @@ predicted once: a sample is `context` tokens, and the tokens that follow each of
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, final
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from asyncfeded.config import Settings, UserPath
+from asyncfeded.config import Settings
 from asyncfeded.files.plain import HDF5, check_file, check_text, known_kind, read_bytes, read_text
 from asyncfeded.files.tokens import Tokenizer, read_tokenizer
 from asyncfeded.metric import FRACTION, Metric
@@ -50,7 +50,7 @@ class Language(Settings):
         "accuracy": Metric("max", FRACTION),
     }
 
-    data: UserPath
+    data: Path
     """Text file, directory of text files, or HDF5 file of roles."""
     pattern: str = Field("*.txt", min_length=1)
     """Which files of a directory, and of the directories in it, are read, such as `*.py`."""
@@ -61,10 +61,10 @@ class Language(Settings):
     """Use only these roles, or files of a directory, in this order. Empty: all."""
     snippets: str = Field("snippets", min_length=1)
     """Field of the texts in an HDF5 file."""
-    tokenizer: UserPath | None = None
+    tokenizer: Path | None = None
     """File of a tokenizer: a tokenizer.json of Hugging Face's `tokenizers`, or a *.model of `sentencepiece`. Not given:
     tokens are bytes."""
-    test: UserPath | None = None
+    test: Path | None = None
     """Other text, of the same form, to test on. Not given: the end of each source is held back."""
     test_share: float = Field(0.1, gt=0, lt=1)
     """Part of each source that is held back for testing, its end, where `test` is not given."""
@@ -184,19 +184,27 @@ class Language(Settings):
         """Blocks in so many tokens that follow each other; the last token of a block is also the first of the next."""
         return max(0, tokens - 1) // self.context
 
+    @cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks up to the end of each source: to train on, and to test on."""
+        counts = [(source.train, source.test) for source in self._sources]
+        train, test = np.cumsum(np.array(counts, np.int64), axis=0).T
+        return train, test
+
     def _runs(self, client: int, num_clients: int, test: bool = False) -> list[tuple[int, int, int]]:
         """Blocks of a client: source, first block, and the one behind the last."""
-        counts = [source.test if test else source.train for source in self._sources]
+        ends = self._ends[test]  # those of client i are found in the time of its own sources, and not of all
         if self.split != "blocks":
-            having = f"{self.data} has {len(counts)} {self.split}s (task.split = {self.split})"
-            return [(source, 0, counts[source]) for source in deal(range(len(counts)), client, num_clients, having)]
-        begin, end = (sum(counts) * part // num_clients for part in (client, client + 1))
-        runs, before = [], 0
-        for source, count in enumerate(counts):
-            start, stop = max(begin - before, 0), min(end - before, count)
-            if start < stop:
-                runs.append((source, start, stop))
-            before += count
+            having = f"{self.data} has {len(ends)} {self.split}s (task.split = {self.split})"
+            sources: Iterable[int] = deal(range(len(ends)), client, num_clients, having)
+            begin, end = 0, int(ends[-1])
+        else:
+            begin, end = (int(ends[-1]) * part // num_clients for part in (client, client + 1))
+            sources = range(int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end, "left")) + 1)
+        runs = []
+        for source in sources:
+            before = int(ends[source - 1]) if source else 0
+            runs.append((source, max(begin - before, 0), min(end, int(ends[source])) - before))
         return runs
 
     def _cut(self, path: Path, sources: list[Source], runs: list[tuple[int, int, int]], test: bool) -> Data:

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from asyncfeded.config import UserPath
 from asyncfeded.tasks import leaf, tff
 from asyncfeded.tasks.classification import Classification, Data, deal
 
@@ -37,9 +36,9 @@ class Shakespeare(Classification):
     that int64 would take 640 bytes for each character, and a large client would not fit into memory.
     """
 
-    train: UserPath
+    train: Path
     """HDF5 file, or LEAF directory, of the training data."""
-    test: UserPath
+    test: Path
     """HDF5 file, or LEAF directory, of the test data; the model is tested on the training roles in it."""
     snippets: str = Field("snippets", min_length=1)
     """Field of the texts in an HDF5 file."""

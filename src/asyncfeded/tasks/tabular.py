@@ -6,6 +6,7 @@ The table is a CSV file whose first line names the columns, or lies in HDF5 or a
 import itertools
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Literal, NamedTuple, final
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from asyncfeded.config import UserPath
 from asyncfeded.files.tables import Columns, read_columns
 from asyncfeded.metric import Metric
 from asyncfeded.seeds import Stream, numpy_rng
@@ -26,7 +26,10 @@ ADVICE = "give the path of a CSV file, an HDF5 file or a *.npz as task.data=..."
 
 
 class Moments(NamedTuple):
-    """Mean and standard deviation of columns (1 where that is 0) over the rows that are trained on; float64 (columns,)."""
+    """Mean and standard deviation of columns over the rows that are trained on; float64 (columns,).
+
+    The deviation is 1 where it is 0 but for rounding.
+    """
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -41,7 +44,7 @@ class Tabular(Classification):
     its own unit.
     """
 
-    data: UserPath
+    data: Path
     """CSV file, HDF5 file or *.npz."""
     table: str = ""
     """In HDF5 the array of a compound type, or the group with an array for each column. Empty: the file itself."""
@@ -56,7 +59,7 @@ class Tabular(Classification):
     """Whether `target` is a number or a class, a whole number from 0 on."""
     classes: int = Field(0, ge=0)
     """Number of classes. 0: the largest label plus one."""
-    test: UserPath | None = None
+    test: Path | None = None
     """Another file, of the test part, with the same columns. Not given: `test_share` of the rows is held back."""
     test_share: float = Field(0.1, gt=0, lt=1)
     """Part of the rows that is held back for testing, drawn and always the same, where `test` is not given."""
@@ -187,7 +190,7 @@ class Tabular(Classification):
         """Those of the features, and those of the target."""
         values = self._train.values[self._rows[0]]
         mean, deviation = values.mean(axis=0), values.std(axis=0)
-        deviation[deviation == 0] = 1.0
+        deviation[deviation <= 1e-12 * np.abs(mean)] = 1.0  # a constant column, but for what its sum has rounded
         return Moments(mean[1:], deviation[1:]), Moments(mean[:1], deviation[:1])
 
     @cached_property

@@ -8,7 +8,7 @@ import torch
 from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
-from asyncfeded.tasks import Task
+from asyncfeded.tasks import Task, check_task
 from asyncfeded.tasks.classification import Batch
 from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training.batches import ClientData, batch_sizes, in_order, read, successive
@@ -42,7 +42,7 @@ class TaskTests:
 
     def test_every_answer_is_of_the_right_kind(self) -> None:
         """As the program checks it: types, shapes and lengths."""
-        task = CheckedTask(self.make_task(), "mine")
+        task = CheckedTask(check_task(self.make_task(), "mine"), "mine")
         for client in range(self.most_clients):
             self._client(client, self.most_clients)
         with torch.inference_mode():

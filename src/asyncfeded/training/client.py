@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -55,15 +54,15 @@ class Trainer:
         self._flat.as_made.restore()
         seed_globals(self._seed, Stream.TRAINING, order.client, order.round)
         self._flat.module.train()
-        work = Workload(client_data.samples, client_data.batch_size, self._training).of(order.epochs)
+        workload = Workload(client_data.samples, client_data.batch_size, self._training)
+        work = workload.of(order.epochs)
         self._stepper.begin(order, work.steps)
         sizes = batch_sizes(client_data.samples, client_data.batch_size, self._training.last_batch)
         batches = read_round(client_data, sizes, work.batches, order.client, order.round)
-        parts = range(0, len(sizes), self._training.accumulate)
-        epoch = [sum(sizes[part : part + self._training.accumulate]) for part in parts]  # samples of each step
         self.samples = self.steps = 0
-        for samples in islice(cycle(epoch), work.steps):
+        while self.steps < work.steps:
             began = time.perf_counter()
+            samples = workload.samples_of(self.steps)
             self._stepper.take(batches, samples)
             self.samples += samples
             self.steps += 1

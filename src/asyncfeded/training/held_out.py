@@ -74,7 +74,6 @@ class HeldOut:
         return tally
 
     def _load(self, client: int) -> Data | Stored:
-        seed_globals(
-            self._config.seed, Stream.DATA, client
-        )  # as before its training data: a split that is drawn is the same
+        # As before its training data: a split that is drawn is the same.
+        seed_globals(self._config.seed, Stream.DATA, client)
         return self._loader.add(self._task.held_out(client, self._config.clients, self._config.seed))

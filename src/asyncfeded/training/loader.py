@@ -249,16 +249,19 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device: tensors, what has a method `to`, and mappings, sequences and dataclasses of these."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):
-        return batch.to(device)
+    return batch.to(device) if hasattr(batch, "to") else with_parts(batch, lambda part: moved(part, device))
+
+
+def with_parts(batch: Batch, change: Callable[[Batch], Batch]) -> Batch:
+    """A mapping, a sequence or a dataclass of the same kind, with its parts changed; anything else is returned as it is."""
     if isinstance(batch, MutableMapping):
         other = copy.copy(batch)
-        other.update({key: moved(part, device) for key, part in batch.items()})
+        other.update({key: change(part) for key, part in batch.items()})
         return other
     if isinstance(batch, tuple | list):
-        parts = [moved(part, device) for part in batch]
+        parts = [change(part) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         names = [field.name for field in dataclasses.fields(batch) if field.init]
-        return dataclasses.replace(batch, **{name: moved(getattr(batch, name), device) for name in names})
+        return dataclasses.replace(batch, **{name: change(getattr(batch, name)) for name in names})
     return batch

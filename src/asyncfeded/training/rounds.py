@@ -31,7 +31,8 @@ class Workload:
 
     def __init__(self, samples: int, batch_size: int, training: Training) -> None:
         sizes = batch_sizes(samples, batch_size, training.last_batch)  # not kept: a server has thousands of clients
-        self._batch_size, self._accumulate, self._in_steps = batch_size, training.accumulate, training.unit == "steps"
+        self._accumulate, self._in_steps = training.accumulate, training.unit == "steps"
+        self._full = batch_size * training.accumulate  # samples of a step, unless it is the last one of an epoch
         self._epoch = Work(-(-len(sizes) // training.accumulate), sum(sizes), len(sizes))
 
     def of(self, epochs: int) -> Work:
@@ -40,5 +41,9 @@ class Workload:
         if not self._in_steps:
             return Work(epochs * steps, epochs * samples, epochs * batches)
         whole, rest = divmod(epochs, steps)
-        more = rest * self._accumulate  # batches, all of one size: the last step of an epoch is not among them
-        return Work(epochs, whole * samples + more * self._batch_size, whole * batches + more)
+        return Work(epochs, whole * samples + rest * self._full, whole * batches + rest * self._accumulate)
+
+    def samples_of(self, step: int) -> int:
+        """The samples of a step, from 0, of a round."""
+        steps, samples, _ = self._epoch
+        return self._full if (step + 1) % steps else samples - (steps - 1) * self._full

@@ -22,7 +22,7 @@ from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.rounds import Workload
 from asyncfeded.training.server_refusals import why_refused
 from asyncfeded.training.server_state import ServerState
-from asyncfeded.wire.messages import HEADER, Arrival, Lost, Order, Refused, Stuck, Wire
+from asyncfeded.wire.messages import HEAD, Arrival, Lost, Order, Refused, Stuck, Wire
 
 INTERRUPTED = "interrupted by a signal"
 """Reason of a run that stopped and may be resumed."""
@@ -122,7 +122,7 @@ class Server:
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.failed, self.interrupted, self.stopping = "", False, ""
         self._began = time.perf_counter()
-        self._update_bytes = HEADER.itemsize + 4 * state.model.layout.sent
+        self._update_bytes = HEAD + 4 * state.model.layout.sent
 
     @property
     def elapsed_s(self) -> float:

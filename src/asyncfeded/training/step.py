@@ -15,12 +15,16 @@ from asyncfeded.tasks.at import At
 from asyncfeded.tasks.classification import Batch
 from asyncfeded.tasks.contract import CheckedTask, check_loss, fault
 from asyncfeded.training.kept import Kept
+from asyncfeded.training.loader import with_parts
 from asyncfeded.training.optimizer import MadeAnew, find_descent
 from asyncfeded.training.schedule import find_schedule
 from asyncfeded.wire.messages import Order
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The types of training.precision that are not the model's own."""
+SCALE = 2.0**10
+"""Factor on the loss in fp16 when a round begins. torch begins with 2^16 and finds a lower one in steps that it leaves out,
+which may be all steps of a short round."""
 
 
 class Stepper:
@@ -72,7 +76,7 @@ class Stepper:
         if self._kept:
             self.descent.load(self._kept.load())
         if self._scaled:
-            self._scaler = torch.amp.GradScaler(self.loss_sum.device.type)
+            self._scaler = torch.amp.GradScaler(self.loss_sum.device.type, init_scale=SCALE)
 
     def end(self) -> None:
         """End a round that is finished: the optimizer's state goes with the model, where it is the client's own.
@@ -203,14 +207,7 @@ def compiled(module: nn.Module) -> nn.Module:
 
 
 def channels_last(batch: Batch) -> Batch:
-    """A batch whose 4-d tensors have that memory format; of any nested tuples, lists and dicts."""
+    """A batch whose 4-d tensors have that memory format."""
     if isinstance(batch, Tensor):
         return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
-    if isinstance(batch, dict):
-        return {key: channels_last(value) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [channels_last(value) for value in batch]
-    if isinstance(batch, tuple):
-        values = map(channels_last, batch)
-        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
-    return batch
+    return with_parts(batch, channels_last)

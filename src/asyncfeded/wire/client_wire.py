@@ -12,7 +12,20 @@ from torch import Tensor
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
-from asyncfeded.wire.messages import HEADER, HEADER_TAG, LAST, MAGIC, NO_SCORES, NOTHING, RANKS_LOST, REST, STOP, Order
+from asyncfeded.wire.messages import (
+    HEAD,
+    HEADER,
+    HEADER_TAG,
+    LAST,
+    MAGIC,
+    NO_SCORES,
+    RANKS_LOST,
+    REST,
+    STOP,
+    TESTED,
+    Order,
+    only,
+)
 from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
 T = TypeVar("T")
@@ -45,7 +58,8 @@ class ClientWire:
         self._buffer = buffer.numpy()
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
         self._read, self._written, self._scores = self._inbox[REST], self._outbox[REST], self._outbox["scores"][0]
-        self._scores_sent: tuple[float, ...] = ()
+        self._row = self._outbox.view(np.uint8)
+        self._head = self._row[:HEAD]
         self._num_sent = 0  # number of messages; the tags of chunks follow from it
         # This receive is posted whenever no header is being read. While the worker trains, only a STOP can complete it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
@@ -87,11 +101,12 @@ class ClientWire:
         Returns when the buffer may be written again.
         """
         asked, done = (order.client, order.epochs, order.round, order.version), (steps, samples, train_loss)
-        self._written[0] = (MAGIC, PROTOCOL, 0, *asked, *done, compute_s, wait_s, order.share)
-        if scores is not self._scores_sent:  # rarely: these eight take as long as all the others
-            self._scores[:] = self._scores_sent = scores
+        flags, row = 0, self._head
+        if scores is not NO_SCORES:
+            flags, row, self._scores[:] = TESTED, self._row, scores
+        self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, 0.0)
         self._num_sent += 1
-        header = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
+        header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
         sending, size, given = Sending(self._comm, self._buffer, 0, header, self._num_sent), len(self._buffer), 0
         while not _or_server_lost(lambda: sending.push(size) and sending.sent()):
             if sending.given > given:
@@ -104,9 +119,9 @@ class ClientWire:
 
     def finish(self) -> None:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
-        self._written[0] = (MAGIC, PROTOCOL, LAST, *NOTHING)
+        self._written[0] = only(LAST)
         self._request.Start()
-        last = self._comm.Isend([self._outbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
+        last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
         for request in (last, self._request):
             self._backoff.reset()
             while not _or_server_lost(request.Test):

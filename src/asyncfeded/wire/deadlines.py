@@ -74,6 +74,7 @@ class Deadlines:
             taken_s = [seconds * max(1.0, epochs / done) for seconds, done in self._rounds[client]]
             median = statistics.median(taken_s)
             spread = statistics.median(abs(s - median) for s in taken_s)
-            deadline_s = max(self._least_s, median + self._patience * max(spread, REGULAR * median))
+            # Rare long rounds, such as those with a test on held-out data, leave no trace in median and spread.
+            deadline_s = max(self._least_s, median + self._patience * max(spread, REGULAR * median), 2 * max(taken_s))
             known = self._known[client] = (epochs, deadline_s)
         return known[1]

@@ -18,17 +18,16 @@ from torch import Tensor
 
 from asyncfeded.mpi import launcher
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import PROTOCOL, Backoff
+from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.assignment import Assignment
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import (
     BYE,
     EMPTY,
+    HEAD,
     HEADER,
     HEADER_TAG,
     LAST,
-    MAGIC,
-    NOTHING,
     RANKS_LOST,
     REST,
     STOP,
@@ -39,6 +38,7 @@ from asyncfeded.wire.messages import (
     Order,
     PendingOrder,
     Refused,
+    only,
 )
 from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
@@ -114,7 +114,7 @@ class ServerWire:
         # HEADER (workers,): rows to send; a row is rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
         self._reply_heads = self._replies[REST]
-        self._reply_rows = [self._replies[i : i + 1].view(np.uint8) for i in range(num_workers)]
+        self._reply_rows = [self._replies[i : i + 1].view(np.uint8)[:HEAD] for i in range(num_workers)]
         self._outgoing: list[Sending | None] = [None] * num_workers
         self._unsent: set[int] = set()  # workers with chunks that MPI could not be given yet
         self._numbers = itertools.count()
@@ -203,7 +203,7 @@ class ServerWire:
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
         """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
         row = np.zeros(1, HEADER)  # the request keeps it
-        row[REST][0] = (MAGIC, PROTOCOL, flags, *NOTHING)
+        row[REST][0] = only(flags)
         return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
 
     def _completed(self) -> list[int]:
@@ -220,7 +220,7 @@ class ServerWire:
 
     def _read(self, worker: int) -> None:
         """Read a header: of an update that now follows, of something foreign, or the last one of a worker."""
-        header = Header._make((*self._heads[worker].item(), tuple(self._scores[worker].tolist())))
+        header = Header.read(self._heads[worker].item(), self._scores[worker])
         self._headers[worker] = EMPTY
         self._num_received[worker] += 1
         self._sign_s[worker] = now = self._deadlines.listened_s
@@ -300,8 +300,7 @@ class ServerWire:
         order = pending.order
         self._in_hand[worker] = pending
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
-        fields = (order.client, order.epochs, order.round, order.version, order.steps, 0, 0.0, 0.0, 0.0, order.share)
-        self._reply_heads[worker] = (MAGIC, PROTOCOL, 0, *fields)
+        self._reply_heads[worker] = order.fields
         header = self._isend(worker, self._reply_rows[worker])
         self._outgoing[worker] = Sending(self._comm, pending.weights.numpy(), worker + 1, header) if header else None
         for start in range(0, self._size, CHUNK):
