@@ -143,9 +143,9 @@ def live(command: list[str], run_dir: Path, blow: Blow, rng: random.Random) -> t
 def end(run_dir: Path) -> tuple[str, int, list[bytes]]:
     """What must be the same to the bit: hash of the model, updates, and all of the record, row by row."""
     result = json.loads((run_dir / "result.json").read_text())
-    updates, evaluations, _ = record.read_record(run_dir)
-    columns = [updates[name].tobytes() for name in updates.dtype.names or () if name not in MEASURED]
-    return result["model_sha256"], result["updates"], [*columns, evaluations.tobytes()]
+    there = record.read_record(run_dir)
+    columns = [there.updates[name].tobytes() for name in there.updates.dtype.names or () if name not in MEASURED]
+    return result["model_sha256"], result["updates"], [*columns, there.evaluations.tobytes()]
 
 
 def main() -> int:

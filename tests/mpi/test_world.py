@@ -47,7 +47,7 @@ def test_another_version_of_the_program_names_both_sides_and_what_to_do(field):
     told = compare(heard)
     assert told.startswith("rank 0 on h0 and rank 1 on h1 ")
     assert told.endswith("install the same asyncfeded on every host")
-    assert {"protocol": "(protocol: 1 and 99)", "dtype": "float32"}[field] in told
+    assert {"protocol": f"(protocol: {world.PROTOCOL} and 99)", "dtype": "float32"}[field] in told
 
 
 def test_of_several_differences_the_first_cause_is_told():
