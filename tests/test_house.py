@@ -237,6 +237,15 @@ def test_every_room_with_something_to_test_has_a_test_file():
             assert any(mirrors(path, name) for path in TESTS), name
 
 
+@every_module
+def test_the_help_of_a_command_ends_with_an_example(name):
+    """`epilog=example(...)`; tests/test_docs.py types the examples."""
+    for node in ast.walk(TREES[name]):
+        if part(name) == "cli" and isinstance(node, ast.FunctionDef):
+            for made in (call for call in node.decorator_list if ast.unparse(call).split("(")[0].endswith(".command")):
+                assert "epilog=example(" in ast.unparse(made), f"{name}: {node.name}"
+
+
 # --- the repository
 
 

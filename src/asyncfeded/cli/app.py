@@ -10,14 +10,25 @@ import typer
 
 from asyncfeded.mpi import origin
 
+
+def example(*commands: str) -> str:
+    """The end of a command's help: lines to type, which tests/test_docs.py reads as the program does."""
+    return "\n\n".join(("Example:" if len(commands) == 1 else "Examples:", *commands))
+
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Asynchronous federated learning over MPI (AsyncFedED).",
+    epilog=example("asyncfeded train launch/digits.toml --ranks 5 run_dir=runs/mine", "asyncfeded plot runs/mine"),
 )
 
-bench = typer.Typer(no_args_is_help=True, help="Measure parts of the server against their limits; the last line is JSON.")
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure parts of the server against their limits; the last line is JSON.",
+    epilog=example("asyncfeded bench server --params 1000000 --clients 1"),
+)
 app.add_typer(bench, name="bench")
 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from asyncfeded.cli.app import Ranks, at_least, bench, fail, load_launcher, start
+from asyncfeded.cli.app import Ranks, at_least, bench, example, fail, load_launcher, start
 from asyncfeded.mpi import origin
 
 
-@bench.command("client")
+@bench.command("client", epilog=example("asyncfeded bench client --seconds 0.5"))
 def bench_client(
     seconds: Annotated[float, typer.Option(help="Seconds of each measurement; there are 24.")] = 1.0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
@@ -22,7 +22,7 @@ def bench_client(
         fail(str(error))
 
 
-@bench.command("kernel")
+@bench.command("kernel", epilog=example("asyncfeded bench kernel --params 25000000 --threads 2"))
 def bench_kernel(
     params: Annotated[int, typer.Option(help="Elements of a model.")],
     threads: Annotated[int, typer.Option(help="Threads; default: one per core.")] = 0,
@@ -36,7 +36,7 @@ def bench_kernel(
         fail(str(error))
 
 
-@bench.command("server")
+@bench.command("server", epilog=example("asyncfeded bench server --params 1000000 --clients 1"))
 def bench_server(
     params: Annotated[int, typer.Option(help="Elements of the model.")],
     clients: Annotated[int | None, typer.Option(help="Start mpiexec with so many clients and 1 server.")] = None,
@@ -57,7 +57,7 @@ def bench_server(
     raise typer.Exit(status)
 
 
-@bench.command("wait")
+@bench.command("wait", epilog=example("asyncfeded bench wait --ranks 3"))
 def bench_wait(
     ranks: Ranks = None,
     wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",

@@ -5,12 +5,29 @@ from typing import Annotated
 
 import typer
 
-from asyncfeded.cli.app import Ranks, RunDir, app, at_least, fail, load_launcher, print_rows, read_record, start, tell
+from asyncfeded.cli.app import (
+    Ranks,
+    RunDir,
+    app,
+    at_least,
+    example,
+    fail,
+    load_launcher,
+    print_rows,
+    read_record,
+    start,
+    tell,
+)
 from asyncfeded.mpi import origin
 from asyncfeded.override import setting
 
 
-@app.command()
+@app.command(
+    epilog=example(
+        "asyncfeded train launch/digits.toml --ranks 5 limits.seconds=20 run_dir=runs/mine",
+        "mpiexec -n 5 asyncfeded train launch/digits.toml",
+    )
+)
 def train(
     file: Annotated[Path, typer.Argument(help="TOML file of the run.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as needed.")] = None,
@@ -29,7 +46,7 @@ def train(
     raise typer.Exit(status)
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded check launch/digits.toml --ranks 5"))
 def check(
     file: Annotated[Path, typer.Argument(help="TOML file of the run.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as needed.")] = None,
@@ -48,7 +65,7 @@ def check(
         tell(sentence)
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded resume runs/mine limits.seconds=120"))
 def resume(
     run_dir: RunDir,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as limits.updates=500.")] = None,
@@ -66,7 +83,7 @@ def resume(
     raise typer.Exit(status)
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded export runs/mine --to model.pt"))
 def export(
     run_dir: RunDir,
     to: Annotated[Path, typer.Option(help="The file: NAME.pt or NAME.safetensors; none is replaced.")],
@@ -81,7 +98,7 @@ def export(
         fail(str(error))
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded replay runs/mine --output runs/again"))
 def replay(
     run_dir: RunDir,
     ranks: Annotated[int | None, typer.Option(help="Start mpiexec with so many ranks; default: as in the run.")] = None,

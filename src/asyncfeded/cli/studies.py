@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from asyncfeded.cli.app import RunDir, app, at_least, fail, load_launcher
+from asyncfeded.cli.app import RunDir, app, at_least, example, fail, load_launcher
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded study launch/paper_small.toml --output studies/paper_small --jobs 2"))
 def study(
     grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
     output: Annotated[Path, typer.Option(help="Folder of the study: runs, table.csv, table.md and figures.")],
@@ -54,7 +54,12 @@ def study(
         fail(f"{len(failed)} of {len(runs)} runs failed: {names}; see their logs in {output}/runs")
 
 
-@app.command()
+@app.command(
+    epilog=example(
+        "asyncfeded scale launch/scaling.toml --predict",
+        "asyncfeded scale launch/scaling.toml --gather",
+    )
+)
 def scale(
     grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as clients=[1,2].")] = None,
@@ -91,7 +96,7 @@ def scale(
         fail(f"{len(failed)} of the runs failed: {', '.join(failed)}; see their logs in {out}/runs")
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded plot runs/mine --output accuracy.png"))
 def plot(
     run_dir: RunDir,
     output: Annotated[Path | None, typer.Option(help="Path of the PNG; default: run.png in the folder.")] = None,

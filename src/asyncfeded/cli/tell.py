@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from asyncfeded.cli.app import Ranks, app, fail, load_launcher, print_rows, read_record, start
+from asyncfeded.cli.app import Ranks, app, example, fail, load_launcher, print_rows, read_record, start
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded info", "asyncfeded info runs/mine"))
 def info(
     path: Annotated[Path | None, typer.Argument(help="Folder of a run, or a checkpoint: print what is in it.")] = None,
 ) -> None:
@@ -62,7 +62,7 @@ def info(
     print_rows(rows)
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded doctor runs/mine --ranks 5"))
 def doctor(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a planned run.")] = Path("runs"),
     ranks: Ranks = None,
@@ -77,7 +77,7 @@ def doctor(
     raise typer.Exit(status)
 
 
-@app.command()
+@app.command(epilog=example("asyncfeded keys launch/digits.toml"))
 def keys(
     file: Annotated[Path | None, typer.Argument(help="TOML file of a run: of all tasks and rules only its own.")] = None,
 ) -> None:
