@@ -16,6 +16,7 @@ from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import PROTOCOL, Backoff
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, MAGIC
+from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import WEIGHTS_TAG
 
@@ -43,7 +44,7 @@ def together(body):
 
 
 def server(comm, size, pool=2, measure=None):
-    return ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), pool, measure)
+    return ServerWire(comm, peers(comm, range(1, comm.size)), size, Backoff(**BACKOFF), pool, measure)
 
 
 def client(comm, size):

@@ -11,6 +11,7 @@ from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import HEADER_TAG, Lost, Order, Refused
+from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
 from mpi.ranks import BACKOFF, RANKS, SERVER, answer, client, header, send, take, together
@@ -34,7 +35,9 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
     everyone = comm.Dup()
     if world.rank == SERVER:
         patience, start = Attentive(1.0, 60.0), time.perf_counter()
-        wire = ServerWire(comm, comm.size - 1, size, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience, reassign)
+        wire = ServerWire(
+            comm, peers(comm, range(1, comm.size)), size, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience, reassign
+        )
         buffers = [torch.full((size,), float(i)) for i in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
             wire.reply(Order(i, 0, 0, 1), buffer, int)
@@ -47,7 +50,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
         lost = take(wire)
         passed_s = time.perf_counter() - start
         assert isinstance(lost, Lost)
-        assert (lost.worker, lost.clients) == (0, () if reassign else (0,))
+        assert (lost.worker, lost.clients) == ("rank 1", () if reassign else (0,))
         words = r"0\.2 s are allowed \(more with a larger faults\.patience or faults\.patience_s\)"
         silent_s = re.fullmatch(rf"rank 1 was silent for (\d+\.\d) s, {words}", lost.reason)
         assert silent_s, lost.reason
@@ -94,7 +97,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
 def impatient(comm):
     """The wire of a server that gives client 0, who has an order, up after 0.2 s."""
     patience = Attentive(1.0, 60.0)
-    wire = ServerWire(comm, comm.size - 1, 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
+    wire = ServerWire(comm, peers(comm, range(1, comm.size)), 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
     wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
     patience.limit = 0.2
     return wire

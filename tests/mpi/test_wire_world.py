@@ -5,13 +5,14 @@ import socket
 
 import pytest
 
+from asyncfeded.mpi.seats import deal
 from asyncfeded.mpi.world import (
     RefusedError,
     compare_statements,
     gather_places,
     make_statement,
-    seat_server,
     share_cores,
+    take_seats,
 )
 from mpi.ranks import together
 
@@ -121,12 +122,12 @@ def test_cores_are_shared_anew_when_ranks_have_bound_themselves(world):
 @together
 def test_any_rank_may_sit_first(world):
     server = world.size - 1
-    seated = seat_server(world, server)
+    seated = take_seats(world, deal(world.hosts, server))
     assert seated.comm.allgather(world.rank) == [server, *range(server)]
     assert seated.rank == (world.rank + 1) % world.size
     assert seated.neighbours == list(range(world.size))
     seated.comm.Free()
-    assert seat_server(world, 0) is world
+    assert take_seats(world, deal(world.hosts)).comm is world.comm
 
 
 @together

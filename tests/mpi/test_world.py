@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.mpi import world
+from asyncfeded.mpi.seats import deal
 from asyncfeded.mpi.world import Backoff, World, compare, make_statement
 
 
@@ -174,12 +175,14 @@ def test_after_a_reset_the_next_pause_is_short(slept):
     ],
 )
 def test_gpus_are_dealt_to_the_clients_of_a_host_and_then_to_the_server(neighbours, server, turns):
-    dealt = {rank: World(None, rank, 8, [], None, neighbours, 1.0, False).turn(server) for rank in neighbours}
+    dealt = {
+        rank: World(None, rank, 8, [], None, neighbours, 1.0, False, deal(["h0"] * 8)).turn(server) for rank in neighbours
+    }
     assert dealt == turns
 
 
 def place(cores, crowded):
-    return World(None, 0, 4, ["h0"] * 4, None, [0, 1, 2, 3], cores, crowded)
+    return World(None, 0, 4, ["h0"] * 4, None, [0, 1, 2, 3], cores, crowded, deal(["h0"] * 4))
 
 
 @pytest.mark.parametrize(

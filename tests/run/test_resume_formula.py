@@ -126,7 +126,7 @@ def test_a_step_that_a_barrier_took_for_want_of_a_client_is_no_gap(folder):
 
     def lose_the_last():
         waits = server.state.updates == CLIENTS - 1 and not server.state.lost.any()
-        return Lost(0, (int(np.flatnonzero(server.state.out)[0]),), "dead") if waits else take()
+        return Lost("rank 1", (int(np.flatnonzero(server.state.out)[0]),), "dead") if waits else take()
 
     def stop_then(server):
         server.interrupted = bool(server.state.lost.any())

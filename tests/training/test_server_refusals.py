@@ -174,7 +174,7 @@ def test_what_answers_nothing_is_counted_and_answered_by_nothing(bench):
 
 
 def test_the_run_goes_on_without_a_lost_client_and_frees_its_base(bench):
-    done = bench([Lost(1, (1,), "rank 2 was silent"), (0, [1.0, 1.0]), (0, [2.0, 2.0])], updates=2).run()
+    done = bench([Lost("rank 2", (1,), "rank 2 was silent"), (0, [1.0, 1.0]), (0, [2.0, 2.0])], updates=2).run()
     assert done.server.state.counts.tolist() == [2, 0]
     assert done.server.state.model.base[1].numel() == 0
     assert not done.outcome.failed
@@ -182,7 +182,7 @@ def test_the_run_goes_on_without_a_lost_client_and_frees_its_base(bench):
 
 
 def test_a_client_that_comes_back_starts_anew_from_the_model_of_now(bench):
-    script = [Lost(1, (1,), "silent"), (0, [1.5, 2.0]), Refused(1, "late", True), (1, [3.0, 5.0])]
+    script = [Lost("rank 2", (1,), "silent"), (0, [1.5, 2.0]), Refused(1, "late", True), (1, [3.0, 5.0])]
     done = bench(script, updates=2).run()
     assert (done.wire.replies[3].client, done.wire.replies[3].weights.tolist()) == (1, [3.0, 4.0])
     assert done.server.state.counts.tolist() == [1, 1]
@@ -190,19 +190,19 @@ def test_a_client_that_comes_back_starts_anew_from_the_model_of_now(bench):
 
 
 def test_the_run_ends_when_the_last_client_is_lost(bench):
-    done = bench([Lost(1, (1,), "silent"), Lost(0, (0,), "dead")], updates=2).run()
+    done = bench([Lost("rank 2", (1,), "silent"), Lost("rank 1", (0,), "dead")], updates=2).run()
     assert done.outcome.failed
     assert done.outcome.reason == "no client is left (dead)"
 
 
 def test_the_run_ends_with_the_first_loss_if_it_should(bench):
-    done = bench([Lost(0, (0,), "rank 1 has died")], updates=2, on_death="abort").run()
+    done = bench([Lost("rank 1", (0,), "rank 1 has died")], updates=2, on_death="abort").run()
     assert done.outcome.failed
     assert done.outcome.reason == "a worker died (rank 1 has died; faults.on_death = abort)"
 
 
 def test_a_worker_whose_clients_have_moved_ends_nothing(bench):
-    done = bench([Lost(0, (), "rank 1 has died"), (0, [1.0, 1.0])], updates=1, on_death="reassign").run()
+    done = bench([Lost("rank 1", (), "rank 1 has died"), (0, [1.0, 1.0])], updates=1, on_death="reassign").run()
     assert not done.outcome.failed
     assert done.said == ["rank 1 is given up: rank 1 has died; its clients move to other ranks"]
 
@@ -210,7 +210,7 @@ def test_a_worker_whose_clients_have_moved_ends_nothing(bench):
 @pytest.mark.parametrize("late", [False, True])
 def test_a_barrier_goes_on_without_a_lost_client(bench, late):
     """FedAvg: alone, client 0 sets x, the second time also while client 1 is back; when that has arrived, it waits."""
-    script = [(0, [1.0, 2.0]), Lost(1, (1,), "dead")]
+    script = [(0, [1.0, 2.0]), Lost("rank 2", (1,), "dead")]
     if late:
         script += [Refused(1, "late", True), (0, [3.0, 4.0]), (1, [5.0, 8.0])]
     else:

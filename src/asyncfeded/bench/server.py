@@ -36,6 +36,7 @@ from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEAD, Arrival
+from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
@@ -231,7 +232,15 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
     clients = world.size - 1
     staging = Staging(model) if model.x.is_cuda else None
     measured, size = (staging or model).measure, model.layout.sent
-    wire = ServerWire(world.comm, clients, size, world.backoff(wait), clients, measured, pinned=model.x.is_cuda)
+    wire = ServerWire(
+        world.comm,
+        peers(world.comm, world.seats.leaders),
+        size,
+        world.backoff(wait),
+        clients,
+        measured,
+        pinned=model.x.is_cuda,
+    )
     if staging:
         staging.below = wire
     rule, epochs = rules.load_rule({"name": "asyncfeded", "lambda": 0.1}), np.ones(clients, np.int64)

@@ -170,7 +170,14 @@ class Config(Settings):
     device: Device = "auto"
     """Where clients train: auto (a GPU if there is one), cpu, cuda (clients of a host take its GPUs in turn) or cuda:N."""
     server: int = Field(0, ge=0)
-    """Rank of MPI_COMM_WORLD that is the server."""
+    """Rank of MPI_COMM_WORLD that is the server; of a server of several ranks, the one that decides."""
+    servers: Count = 1
+    """Ranks of the server: each holds a part of the global model and of every client's base."""
+    evaluator: int = Field(-1, ge=-1, le=INT32_MAX)
+    """Rank of MPI_COMM_WORLD that does nothing but test the global model. -1: the server tests it in idle moments."""
+    ranks_per_client: Count | Literal["node"] = 1
+    """Ranks that train a client together, each on a part of every batch; node: all ranks of a host, but those of the
+    server."""
     server_device: Device = "cpu"
     """Where the global model is stored, merged and tested; values as for `device`. The clients of the server's host get
     their GPUs first; the server shares a GPU with one of them if the host has no more GPUs than clients."""

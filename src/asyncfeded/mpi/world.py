@@ -16,6 +16,7 @@ import numpy as np
 
 from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.seats import Seats, deal
 
 PROTOCOL = 2
 """Version of the messages; ranks of different versions refuse to train together."""
@@ -99,6 +100,8 @@ class World:
     """How many cores this rank can use. A core that several ranks may run on is shared in equal parts."""
     crowded: bool
     """Whether some rank of this host has less than a core."""
+    seats: Seats
+    """Who does what; until `take_seats`: rank 0 serves, and every other rank is a worker."""
 
     @property
     def threads(self) -> int:
@@ -150,14 +153,15 @@ def join_job(least: int = 2) -> World:
     hosts = np.zeros(comm.size, "S64")
     comm.Allgather(np.array([socket.gethostname().encode()], "S64").view(np.uint8), hosts.view(np.uint8))
     names = [host.decode() for host in hosts]
-    return share_cores(World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False))
+    world = World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False, deal(names))
+    return share_cores(world)
 
 
 def imagine_job(size: int, rank: int) -> World:
     """The place of a rank in a job that was not started, all of it on this host. Its communicators cannot be used."""
     nowhere, cores = MPI.Intracomm(), len(os.sched_getaffinity(0)) / size
     hosts = [socket.gethostname()] * size
-    return World(nowhere, rank, size, hosts, nowhere, list(range(size)), cores, cores < 1)
+    return World(nowhere, rank, size, hosts, nowhere, list(range(size)), cores, cores < 1, deal(hosts))
 
 
 def share_cores(world: World) -> World:
@@ -171,14 +175,15 @@ def share_cores(world: World) -> World:
     return replace(world, cores=float(cores[world.local.rank]), crowded=bool(cores.min() < 1 - 1e-9))
 
 
-def seat_server(world: World, server: int) -> World:
-    """The same ranks with `server` first. This makes it the server: the server is rank 0. Collective."""
-    if server == 0:
-        return world
-    order = [server, *(rank for rank in range(world.size) if rank != server)]
+def take_seats(world: World, seats: Seats) -> World:
+    """The same ranks in the order of their seats; the first is then rank 0. Collective."""
+    order = seats.order
+    if order == tuple(range(world.size)):
+        return replace(world, seats=seats)
     comm = cast(MPI.Intracomm, world.comm.Split(0, order.index(world.rank)))
     neighbours = sorted(order.index(rank) for rank in world.neighbours)
-    return replace(world, comm=comm, rank=comm.rank, hosts=[world.hosts[rank] for rank in order], neighbours=neighbours)
+    hosts = [world.hosts[rank] for rank in order]
+    return replace(world, comm=comm, rank=comm.rank, hosts=hosts, neighbours=neighbours, seats=seats)
 
 
 def gather_places(world: World, role: str, device: str, threads: int) -> np.ndarray:

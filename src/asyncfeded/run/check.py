@@ -94,7 +94,7 @@ def _try_worker(plan: Plan, profiles: ClientProfiles) -> tuple[ClientParts, Load
     every = max(1, math.ceil(num_clients * took_s / LOAD_S), math.ceil(num_clients * taken / (room / 2)))
     worker = imagine_job(every + 1, 1)  # home to each of so many clients
     flat = flatten(plan, make_module(plan)[1], loaded.changed, loaded.own)
-    return work.prepare(worker, plan, flat, profiles, loaded.client_data), loaded, len(work.homes(worker, num_clients))
+    return work.prepare(worker, plan, flat, profiles, loaded.client_data), loaded, len(worker.seats.homes(1, num_clients))
 
 
 def _try_rule(plan: Plan, parts: ClientParts, flat: FlatModel) -> None:

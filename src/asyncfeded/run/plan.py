@@ -14,6 +14,7 @@ from asyncfeded.files.digest import differing, digest_files
 from asyncfeded.files.weights import weights_file
 from asyncfeded.metric import Metrics
 from asyncfeded.mpi import placement
+from asyncfeded.mpi.seats import Seats, deal
 from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
 from asyncfeded.tasks.contract import CheckedTask, declared_metrics
@@ -33,6 +34,8 @@ class Plan(NamedTuple):
     """The device of this rank."""
     origin: str
     """Digests of what the run is made from, besides its data: see `digest_origin`; and of the frozen parameters."""
+    seats: Seats
+    """Who does what."""
 
     @property
     def metrics(self) -> Metrics:
@@ -124,19 +127,21 @@ def read_plan(
         rule = rules.check_rule(rule, config.rule["name"])
     task, rule = task or tasks.load_task(config.task), rule or rules.load_rule(config.rule)
     origin = digest_origin(config)
-    workers = world.size - 1
+    for key in ("servers", "evaluator", "ranks_per_client"):
+        if getattr(config, key) != Config.model_fields[key].default:
+            raise ValueError(f"{key} = {getattr(config, key)}: not possible yet; leave it out")
+    seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
+    workers = seats.workers
     num_clients = config.clients or workers
     if config.clock == "wall" and num_clients != workers:
         raise ValueError(
             f"clients = {num_clients}, but {world.size} ranks make 1 server and {workers} clients; start it with "
             f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
         )
-    if config.server > workers:
-        raise ValueError(f"server = {config.server}, but the ranks are 0 to {workers}; set server to one of them")
-    wanted, key = (config.server_device, "server_device") if world.rank == config.server else (config.device, "device")
+    wanted, key = (config.server_device, "server_device") if seats.serves(world.rank) else (config.device, "device")
     device = placement.device(wanted, world.turn(config.server), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
-    return Plan(config, CheckedTask(task, config.task["name"], tasks.load_initial(config.task)), rule, device, origin)
+    return Plan(config, CheckedTask(task, config.task["name"], tasks.load_initial(config.task)), rule, device, origin, seats)
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
@@ -149,7 +154,7 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     placement.take(device)
     world = share_cores(world)
     use_threads(world, config)
-    role = "server" if world.rank == config.server else "worker"
+    role = "server" if plan.seats.serves(world.rank) else "worker"
     return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())
 
 

@@ -45,7 +45,7 @@ def figures(
         "gamma_median": _number(float(np.median(gamma)) if len(gamma) else math.nan),
         "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.state.compute_s / workers_s(server.state, outcome.wall_s, world.size - 1), 6),
+        "workers_busy": round(server.state.compute_s / workers_s(server.state, outcome.wall_s, world.seats.workers), 6),
         "server_bytes": server_bytes,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "params": server.state.model.layout.num_params,

@@ -30,8 +30,8 @@ from asyncfeded.mpi.world import (
     leave_job,
     make_statement,
     refuse,
-    seat_server,
     share,
+    take_seats,
 )
 from asyncfeded.own import CodeError
 from asyncfeded.rules import Rule
@@ -107,13 +107,13 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
     try:
         plan, owned = agree_on(world, lambda: _own_folder(world, plan, read, resumed, cleanup), lambda _: make_statement())
         world, places = take_place(world, plan)
-        seated = seat_server(world, plan.config.server)  # rank 0 of `seated` is the server
+        seated = take_seats(world, plan.seats)  # rank 0 of `seated` is the server
         profiles, module, state = agree_on(world, lambda: make_module(plan), lambda made: _statement(made[2]))
         agree_on_memory(world, *needed_memory(seated, plan, state))
         loaded = agree_on(world, lambda: load(seated, plan, profiles), lambda _: make_statement())
         statistics, frozen = _share_module(seated, state, loaded.changed)
         plan = plan._replace(origin=plan.origin + frozen)
-        shapes = json.loads(broadcast_text(seated, json.dumps(loaded.own), root=1))
+        shapes = json.loads(broadcast_text(seated, json.dumps(loaded.own), root=seated.seats.leaders[0]))
         if own := [(name, tuple(shape)) for name, shape in shapes]:
             agree_on_memory(world, *needed_memory(seated, plan, state, own))
         parts = agree_on(
@@ -148,7 +148,7 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
         try:
             return 0, work.train_for_server(seated, parts), run_dir
         except ServerLostError as error:
-            if seated.rank == 1:
+            if seated.rank == seated.seats.leaders[0]:
                 print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
             return 1, True, run_dir
 
@@ -161,7 +161,7 @@ def _own_folder(
     Raises:
         ValueError, OSError: another job owns the folder, or it cannot be written.
     """
-    if world.rank != plan.config.server:
+    if world.rank != plan.seats.order[0]:
         return plan, None
     config, owned = folder.take(plan.config, resumed, cleanup)
     if resumed and read().config != config:
@@ -199,26 +199,26 @@ class Loaded(NamedTuple):
     client_data: Callable[[int], ClientData]
     """Returns the data of a client."""
     changed: list[str]
-    """On rank 1: what training changes besides the parameters; empty elsewhere."""
+    """On the first worker: what training changes besides the parameters; empty elsewhere."""
     own: list[Shape]
-    """On rank 1: what of the optimizer's state is each client's own; empty elsewhere."""
+    """On the first worker: what of the optimizer's state is each client's own; empty elsewhere."""
 
 
 def load(world: World, plan: Plan, profiles: ClientProfiles) -> Loaded:
-    """Load the data of this worker's clients. Rank 1 finds what training changes, by training client 0.
+    """Load the data of this worker's clients. The first worker finds what training changes, by training client 0.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
     client_data = work.load(world, plan, profiles)
-    if world.rank != 1:
+    if world.rank != world.seats.leaders[0]:
         return Loaded(client_data, [], [])
     changed = find_statistics(plan.task, plan.config.seed, plan.device, client_data(0))
     return Loaded(client_data, changed, find_own(plan.task, plan.config))
 
 
 def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple[list[str], str]:
-    """Agree on what travels, which rank 1 has found. Collective.
+    """Agree on what travels, which the first worker has found. Collective.
 
     Frozen parameters must be the same everywhere, since they may be large; buffers that do not travel become those of the
     server, since hosts of different processors may compute a table in them differently.
@@ -230,7 +230,7 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple
         RefusedError: a frozen parameter differs between the ranks.
     """
     travels = np.array([name in changed for name in state.candidates], np.bool_)
-    share(world, 1, travels)
+    share(world, world.seats.leaders[0], travels)
     statistics = [name for name, one in zip(state.candidates, travels.tolist(), strict=True) if one]
     frozen = state.frozen(statistics)
     digests = digest_frozen(frozen)

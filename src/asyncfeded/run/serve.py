@@ -39,6 +39,7 @@ from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSetti
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival
+from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 
@@ -204,7 +205,7 @@ class ServerRun:
         self._staging = Staging(model) if model.x.is_cuda else None
         self.wire = ServerWire(
             world.comm,
-            world.size - 1,
+            peers(world.comm, world.seats.leaders),
             parts.layout.sent,
             world.backoff(config.wait),
             config.clients,
@@ -346,7 +347,7 @@ class ServerRun:
 
     def _snapshot(self, server: Server) -> Snapshot:
         due_s = self._clock.due_s if self._clock else {}
-        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._world.size - 1)
+        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._world.seats.workers)
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
 
 

@@ -37,11 +37,6 @@ class ClientParts:
     """Returns the data of a client; loads it if the client has moved to this worker."""
 
 
-def homes(world: World, num_clients: int) -> range:
-    """The clients that live on this rank at the start, none on that of the server; client 0 lives on rank 1."""
-    return range(world.rank - 1, num_clients, world.size - 1) if world.rank else range(0)
-
-
 def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], ClientData]:
     """Load the data of the clients that live on this worker.
 
@@ -51,7 +46,7 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, task, _, device, _ = plan
+    config, task, device = plan.config, plan.task, plan.device
 
     loader = Loader(task, device, config.training.loader_workers, config.seed)
 
@@ -63,7 +58,7 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
         batch_size = int(profiles.clients["batch_size"][client])
         return ClientData(data, batch_size, slowdown)
 
-    for client in homes(world, config.clients):
+    for client in world.seats.homes(world.rank, config.clients):
         client_data(client)  # now, so that faulty data is reported; data of other clients is loaded when they move here
     return client_data
 
@@ -76,12 +71,12 @@ def prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
-    config, task, rule, _, _ = plan
+    config, task, rule = plan.config, plan.task, plan.rule
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
-    Trial(task, flat, trainer, config).run(homes(world, config.clients), client_data)
+    Trial(task, flat, trainer, config).run(world.seats.homes(world.rank, config.clients), client_data)
     held_out = HeldOut(task, flat, config) if config.evaluation.client_rounds else None
     if held_out:
-        held_out.try_out(homes(world, config.clients))
+        held_out.try_out(world.seats.homes(world.rank, config.clients))
     return ClientParts(config, task, flat, profiles, trainer, held_out, client_data)
 
 

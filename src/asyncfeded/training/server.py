@@ -304,7 +304,7 @@ class Server:
     def _lose(self, event: Lost) -> None:
         """Handle a worker that is given up: continue without its clients, or stop."""
         moved = "" if event.clients else "; its clients move to other ranks"
-        self._observer.say(f"rank {event.worker + 1} is given up: {event.reason}{moved}")
+        self._observer.say(f"{event.worker} is given up: {event.reason}{moved}")
         clients = tuple(client for client in event.clients if not (self.state.lost[client] or self.state.dropped[client]))
         self.state.lost[list(clients)] = True
         self._go_on_without(clients, event.reason)

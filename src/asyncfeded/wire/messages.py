@@ -172,7 +172,8 @@ class Refused(NamedTuple):
 class Lost(NamedTuple):
     """A worker that was given up. It is expected to send nothing more."""
 
-    worker: int
+    worker: str
+    """Its name, such as `rank 2`."""
     clients: tuple[int, ...]
     """The clients that no worker trains now."""
     reason: str

@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +40,7 @@ from asyncfeded.wire.messages import (
     Refused,
     only,
 )
+from asyncfeded.wire.peers import Peer
 from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ WATCH_S = 0.1
 
 
 class ServerWire:
-    """The server's side. Worker i is rank i + 1.
+    """The server's side. It speaks with one rank of each worker.
 
     Each worker has one posted receive for its headers. Weights are received into a buffer of a pool, one update at a time.
     The next update begins before the last one has arrived only if that one stalls: so most buffers are never touched, and
@@ -61,8 +62,8 @@ class ServerWire:
     silent may come back: what it then sends is received and refused.
 
     Args:
-        comm: the job's communicator; this is rank 0.
-        num_workers: number of workers.
+        comm: the job's communicator.
+        workers: whom to speak with, by worker.
         size: elements of a message: a model, and what is a client's own.
         backoff: how to wait.
         num_clients: number of clients, and of receive buffers.
@@ -81,7 +82,7 @@ class ServerWire:
     def __init__(
         self,
         comm: MPI.Intracomm,
-        num_workers: int,
+        workers: Sequence[Peer],
         size: int,
         backoff: Backoff,
         num_clients: int,
@@ -91,14 +92,15 @@ class ServerWire:
         reassign: bool = False,
         pinned: bool = False,
     ) -> None:
-        self._comm, self._size, self._backoff, self._measure = comm, size, backoff, measure
+        self._comm, self._workers, self._size, self._backoff, self._measure = comm, list(workers), size, backoff, measure
+        num_workers = len(workers)
         self._deadlines, self.assignment = deadlines or Deadlines(0, 0), Assignment(num_workers, num_clients, reassign)
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
         self._heads, self._scores = self._headers[REST], self._headers["scores"]
         self._header_requests = [
-            comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], i + 1, HEADER_TAG)
-            for i in range(num_workers)
+            peer.comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], peer.rank, HEADER_TAG)
+            for i, peer in enumerate(self._workers)
         ]
         # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
         self._buffers = [torch.empty(size, pin_memory=pinned) for _ in range(num_clients)]
@@ -228,7 +230,7 @@ class ServerWire:
         if header.foreign:  # it is unknown what follows it, if anything
             self._test(worker, self._header_requests[worker].Start)
             client = pending.order.client if pending and worker not in self.assignment.lost else -1
-            self._arrived.append(Refused(client, f"rank {worker + 1} sent a header with {header.foreign}", False))
+            self._arrived.append(Refused(client, f"{self._workers[worker].name} sent a header with {header.foreign}", False))
         elif header.flags & LAST:
             self._left.add(worker)
         else:
@@ -248,7 +250,8 @@ class ServerWire:
             self._used.add(slot)
             pending = self._in_hand[worker]
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
-            receiving = Receiving(self._comm, self._arrays[slot], worker + 1, self._num_received[worker])
+            comm, rank, _ = self._workers[worker]
+            receiving = Receiving(comm, self._arrays[slot], rank, self._num_received[worker])
             self._incoming.append(Incoming(worker, header, slot, receiving, refusal))
             self._take_parts()  # a small model is here already
             moved = True
@@ -288,7 +291,7 @@ class ServerWire:
                 self._stops[worker] = self._flag(worker, STOP)
         if refusal:
             self._free.append(slot)
-            self._arrived.append(Refused(client, f"rank {worker + 1} sent an update: {refusal}", True))
+            self._arrived.append(Refused(client, f"{self._workers[worker].name} sent an update: {refusal}", True))
         else:
             self._taken[header.client] = slot
             self._arrived.append(header.arrival(self._buffers[slot]))
@@ -302,7 +305,8 @@ class ServerWire:
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
         self._reply_heads[worker] = order.fields
         header = self._isend(worker, self._reply_rows[worker])
-        self._outgoing[worker] = Sending(self._comm, pending.weights.numpy(), worker + 1, header) if header else None
+        comm, rank, _ = self._workers[worker]
+        self._outgoing[worker] = Sending(comm, pending.weights.numpy(), rank, header) if header else None
         for start in range(0, self._size, CHUNK):
             stop = min(start + CHUNK, self._size)
             ready(stop)
@@ -335,18 +339,21 @@ class ServerWire:
             return None
 
     def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
-        return self._test(worker, lambda: self._comm.Isend([row, MPI.BYTE], worker + 1, HEADER_TAG))
+        comm, rank, _ = self._workers[worker]
+        return self._test(worker, lambda: comm.Isend([row, MPI.BYTE], rank, HEADER_TAG))
 
     def _watch(self) -> None:
         """Give up the workers that have died, or have been silent for too long."""
         self._watched_s = now = self._deadlines.listened_s
         for worker, error in self._failed.items():
-            self._give_up(worker, f"MPI says of rank {worker + 1}: {error}", gone=True)
+            self._give_up(worker, f"MPI says of {self._workers[worker].name}: {error}", gone=True)
         self._failed.clear()
         if self._detects:
             failed = self._comm.Get_failed()
-            for rank in failed.Translate_ranks(range(failed.size), self._group) if failed.size else ():
-                self._give_up(rank - 1, f"MPI reports that rank {rank} has died", gone=True)
+            dead = failed.Translate_ranks(range(failed.size), self._group) if failed.size else ()
+            for worker, peer in enumerate(self._workers):
+                if peer.comm == self._comm and peer.rank in dead:
+                    self._give_up(worker, f"MPI reports that {peer.name} has died", gone=True)
             failed.Free()
         for worker, _ in self._announced:  # these wait for the server
             self._sign_s[worker] = now
@@ -359,7 +366,7 @@ class ServerWire:
                 deadline_s = self._deadlines.last_s
             if silent_s > deadline_s:
                 allowed = f"{deadline_s:.1f} s are allowed (more with a larger faults.patience or faults.patience_s)"
-                self._give_up(worker, f"rank {worker + 1} was silent for {silent_s:.1f} s, {allowed}")
+                self._give_up(worker, f"{self._workers[worker].name} was silent for {silent_s:.1f} s, {allowed}")
 
     def _give_up(self, worker: int, reason: str, gone: bool = False) -> None:
         """Expect nothing more of a worker.
@@ -391,7 +398,7 @@ class ServerWire:
         if self.assignment.can_move and not self._stopping:
             for pending in sorted(unanswered):
                 self.reply(pending.order, pending.weights, _is_ready, pending.due)
-        self._arrived.append(Lost(worker, self.assignment.stranded(worker), reason))
+        self._arrived.append(Lost(self._workers[worker].name, self.assignment.stranded(worker), reason))
 
 
 def _is_ready(stop: int) -> None:

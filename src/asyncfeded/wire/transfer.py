@@ -36,7 +36,7 @@ class Receiving:
         fault: what is wrong with what has arrived, as a sentence; empty if nothing is.
     """
 
-    def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, source: int, number: int = 0) -> None:
+    def __init__(self, comm: MPI.Comm, weights: np.ndarray, source: int, number: int = 0) -> None:
         self._comm, self._weights, self._source, self._tag = comm, weights, source, WEIGHTS_TAG + number % TAGS
         self.fault = ""
         self._requests: deque[MPI.Request] = deque()
@@ -88,7 +88,7 @@ class Sending:
         given: how many elements MPI has been given.
     """
 
-    def __init__(self, comm: MPI.Intracomm, weights: np.ndarray, target: int, header: MPI.Request, number: int = 0) -> None:
+    def __init__(self, comm: MPI.Comm, weights: np.ndarray, target: int, header: MPI.Request, number: int = 0) -> None:
         self._comm, self._weights, self._target, self._tag = comm, weights, target, WEIGHTS_TAG + number % TAGS
         self._requests = deque([header])
         self.given = 0
