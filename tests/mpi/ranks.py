@@ -16,9 +16,8 @@ from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import PROTOCOL, Backoff
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, MAGIC
-from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
-from asyncfeded.wire.transfer import WEIGHTS_TAG
+from asyncfeded.wire.transfer import WEIGHTS_TAG, peers
 
 RANKS = (launched_by() or ("", 1, 0))[1]
 if RANKS < 2:

@@ -11,9 +11,8 @@ from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import HEADER_TAG, Lost, Order, Refused
-from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
-from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
+from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG, peers
 from mpi.ranks import BACKOFF, RANKS, SERVER, answer, client, header, send, take, together
 
 

@@ -36,9 +36,9 @@ from asyncfeded.training.server import Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEAD, Arrival
-from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
+from asyncfeded.wire.transfer import peers
 
 Tick: TypeAlias = Callable[[Server, Record], None]
 """Is called between two updates, with the record of the window."""

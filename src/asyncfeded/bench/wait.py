@@ -16,8 +16,8 @@ from asyncfeded.bench.job import check, in_job, together
 from asyncfeded.mpi.world import Backoff, World
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Arrival, Order
-from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
+from asyncfeded.wire.transfer import peers
 
 SIZE = 16
 """Elements of the models that are sent."""

@@ -39,9 +39,9 @@ from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSetti
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival
-from asyncfeded.wire.peers import peers
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
+from asyncfeded.wire.transfer import peers
 
 
 @dataclass(frozen=True)

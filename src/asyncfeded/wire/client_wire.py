@@ -26,7 +26,7 @@ from asyncfeded.wire.messages import (
     Order,
     only,
 )
-from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
+from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
 T = TypeVar("T")
 BULK_S = 20e-6
@@ -54,7 +54,7 @@ class ClientWire:
     """
 
     def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff) -> None:
-        self._comm, self._backoff, self.ranks_lost = comm, backoff, False
+        self._server, self._backoff, self.ranks_lost = Peer(comm, 0, "the server"), backoff, False
         self._buffer = buffer.numpy()
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
         self._read, self._written, self._scores = self._inbox[REST], self._outbox[REST], self._outbox["scores"][0]
@@ -73,7 +73,7 @@ class ClientWire:
         _, _, flags, client, epochs, number, version, steps, *_, share = self._read[0].item()
         if flags & STOP:
             return None
-        receiving = Receiving(self._comm, self._buffer, 0)
+        receiving = Receiving(self._server, self._buffer)
         while not receiving.complete:
             if _or_server_lost(receiving.poll) is None:
                 self._backoff.pause()
@@ -106,8 +106,8 @@ class ClientWire:
             flags, row, self._scores[:] = TESTED, self._row, scores
         self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, 0.0)
         self._num_sent += 1
-        header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
-        sending, size, given = Sending(self._comm, self._buffer, 0, header, self._num_sent), len(self._buffer), 0
+        header = self._server.comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
+        sending, size, given = Sending(self._server, self._buffer, header, self._num_sent), len(self._buffer), 0
         while not _or_server_lost(lambda: sending.push(size) and sending.sent()):
             if sending.given > given:
                 given = sending.given
@@ -121,7 +121,7 @@ class ClientWire:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
         self._written[0] = only(LAST)
         self._request.Start()
-        last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
+        last = self._server.comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
         for request in (last, self._request):
             self._backoff.reset()
             while not _or_server_lost(request.Test):

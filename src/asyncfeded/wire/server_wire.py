@@ -40,8 +40,7 @@ from asyncfeded.wire.messages import (
     Refused,
     only,
 )
-from asyncfeded.wire.peers import Peer
-from asyncfeded.wire.transfer import CHUNK, Receiving, Sending
+from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
 T = TypeVar("T")
 STALLED_S = 50e-3
@@ -128,9 +127,8 @@ class ServerWire:
         self._left: set[int] = set()
         self._stopping = False
         self._stops: dict[int, MPI.Request | None] = {}
-        self._watched_s = 0.0
         self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
-        self.receiving_s = 0.0
+        self.receiving_s = self._watched_s = 0.0
         self._start = time.perf_counter() - start_s
         MPI.Prequest.Startall(self._header_requests)
 
@@ -250,8 +248,7 @@ class ServerWire:
             self._used.add(slot)
             pending = self._in_hand[worker]
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
-            comm, rank, _ = self._workers[worker]
-            receiving = Receiving(comm, self._arrays[slot], rank, self._num_received[worker])
+            receiving = Receiving(self._workers[worker], self._arrays[slot], self._num_received[worker])
             self._incoming.append(Incoming(worker, header, slot, receiving, refusal))
             self._take_parts()  # a small model is here already
             moved = True
@@ -305,8 +302,7 @@ class ServerWire:
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
         self._reply_heads[worker] = order.fields
         header = self._isend(worker, self._reply_rows[worker])
-        comm, rank, _ = self._workers[worker]
-        self._outgoing[worker] = Sending(comm, pending.weights.numpy(), rank, header) if header else None
+        self._outgoing[worker] = Sending(self._workers[worker], pending.weights.numpy(), header) if header else None
         for start in range(0, self._size, CHUNK):
             stop = min(start + CHUNK, self._size)
             ready(stop)
@@ -323,10 +319,7 @@ class ServerWire:
         if sending.given > given:
             self._sign_s[worker] = self._deadlines.listened_s
             self._backoff.reset()
-        if all_given:
-            self._unsent.discard(worker)
-        else:
-            self._unsent.add(worker)
+        (self._unsent.discard if all_given else self._unsent.add)(worker)
 
     # Workers that die
 

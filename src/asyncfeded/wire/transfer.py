@@ -5,6 +5,8 @@ so work on one chunk overlaps with the transfer of the next. With a hundred chun
 """
 
 from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +24,27 @@ STATUS = MPI.Status()
 """Status of the message tested last. Making a status takes as long as posting a receive."""
 
 
+class Peer(NamedTuple):
+    """One end of a wire: the rank that a worker, or the server, speaks through."""
+
+    comm: MPI.Comm
+    rank: int
+    """In `comm`; of the other group, if that is an intercommunicator."""
+    name: str
+    """For the user, such as `rank 2`."""
+
+
+def peers(comm: MPI.Intracomm, ranks: Iterable[int]) -> list[Peer]:
+    """These ranks of a communicator."""
+    return [Peer(comm, rank, f"rank {rank}") for rank in ranks]
+
+
 class Receiving:
     """A model that is being received.
 
     Args:
-        comm: the job's communicator.
+        source: the sender.
         weights: float32 (size,), to receive into. It belongs to MPI until `complete`, except the parts that `poll` returned.
-        source: rank of the sender.
         number: which of the sender's messages it is.
 
     Attributes:
@@ -36,8 +52,9 @@ class Receiving:
         fault: what is wrong with what has arrived, as a sentence; empty if nothing is.
     """
 
-    def __init__(self, comm: MPI.Comm, weights: np.ndarray, source: int, number: int = 0) -> None:
-        self._comm, self._weights, self._source, self._tag = comm, weights, source, WEIGHTS_TAG + number % TAGS
+    def __init__(self, source: Peer, weights: np.ndarray, number: int = 0) -> None:
+        self._comm, self._source, _ = source
+        self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
         self.fault = ""
         self._requests: deque[MPI.Request] = deque()
         self.done = self._posted = 0
@@ -78,9 +95,8 @@ class Sending:
     """A model that is being sent.
 
     Args:
-        comm: the job's communicator.
+        target: the receiver.
         weights: float32 (size,), to send from. The part of it that is ready must not be written until `sent`.
-        target: rank of the receiver.
         header: request of the header sent before it, which counts as one of the chunks under way.
         number: which of the sender's messages it is.
 
@@ -88,8 +104,9 @@ class Sending:
         given: how many elements MPI has been given.
     """
 
-    def __init__(self, comm: MPI.Comm, weights: np.ndarray, target: int, header: MPI.Request, number: int = 0) -> None:
-        self._comm, self._weights, self._target, self._tag = comm, weights, target, WEIGHTS_TAG + number % TAGS
+    def __init__(self, target: Peer, weights: np.ndarray, header: MPI.Request, number: int = 0) -> None:
+        self._comm, self._target, _ = target
+        self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
         self._requests = deque([header])
         self.given = 0
 
