@@ -117,6 +117,12 @@ def test_a_list_of_hosts_is_used_with_the_agent_of_its_system(path, variable, va
     assert (found.env["HYDRA_LAUNCHER"], found.env["PRTE_MCA_plm_ssh_agent"]) == ("lsf", "blaunch")
 
 
+def test_grid_engine_starts_ranks_by_qrsh_as_a_part_of_the_job(path, listed):
+    """hydra knows its options; Open MPI must be told them: without, it takes the first word after qrsh for the command."""
+    found = find_allocation({"PE_HOSTFILE": listed("a 1 q UNDEFINED\nb 1 q UNDEFINED\n")} | path("", 0, "qrsh", "ssh"))
+    assert (found.env["HYDRA_LAUNCHER"], found.env["PRTE_MCA_plm_ssh_agent"]) == ("sge", "qrsh -inherit -nostdin -V")
+
+
 def test_the_agent_that_the_user_names_stays(path, listed):
     own = {"PRTE_MCA_plm_ssh_agent": "rsh -x", "HYDRA_LAUNCHER": "rsh"}
     found = find_allocation({"PBS_NODEFILE": listed("a\nb\n")} | own | path("", 0, "rsh"))

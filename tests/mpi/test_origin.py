@@ -11,6 +11,13 @@ from asyncfeded.mpi.origin import Origin, connected, launched_by, leftovers
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
 MPICH = {"PMI_SIZE": "3", "PMI_RANK": "1"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "5", "SLURM_PROCID": "3"}
+PALS = {"PALS_RANKID": "9", "PALS_LOCAL_SIZE": "12", "PALS_LOCAL_RANKID": "9", "PALS_NODEID": "0", "PALS_DEPTH": "8"}
+CRAY_PMI = {"PMI_SIZE": "24", "PMI_RANK": "9", "PMI_LOCAL_SIZE": "12", "PMI_JOBID": "a", "PMI_CONTROL_PORT": "29468"}
+CRAY_SRUN = CRAY_PMI | {"PALS_RANKID": "9", "PALS_APID": "7.0", "SLURM_STEP_NUM_TASKS": "24", "SLURM_PROCID": "9"}
+FLUX = {"FLUX_JOB_SIZE": "8", "FLUX_TASK_RANK": "7", "FLUX_TASK_LOCAL_ID": "3", "PMI_SIZE": "8", "PMI_RANK": "7"}
+JSM = {"JSM_NAMESPACE_SIZE": "6", "JSM_NAMESPACE_RANK": "5", "JSM_NAMESPACE_LOCAL_SIZE": "3", "PMIX_RANK": "5"}
+MVAPICH = {"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_LOCAL_SIZE": "2"}
+EVERY = [OPEN_MPI, MPICH, SRUN, PALS, PALS | CRAY_PMI, CRAY_SRUN, FLUX, JSM, MVAPICH, OPEN_MPI | MPICH | SRUN]
 BATCH = ("slurmstepd", "slurmstepd: [7.batch]")
 TASK = ("slurmstepd", "slurmstepd: [7.0]")
 
@@ -43,10 +50,14 @@ def above(tmp_path):
         (MPICH, "hydra_bstrap_pr", ("the mpiexec of MPICH or Intel MPI", 3, 1)),
         (SRUN, TASK, ("srun", 5, 3)),
         (SRUN | MPICH, TASK, ("srun", 5, 3)),
-        (MPICH | {"PALS_RANKID": "1"}, "palsd", ("PALS", 3, 1)),
-        ({"FLUX_JOB_SIZE": "8", "FLUX_TASK_RANK": "7"} | MPICH, "flux-shell", ("Flux", 8, 7)),
-        ({"JSM_NAMESPACE_SIZE": "6", "JSM_NAMESPACE_RANK": "0"} | OPEN_MPI, "jsmd", ("jsrun", 6, 0)),
-        ({"MV2_COMM_WORLD_SIZE": "2", "MV2_COMM_WORLD_RANK": "1"}, "mpispawn", ("mpirun_rsh of MVAPICH", 2, 1)),
+        (PALS, "palsd", ("PALS", 12, 9)),  # with PMIx it says only how many ranks this host has
+        (PALS | CRAY_PMI, "palsd", ("PALS", 24, 9)),
+        (CRAY_SRUN, TASK, ("srun", 24, 9)),  # --mpi=cray_shasta sets PALS_RANKID
+        (FLUX, "flux-shell", ("Flux", 8, 7)),
+        (FLUX | PALS | CRAY_PMI, "flux-shell", ("Flux", 8, 7)),  # its plugin for Cray's MPI sets PALS_RANKID
+        (JSM, "jsmd", ("jsrun", 6, 5)),
+        (JSM | OPEN_MPI, "jsmd", ("jsrun", 6, 5)),
+        (MVAPICH, "mpispawn", ("mpirun_rsh of MVAPICH", 2, 1)),
     ],
 )
 def test_a_launcher_is_known_by_its_process_above_and_what_it_says(above, env, daemon, found):
@@ -54,10 +65,20 @@ def test_a_launcher_is_known_by_its_process_above_and_what_it_says(above, env, d
 
 
 @pytest.mark.parametrize(
-    "env", [OPEN_MPI, MPICH, SRUN, OPEN_MPI | MPICH | SRUN, {"FLUX_JOB_SIZE": "4", "FLUX_TASK_RANK": "2"}]
+    "parents", [("bash", "sshd", "systemd"), ("slurm_script", BATCH), ("bash", "pbs_mom"), ("bash", "res")]
 )
-def test_variables_alone_are_no_launcher(above, env):
-    assert launched_by(env, above("bash", "sshd", "systemd")) is None
+@pytest.mark.parametrize("env", EVERY)
+def test_variables_alone_are_no_launcher(above, env, parents):
+    """In a shell that somebody has logged in to, and in a script of Slurm, PBS or LSF that was submitted inside a step."""
+    assert launched_by(env, above(*parents)) is None
+    assert leftovers(env).endswith(" are left over and not used: this process was not started as a rank")
+
+
+@pytest.mark.parametrize("env", EVERY)
+def test_mpiexec_that_is_typed_among_what_is_left_over_is_mpiexec(above, env):
+    """`--ranks` takes all of it away but what Slurm and Flux need."""
+    proc = above("hydra_pmi_proxy", "mpiexec", "bash", "sshd")
+    assert launched_by(origin.without_rank(env) | MPICH, proc) == Origin("the mpiexec of MPICH or Intel MPI", 3, 1)
 
 
 def test_a_launcher_that_gives_no_rank_is_none(above):
@@ -78,13 +99,17 @@ def test_variables_of_a_step_in_a_batch_script_are_left_over(above):
     assert launched_by(SRUN, above("slurm_script", BATCH)) is None
 
 
-def test_what_is_typed_in_the_shell_of_a_step_is_not_a_task(above, monkeypatch):
-    proc = above("bash", TASK)
+@pytest.mark.parametrize(
+    ("env", "daemon", "size", "rank"),
+    [(SRUN, TASK, 5, 3), (CRAY_SRUN, TASK, 24, 9), (FLUX, "flux-shell", 8, 7), (JSM, "jsmd", 6, 5), (PALS, "palsd", 12, 9)],
+)
+def test_what_is_typed_in_the_shell_of_a_step_is_not_a_task(above, monkeypatch, env, daemon, size, rank):
+    proc = above("bash", daemon)
     monkeypatch.setattr(origin.os, "isatty", lambda fd: fd == 0)
     monkeypatch.setattr(origin.os, "getpgid", lambda pid: {900_001: os.getpgrp() + 1}[pid])
-    assert launched_by(SRUN, proc) is None
+    assert launched_by(env, proc) is None
     monkeypatch.setattr(origin.os, "getpgid", lambda pid: os.getpgrp())  # a script, without job control
-    assert launched_by(SRUN, proc) == Origin("srun", 5, 3)
+    assert launched_by(env, proc)[1:] == (size, rank)
 
 
 # --- where the parents are hidden
@@ -141,7 +166,16 @@ def test_a_real_launcher_leaves_nothing_over(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("env", "ranks"), [({}, 1), ({"MPI_LOCALNRANKS": "5"}, 5), (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3"}, 3)]
+    ("env", "ranks"),
+    [
+        ({}, 1),
+        ({"MPI_LOCALNRANKS": "5"}, 5),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
+        (PALS, 12),
+        (CRAY_SRUN, 12),
+        (JSM, 3),
+        (MVAPICH, 2),
+    ],
 )
 def test_the_launcher_says_how_many_ranks_this_host_has(env, ranks):
     assert origin.neighbours(env) == ranks

@@ -33,8 +33,8 @@ HOST_FILES = ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE", "OAR_NODEFILE"
 """Variables that name a file with the hosts of a job."""
 HOST_LISTS = ("LSB_MCPU_HOSTS", "LSB_HOSTS")
 """Variables with the hosts themselves."""
-AGENTS = {"LSB": ("blaunch", "lsf"), "PE": ("qrsh", "sge")}
-"""By the beginning of a variable: the program that starts a process on a host of the job, and hydra's name for it."""
+AGENTS = {"LSB": ("blaunch", "lsf"), "PE": ("qrsh -inherit -nostdin -V", "sge")}
+"""By the beginning of a variable: the command that starts a process on a host of the job, and hydra's name for it."""
 
 
 def find_allocation(env: Mapping[str, str] = os.environ) -> Allocation:
@@ -114,7 +114,7 @@ def _on_hosts(found: Allocation) -> Allocation:
     if all(map(_is_here, hosts)):
         return found._replace(env=bare, slots=sum(hosts.values()))
     agent, launcher = AGENTS.get(variable.partition("_")[0], ("ssh", "ssh"))
-    if not shutil.which(agent, path=env.get("PATH", "")):
+    if not shutil.which(agent.split()[0], path=env.get("PATH", "")):
         agent, launcher = "ssh", "ssh"
     agent = env.get("HYDRA_LAUNCHER_EXEC") or env.get("PRTE_MCA_plm_ssh_agent") or agent
     if not shutil.which(agent.split()[0], path=env.get("PATH", "")):

@@ -36,6 +36,7 @@ class Origin(NamedTuple):
 
 LAUNCHERS = (
     Launcher("PALS", ("pals",), "PMI_SIZE", "PALS_RANKID"),
+    Launcher("PALS", ("pals",), "PALS_LOCAL_SIZE", "PALS_RANKID"),  # with PMIx: it says only how many are on this host
     Launcher("Flux", ("flux-shell",), "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
     Launcher("jsrun", ("jsm",), "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
     Launcher("mpirun_rsh of MVAPICH", ("mpispawn",), "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
@@ -51,6 +52,15 @@ LAUNCHERS = (
 """A launcher stands before those whose variables it sets as well."""
 VARIABLES = re.compile(r"(PMI|PMIX|PRTE|HYDI|OMPI_COMM_WORLD|PALS|JSM_NAMESPACE|MV2_COMM_WORLD)_(?!MCA_)|MPI_LOCAL")
 """Beginnings of the variables that launchers set in ranks; those with MCA are settings of the user."""
+LOCAL_SIZES = (
+    "MPI_LOCALNRANKS",
+    "PMI_LOCAL_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "PALS_LOCAL_SIZE",
+    "JSM_NAMESPACE_LOCAL_SIZE",
+)
+"""Variables with the number of ranks on a host."""
 STEP = re.compile(r"slurmstepd: \[[\d+]+\.\d+\]")
 """What the process calls itself that starts the tasks of an srun; that of a batch script has another title."""
 
@@ -64,14 +74,11 @@ def launched_by(env: Mapping[str, str] = os.environ, proc: Path = Path("/proc"))
     """
     claims = [launcher for launcher in LAUNCHERS if _claims(launcher, env)]
     for name, title, child in _above(proc) if claims else ():
-        if name == "slurmstepd":
-            if not STEP.match(title):
-                continue
-            if _is_typed(child):
-                return None
+        if name == "slurmstepd" and not STEP.match(title):
+            continue
         for launcher in claims:
             if name.startswith(launcher.daemons):
-                return _origin(launcher, env)
+                return None if _is_typed(child) else _origin(launcher, env)
     # The parents may be hidden, as those of a container are.
     for launcher in claims if connected(env) else ():
         if env.get("PMI_SIZE", env[launcher.size]) == env[launcher.size]:
@@ -95,8 +102,7 @@ def connected(env: Mapping[str, str] = os.environ) -> bool | None:
 
 def neighbours(env: Mapping[str, str]) -> int:
     """How many ranks the launcher says that it has started on this host; 1 if it does not say."""
-    names = ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
-    return max(int(value) if (value := env.get(name, "")).isdigit() else 1 for name in names)
+    return max(int(value) if (value := env.get(name, "")).isdigit() else 1 for name in LOCAL_SIZES)
 
 
 def claimed_by(size: int, env: Mapping[str, str] = os.environ) -> Origin | None:
@@ -146,5 +152,8 @@ def _above(proc: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def _is_typed(task: int) -> bool:
-    """Whether somebody typed this into a shell that is a task of `srun --pty`: only its task 0 has a terminal."""
+    """Whether somebody typed this into a shell that is a task: of `srun --pty`, `flux run -o pty.interactive`, `jsrun -i`.
+
+    Only such a task has a terminal as its input, and only what is typed in it has a process group of its own.
+    """
     return os.isatty(0) and os.getpgrp() != os.getpgid(task)
