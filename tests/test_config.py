@@ -163,8 +163,15 @@ def test_another_task_leaves_the_rule_alone(toml):
         ("training.learning_rate=nan", "training.learning_rate = nan: input should be a finite number"),
         ("training.momentum=1", "training.momentum = 1: input should be less than 1"),
         ("wait=never", "wait = 'never': input should be 'auto', 'spin' or 'yield'"),
-        ("device=gpu", "device: expected the device auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ("device=cuda:first", "device: expected the device auto, cpu, cuda or cuda:N, got 'cuda:first'"),
+        ("device=gpu", "device: expected the device auto, cpu, or a GPU as torch names it (cuda, xpu, cuda:1), got 'gpu'"),
+        (
+            "device=cpu:0",
+            "device: expected the device auto, cpu, or a GPU as torch names it (cuda, xpu, cuda:1), got 'cpu:0'",
+        ),
+        (
+            "device=cuda:first",
+            "device: expected the device auto, cpu, or a GPU as torch names it (cuda, xpu, cuda:1), got 'cuda:first'",
+        ),
         ("heterogeneity.slowdown=[1, 0.5]", "heterogeneity.slowdown: expected a list of numbers, each at least 1"),
         ("heterogeneity.slowdown=[]", "heterogeneity.slowdown: expected a list of numbers, each at least 1"),
         ("heterogeneity.slowdown=[nan]", "heterogeneity.slowdown.0 = nan: input should be a finite number"),

@@ -25,7 +25,7 @@ FLOORS = (
     ("rules", "store", "tasks", "wire"),
     ("model", "mpi", "own"),
     ("config", "metric", "seeds"),
-    ("files", "override", "wording"),
+    ("accelerator", "files", "override", "wording"),
 )
 """The parts of the package, from the top floor down: a part imports from the floors below its own, and from nowhere else."""
 ONLY_IN = {
@@ -178,6 +178,18 @@ def test_a_package_is_imported_only_where_it_belongs(package):
     users = {name for name in MODULES if any(found.split(".")[0] == package for found in imported(name))}
     assert users
     assert {name for name in users if not {name, part(name)} & ONLY_IN[package]} == set()
+
+
+@every_module
+def test_no_room_asks_for_a_kind_of_gpu(name):
+    """accelerator.py does; whoever else asked `is_cuda` would forget XPU, and whatever comes next."""
+    if name != "accelerator":
+        assert (
+            re.findall(
+                r"is_cuda|torch\.cuda|torch\.xpu|torch\.mps|[\"']cuda[\"']", MODULES[name].read_text(encoding="utf-8")
+            )
+            == []
+        )
 
 
 @every_module

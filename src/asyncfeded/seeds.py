@@ -12,6 +12,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from asyncfeded import accelerator
+
 
 class Stream(IntEnum):
     """The purpose of a stream of random numbers. The values are part of the meaning of a seed: never renumber them."""
@@ -34,7 +36,7 @@ def numpy_rng(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
 def seed_globals(seed: int, stream: Stream, *indices: int) -> None:
     """Seed the global generators for a stream: torch's (initial weights, shuffling, dropout), numpy's and Python's."""
     # Without a GPU the same bits, at once: torch.manual_seed notes the stack for every kind of GPU, 0.1 to 1 ms.
-    _seed(torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed, seed, stream, *indices)
+    _seed(torch.manual_seed if accelerator.kind() else torch.default_generator.manual_seed, seed, stream, *indices)
 
 
 @contextmanager

@@ -195,7 +195,7 @@ def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option
 @pytest.mark.parametrize(
     ("device", "why"),
     [
-        ("gpu", "--device gpu: expected the device auto, cpu, cuda or cuda:N"),
+        ("gpu", "--device gpu: expected the device auto, cpu, or a GPU as torch names it"),
         ("cuda:99", "--device cuda:99: this host has"),
     ],
 )

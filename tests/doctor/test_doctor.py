@@ -174,7 +174,7 @@ def test_the_trial_of_gpu_memory_is_a_job_of_its_own_whose_crash_is_survived(own
     assert done.status == 0, str(done)
     for rank in range(2):
         assert (tmp_path / f"told-{rank}").read_text().splitlines() == [
-            "yes (CUDA-aware); training does not need them",
+            "yes (GPU-aware); training does not need them",
             "no: signal 6; training does not need them",
             "no: ZeroDivisionError: division by zero; training does not need them",
         ]

@@ -36,6 +36,19 @@ def test_a_gpu_may_be_named(gpus):
     assert placement.device("cuda:3", 0) == torch.device("cuda", 3)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "count", "words"),
+    [
+        ("xpu", 2, "0 GPUs of the kind xpu that torch can use, and 2 of the kind cuda: take device=cuda"),
+        ("mps:0", 0, "0 GPUs of the kind mps that torch can use; take device=cpu"),
+    ],
+)
+def test_a_gpu_of_another_kind_is_refused(gpus, wanted, count, words):
+    gpus(count)
+    with pytest.raises(ValueError, match=f"^device = '{wanted}': this host has {words}$"):
+        placement.device(wanted, 0)
+
+
 @pytest.mark.parametrize(("wanted", "count"), [("cpu", 4), ("auto", 0)])
 def test_the_cpu_is_taken_where_it_is_wanted_or_all_there_is(gpus, wanted, count):
     gpus(count)
@@ -46,7 +59,7 @@ def test_the_cpu_is_taken_where_it_is_wanted_or_all_there_is(gpus, wanted, count
 def test_a_gpu_that_is_not_there_is_refused(gpus, wanted, count):
     gpus(count)
     with pytest.raises(
-        ValueError, match=f"device = '{wanted}': this host has {count} GPUs that torch can use; take device="
+        ValueError, match=rf"device = '{wanted}': this host has {count} GPUs .*that torch can use; take device=cpu"
     ):
         placement.device(wanted, 0)
 

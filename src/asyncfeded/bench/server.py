@@ -230,7 +230,7 @@ def _record(world: World, path: Path) -> Record:
 def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Tick) -> Window:
     """Serve all clients for so many seconds. Rank 0."""
     clients = world.size - 1
-    staging = Staging(model) if model.x.is_cuda else None
+    staging = Staging(model) if not model.x.is_cpu else None
     measured, size = (staging or model).measure, model.layout.sent
     wire = ServerWire(
         world.comm,
@@ -239,7 +239,7 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
         world.backoff(wait),
         clients,
         measured,
-        pinned=model.x.is_cuda,
+        pinned=not model.x.is_cpu,
     )
     if staging:
         staging.below = wire
@@ -270,7 +270,7 @@ class WindowObserver:
 
     def __init__(self, model: GlobalModel, book: Record, seconds: float, tick: Tick) -> None:
         self._model, self._record, self._seconds, self._tick = model, book, seconds, tick
-        self._x, self._seen = model.x if model.x.is_cuda else model.x.numpy(), 0
+        self._x, self._seen = model.x.numpy() if model.x.is_cpu else model.x, 0
 
     def on_update(self, row: UpdateRow) -> None:
         """See `Observer`."""

@@ -43,7 +43,9 @@ def bench_server(
     seconds: Annotated[float, typer.Option(help="Seconds that the server works in each of the 6 rounds.")] = 2.0,
     wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Measure also while checkpoints are written.")] = False,
-    device: Annotated[str, typer.Option(help="Device of the server's models: cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Device of the server's models: cpu, or a GPU as torch names it: cuda, xpu, cuda:1.")
+    ] = "cpu",
 ) -> None:
     """Measure how long a client waits for its reply, against a raw MPI echo, and what an update costs the server."""
     if clients is not None or not origin.launched_by():

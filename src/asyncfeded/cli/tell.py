@@ -39,8 +39,7 @@ def info(
         except ValueError as error:
             fail(str(error))
         return
-    import torch
-
+    from asyncfeded import accelerator
     from asyncfeded.model import kernel
     from asyncfeded.store import record
 
@@ -57,7 +56,7 @@ def info(
         "mpiexec": mpiexec,
         "kernel": kernel.describe_kernel(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "GPUs": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+        "GPUs": ", ".join(accelerator.names()) or "none",
     }
     print_rows(rows)
 

@@ -34,9 +34,16 @@ from asyncfeded.wording import sentence
 
 
 def known_device(value: str) -> str:
-    """Return the name of a device. Raises ValueError if it is not one."""
+    """Return the name of a device. Raises ValueError if it is neither auto nor cpu nor a kind of GPU that torch names."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"expected the device auto, cpu, cuda or cuda:N, got {value!r}")
+        import torch  # knows the other kinds
+
+        try:
+            unfit = torch.device(value).type == "cpu"
+        except RuntimeError:
+            unfit = True
+        if unfit:
+            raise ValueError(f"expected the device auto, cpu, or a GPU as torch names it (cuda, xpu, cuda:1), got {value!r}")
     return value
 
 
@@ -168,7 +175,8 @@ class Config(Settings):
     """Folder for the results of the run. It is created; it must not hold a run yet. Empty: runs/<time>-<task>-<rule>, with
     a number if that is taken."""
     device: Device = "auto"
-    """Where clients train: auto (a GPU if there is one), cpu, cuda (clients of a host take its GPUs in turn) or cuda:N."""
+    """Where clients train: auto (a GPU if there is one), cpu, or GPUs as torch names them: cuda (ROCm too), xpu, mps, ...;
+    the clients of a host take them in turn, unless a number names one, as in cuda:1."""
     server: int = Field(0, ge=0)
     """Rank of MPI_COMM_WORLD that is the server; of a server of several ranks, the one that decides."""
     servers: Count = 1

@@ -28,16 +28,17 @@ FACTS = np.dtype([*((name, "S40") for name in SOFTWARE), ("memory", np.int64), (
 LEVELS = {MPI.THREAD_SINGLE: "SINGLE", MPI.THREAD_FUNNELED: "FUNNELED", MPI.THREAD_SERIALIZED: "SERIALIZED"}
 TRY_GPU = """
 import sys, torch
+from asyncfeded import accelerator
 from asyncfeded.mpi.launcher import MPI
 MPI.Init()
-sent = torch.arange(1 << 20, dtype=torch.float32, device="cuda")
+sent = torch.arange(1 << 20, dtype=torch.float32, device=accelerator.kind())
 back = torch.zeros_like(sent)
-torch.cuda.synchronize()
+accelerator.synchronize(sent.device)
 MPI.COMM_SELF.Sendrecv(sent, 0, recvbuf=back, source=0)
-torch.cuda.synchronize()
+accelerator.synchronize(sent.device)
 sys.exit(0 if torch.equal(sent, back) else 3)
 """
-"""A separate process runs this, since an MPI that is not CUDA-aware ends the process with a segmentation fault."""
+"""A separate process runs this, since an MPI that cannot read a GPU's memory ends the process with a segmentation fault."""
 
 
 def examine(run_dir: Path) -> int:
@@ -203,7 +204,7 @@ def _memory() -> int:
 
 def _first_gpu(places: np.ndarray) -> int:
     """The first rank with a GPU; -1 if there is none."""
-    return next((rank for rank, device in enumerate(places["device"].tolist()) if device.startswith(b"cuda")), -1)
+    return next((rank for rank, device in enumerate(places["device"].tolist()) if device not in (b"cpu", b"")), -1)
 
 
 def _gpu_buffers(code: str = TRY_GPU) -> str:
@@ -214,7 +215,7 @@ def _gpu_buffers(code: str = TRY_GPU) -> str:
     except subprocess.TimeoutExpired:
         return "no: the trial hung; training does not need them"
     if done.returncode == 0:
-        return "yes (CUDA-aware); training does not need them"
+        return "yes (GPU-aware); training does not need them"
     why = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["wrong bytes"])[-1]
     return f"no: {why[:120]}; training does not need them"
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from asyncfeded import accelerator
+
 COLUMNS = ("host", "role", "device", "cores", "threads")
 PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32), strict=True)))
 """Where one rank runs. device: `cpu`, or `cuda:0` and its PCI address, where torch gives it."""
@@ -22,39 +24,36 @@ def device(wanted: str, turn: int, key: str = "device") -> torch.device:
     """The device of a rank. The GPUs of a host are given to its ranks in turn.
 
     Args:
-        wanted: auto, cpu, cuda or cuda:N, as in the config's `device`.
+        wanted: auto, cpu, or a kind of GPU with or without a number, as in the config's `device`.
         turn: index of this rank, from 0, among the ranks of its host that get a GPU.
         key: the setting that `wanted` comes from, for the error message.
 
     Raises:
         ValueError: there is no such GPU.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, count = accelerator.kind(), accelerator.count()
     if wanted == "cpu" or (wanted == "auto" and not count):
         return torch.device("cpu")
-    index = int(wanted.partition(":")[2] or turn % max(count, 1))
+    name, _, number = wanted.partition(":")
+    if name not in ("auto", kind):
+        others = f", and {count} of the kind {kind}: take {key}={kind}" if count else f"; take {key}=cpu"
+        raise ValueError(f"{key} = {wanted!r}: this host has 0 GPUs of the kind {name} that torch can use{others}")
+    index = int(number or turn % max(count, 1))
     if index >= count:
         raise ValueError(f"{key} = {wanted!r}: this host has {count} GPUs that torch can use; take {key}=cpu")
-    return torch.device("cuda", index)
+    return torch.device(kind, index)
 
 
 def take(gpu: torch.device) -> None:
     """Make this GPU the rank's own, and run near it. Call it before touching any memory that is to lie near the GPU."""
-    if gpu.type == "cuda":
-        torch.cuda.set_device(gpu)  # pinned memory is then also made in the context of this GPU
-        run_near(pci_address(gpu))
-
-
-def pci_address(gpu: torch.device) -> str:
-    """The PCI address of a GPU, such as `0000:3b:00.0`; empty where torch does not give it."""
-    about = torch.cuda.get_device_properties(gpu)
-    domain, bus, number = (getattr(about, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
-    return "" if None in (domain, bus, number) else f"{domain:04x}:{bus:02x}:{number:02x}.0"
+    if gpu.type != "cpu":
+        accelerator.take(gpu)
+        run_near(accelerator.pci_address(gpu))
 
 
 def describe_device(device: torch.device) -> str:
     """The device as the map shows it: `cpu`, or `cuda:0 0000:3b:00.0`."""
-    return str(device) if device.type == "cpu" else f"{device} {pci_address(device)}".strip()
+    return str(device) if device.type == "cpu" else f"{device} {accelerator.pci_address(device)}".strip()
 
 
 def run_near(address: str, system: Path = Path("/sys")) -> None:

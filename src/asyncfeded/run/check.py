@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asyncfeded import accelerator
 from asyncfeded.config import load_config
 from asyncfeded.model.flat import FlatModel, ModuleState
 from asyncfeded.model.global_model import GlobalModel
@@ -121,8 +122,7 @@ def _times(parts: ClientParts, evaluator: Evaluator, profiles: ClientProfiles) -
         return loss(model, batch)
 
     def enough() -> bool:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        accelerator.synchronize(device)
         times.append(time.perf_counter())
         return len(times) > STEPS or times[-1] - times[0] > STEPS_S
 
@@ -170,8 +170,8 @@ def _tensors(state: ModuleState, flat: FlatModel) -> dict[str, str]:
 def _bytes(size: int, held: int, plan: Plan, parts: ClientParts) -> dict[str, str]:
     """Bytes of an update, and the memory of the ranks. `held`: of this process before it had a model."""
     config, layout = plan.config, parts.flat.layout
-    server = 4 * layout.size + server_need(config, plan.rule, layout, plan.device.type == "cuda").touched
-    worker = 4 * layout.size + worker_need(config, plan.rule.proximal, layout, parts.flat.buffer.is_cuda).touched
+    server = 4 * layout.size + server_need(config, plan.rule, layout, plan.device.type != "cpu").touched
+    worker = 4 * layout.size + worker_need(config, plan.rule.proximal, layout, not parts.flat.buffer.is_cpu).touched
     in_all = server + (size - 1) * worker + size * held
     return {
         "update": f"{HEAD + 4 * layout.sent} bytes, and as many for the reply",

@@ -186,9 +186,9 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
     config, num_params = plan.config, state.num_params
     layout = Layout((), num_params, num_params).with_own(own)
     if world.rank == 0:
-        need = server_need(config, plan.rule, layout, plan.device.type == "cuda")
+        need = server_need(config, plan.rule, layout, plan.device.type != "cpu")
     else:
-        need = worker_need(config, plan.rule.proximal, layout, plan.device.type == "cuda")
+        need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu")
     kept = f" and {layout.sent - num_params} numbers of the optimizer's state" if layout.own else ""
     return need, f"the server holds a model of {num_params} parameters{kept} for each of {config.clients} clients"
 

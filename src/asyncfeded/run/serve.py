@@ -202,7 +202,7 @@ class ServerRun:
         config, state = parts.config, parts.state
         ordered, model = config.clock != "wall", state.model
         # On an ordered clock updates wait for their turn, and the model changes before they are measured.
-        self._staging = Staging(model) if model.x.is_cuda else None
+        self._staging = Staging(model) if not model.x.is_cpu else None
         self.wire = ServerWire(
             world.comm,
             peers(world.comm, world.seats.leaders),
@@ -213,7 +213,7 @@ class ServerRun:
             state.taken_s,
             Deadlines(config.faults.patience, config.faults.patience_s),
             ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
-            model.x.is_cuda,
+            not model.x.is_cpu,
         )
         self._clock = OrderedClock(self.wire, parts.due, state.taken_s) if ordered else None
         if self._staging:

@@ -83,7 +83,7 @@ def prepare(
 def train_for_server(world: World, parts: ClientParts) -> bool:
     """Train until the server says stop. Client ranks. Returns whether ranks are lost."""
     config, buffer = parts.config, parts.flat.buffer
-    host = torch.empty(buffer.shape, pin_memory=True) if buffer.is_cuda else buffer
+    host = torch.empty(buffer.shape, pin_memory=True) if not buffer.is_cpu else buffer
     paced = config.clock == "wall"
 
     def lost_s(order: Order, round_s: float) -> float:

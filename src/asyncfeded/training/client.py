@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from asyncfeded import accelerator
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.seeds import Stream, seed_globals
@@ -67,8 +67,7 @@ class Trainer:
             self.samples += samples
             self.steps += 1
             if client_data.slowdown > 1:
-                if self._flat.buffer.is_cuda:
-                    torch.cuda.synchronize(self._flat.buffer.device)
+                accelerator.synchronize(self._flat.buffer.device)
                 time.sleep((client_data.slowdown - 1) * (time.perf_counter() - began))
             if stopped():
                 return False

@@ -225,7 +225,7 @@ class Loader:
             sampler=self._sampler,
             num_workers=workers,
             collate_fn=_as_it_is,
-            pin_memory=self._device.type == "cuda",
+            pin_memory=self._device.type != "cpu",
             worker_init_fn=_begin,
             multiprocessing_context="spawn" if workers else None,
             generator=torch.Generator(),  # it would draw from the global one

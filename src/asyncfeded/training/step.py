@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from asyncfeded import accelerator
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.tasks.at import At
@@ -62,7 +63,7 @@ class Stepper:
         self._scaler: torch.amp.GradScaler | None = None
         # The anchor x_s of the proximal term: a copy of the parameters at the start of a round; only with such a term.
         self._anchor = [torch.empty_like(p) for p in self._params] if proximal else []
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_sum = torch.zeros((), dtype=accelerator.sums(device), device=device)
 
     def begin(self, order: Order, steps: int) -> None:
         """Begin a round of so many steps, from the model as it stands."""
@@ -169,12 +170,10 @@ def check_device(training: Training, device: torch.device) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if training.precision == "fp16" and device.type != "cuda":
+    if training.precision == "fp16" and device.type == "cpu":
         raise ValueError("training.precision = fp16 needs a GPU, and the client trains on the CPU; set it to bf16")
-    old = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    if training.precision == "bf16" and old:
-        name = torch.cuda.get_device_name(device)
-        raise ValueError(f"training.precision = bf16 needs a later GPU than {name}; set it to fp16 or float32")
+    if training.precision == "bf16" and device.type != "cpu" and not accelerator.computes_bf16(device):
+        raise ValueError(f"training.precision = bf16 needs a later GPU than {device}; set it to fp16 or float32")
 
 
 def check_task(task: CheckedTask, training: Training, proximal: float) -> None:

@@ -189,7 +189,7 @@ class Trial:
         self._flat.buffer.copy_(x)
         self._trainer.round(Order(client, 0, 0, 2), part, lambda: False)
         nearly = NEARLY[self._config.training.precision]
-        exact = self._config.clock != "wall" and not one.is_cuda
+        exact = self._config.clock != "wall" and one.is_cpu
         if _same_bits(one, two) or (not exact and not (one - two).norm() > nearly * (one - x).norm()):
             return
         again = named_views(two, self._flat.layout)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from asyncfeded import accelerator
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.wire.messages import Arrival, Lost, Order, Refused, Stuck, Wire
 from asyncfeded.wire.transfer import CHUNK
@@ -28,7 +29,7 @@ class Staging:
     below: Wire
 
     def __init__(self, model: GlobalModel) -> None:
-        self._model, self._size, self._pinned = model, model.layout.sent, model.x.is_cuda
+        self._model, self._size, self._pinned = model, model.layout.sent, not model.x.is_cpu
         # By client: a reply, float32 (size,) in host memory, a copy of the one that the model holds.
         self._replies = [torch.empty(self._size, pin_memory=self._pinned) for _ in model.base]
         self._there: dict[int, Tensor] = {}  # by client: its update, in the memory of the model
@@ -98,6 +99,4 @@ class Staging:
         reply[part].copy_(there[part], non_blocking=True)
         if not self._pinned:
             return int  # a function that does nothing: the copy is there
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        return event.synchronize
+        return accelerator.mark(there.device).synchronize  # type: ignore[no-any-return]
