@@ -25,10 +25,10 @@ METRICS = Metrics(DEFAULT, "accuracy")
 """Those of a task that declares none."""
 
 
-def tables(updates=(), evaluations=(), client_evaluations=(), metrics=METRICS, **attributes):
+def tables(updates=(), evaluations=(), client_evaluations=(), events=(), metrics=METRICS, **attributes):
     """A record as it is read, of rows given as tuples."""
     kinds = record.dtypes(metrics)
-    given = {"updates": updates, "evaluations": evaluations, "client_evaluations": client_evaluations}
+    given = {"updates": updates, "evaluations": evaluations, "client_evaluations": client_evaluations, "events": events}
     rows = {name: np.array(list(given[name]), kinds[name]) for name in record.TABLES}
     return record.Tables(**rows, metrics=metrics, attributes=attributes)
 

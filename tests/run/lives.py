@@ -148,7 +148,7 @@ class Life:
         told = (time_s, arrival.base_version, arrival.client, arrival.round, *arrival.scores[:2])
         self.record.client_evaluations.append(told)
 
-    def say(self, sentence):
+    def say(self, sentence, kind="", client=-1):
         self.told.say(sentence)
 
     def _tick(self, server):

@@ -57,6 +57,19 @@ def test_the_columns_of_evaluations_are_the_metrics_also_while_the_run_goes_on(t
         book.close()
 
 
+def test_events_stay_when_the_record_goes_on_and_their_text_is_cut_between_letters(tmp_path, book):
+    began = time.time()
+    book.note(1.5, "lost", 3, text="ä" * 150)
+    book.note(2.0, "checkpoint", seconds=0.25)
+    book.close()
+    before = read_record(tmp_path)
+    Record(tmp_path / "record.h5", "", places("three"), CLIENTS, METRICS, before).close()
+    (at_s, *lost), (_, *written) = read_record(tmp_path).events.tolist()
+    assert began <= at_s <= time.time()
+    assert lost == [1.5, b"lost", 3, 0.0, ("ä" * 100).encode()]
+    assert written == [2.0, b"checkpoint", -1, 0.25, b""]
+
+
 @pytest.mark.parametrize("count", [0, 1, 1000, 5000])
 def test_no_row_is_lost_however_many_there_are(tmp_path, book, count):
     for number in range(count):
@@ -223,7 +236,7 @@ def test_a_record_holds_nothing_of_the_environment(tmp_path, monkeypatch):
 
 def test_the_fields_of_an_update_are_frozen():
     """Files of finished runs have them: a change needs a new SCHEMA."""
-    assert record.SCHEMA == 3
+    assert record.SCHEMA == 4
     assert UPDATE.names == (
         "time_s", "client",
         "round", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",

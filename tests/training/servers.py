@@ -122,7 +122,7 @@ class Bench:
         self.record.flush_if_due()
         self.ticks += 1
 
-    def say(self, sentence):
+    def say(self, sentence, kind="", client=-1):
         self.said.append(sentence)
 
     def run(self):

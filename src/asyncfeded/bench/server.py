@@ -293,7 +293,7 @@ class WindowObserver:
             server.interrupted = server.elapsed_s > self._seconds and self._seen > 2 * len(self._model.base)
         self._tick(server, self._record)
 
-    def say(self, sentence: str) -> None:
+    def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
         """See `Observer`."""
         print(sentence)  # noqa: T201
 

@@ -316,13 +316,13 @@ class Keeper:
         self._problem = ""
         self.wanted = self.first = on and updates is None
         self._kept = on or updates is not None  # whether there ever was one: then the end gets one too
-        self._last_updates, self._last_s = updates or 0, time.monotonic()
+        self._last_updates, self._last_s, self._time_s = updates or 0, time.monotonic(), 0.0
 
     def tick(self, server: Server) -> None:
         """Start a checkpoint if one is due; at the end of a run, write the last. Reports a record that cannot be written."""
         if self._record.problem != self._problem:
             self._problem = self._record.problem
-            self._progress.say(self._problem or "the rows of the record are on the disk again")
+            self._say(self._problem or "the rows of the record are on the disk again")
         if server.stopping:
             if self._kept or self.wanted or server.interrupted or server.failed:
                 self.finish()
@@ -343,11 +343,11 @@ class Keeper:
 
     def _start(self, server: Server) -> None:
         self.wanted, self._kept = False, True
-        self._last_updates, self._last_s = server.state.updates, time.monotonic()
+        self._last_updates, self._last_s, self._time_s = server.state.updates, time.monotonic(), server.elapsed_s
         try:
             self._record.write()  # no checkpoint may be ahead of the record
         except OSError as error:
-            self._progress.say(f"no checkpoint is written, since the record cannot be: {error.strerror}")
+            self._say(f"no checkpoint is written, since the record cannot be: {error.strerror}")
             self.first = False
             return
         self._writer.start(self._take(server))
@@ -356,10 +356,15 @@ class Keeper:
         if written is not None:
             self.first = False
             if written.problem:
-                self._progress.say(written.problem)
+                self._say(written.problem)
             else:
                 size = f"{written.num_bytes / 1e6:.1f} MB in {written.seconds:.2f} s"
                 self._progress.log(f"checkpoint {written.path.name}: {size}")
+                self._record.note(self._time_s, "checkpoint", seconds=written.seconds, text=f"{written.path.name}: {size}")
+
+    def _say(self, sentence: str) -> None:
+        self._progress.say(sentence)
+        self._record.note(self._time_s, "trouble", text=sentence)
 
 
 def _changed(then: Config, now: Config) -> tuple[str, Any, Any] | None:

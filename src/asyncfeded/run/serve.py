@@ -232,9 +232,11 @@ class ServerRun:
     def train(self) -> Outcome:
         """Train, from sending the first model until the last client has stopped."""
         self._introduce()
+        self._record.note(self._server.elapsed_s, "began", text=self._parts.newest)
         outcome = self._server.run()
         self._keeper.finish()
-        self.say(f"stopped: {outcome.reason}; unfinished rounds were dropped, and {outcome.discarded} finished ones")
+        dropped = f"unfinished rounds were dropped, and {outcome.discarded} finished ones"
+        self.say(f"stopped: {outcome.reason}; {dropped}", "stopped")
         return outcome
 
     def save(self, outcome: Outcome, updates: np.ndarray, tests: np.ndarray) -> tuple[int, dict[str, object]]:
@@ -274,6 +276,9 @@ class ServerRun:
     def on_evaluation(self, time_s: float, score: Score) -> None:
         """See `Observer`."""
         self._record.evaluations.append((time_s, score.version, *score.values.values()))
+        seconds = self._parts.evaluator.seconds
+        began_s = time_s if self._clock else time_s - seconds
+        self._record.note(began_s, "evaluated", seconds=seconds, text=f"version {score.version}")
 
     def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
         """See `Observer`."""
@@ -292,9 +297,11 @@ class ServerRun:
             self._keep("model.h5", lambda path: save_model(path, self._parts.flat.state_dict(model.x), model.version))
         self._keeper.tick(server)
 
-    def say(self, sentence: str) -> None:
+    def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
         """See `Observer`."""
         self._progress.say(sentence)
+        if kind:
+            self._record.note(self._server.elapsed_s, kind, client, text=sentence)
 
     def _keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file of the end into the run's folder, or else somewhere else."""

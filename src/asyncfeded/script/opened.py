@@ -62,6 +62,11 @@ class Run:
         return self._record.client_evaluations
 
     @property
+    def events(self) -> np.ndarray:
+        """What happened besides updates: record.EVENT (e,), fields such as `kind`, `client`, `seconds` and `text`."""
+        return self._record.events
+
+    @property
     def metrics(self) -> dict[str, Metric]:
         """The metrics by name, with direction and unit; without `finish`, since the values of the tables are final."""
         return self._record.metrics.by_name
@@ -86,7 +91,7 @@ class Run:
         """A table as a frame of pandas, a column for each field.
 
         Args:
-            table: `updates`, `evaluations`, `client_evaluations` or `clients`.
+            table: `updates`, `evaluations`, `client_evaluations`, `events` or `clients`.
 
         Raises:
             ValueError: there is no such table.

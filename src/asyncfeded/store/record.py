@@ -1,4 +1,4 @@
-"""The record of a run: `record.h5`, with one row per update and per evaluation, and the provenance of the run.
+"""The record of a run: `record.h5`, with one row per update, per evaluation and per event, and the provenance of the run.
 
 While a run goes on, its rows are appended every few seconds to files that hold only rows (table.py), `record.h5.updates` and
 the like. A kill at any instant leaves them whole except for the last row, and a full disk makes rows wait in
@@ -29,9 +29,9 @@ from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store.checkpoint.file import checksum, text, write
 from asyncfeded.store.table import Table
 
-SCHEMA = 3
-"""Version of the layout of record.h5. Version 2 knew accuracy and loss only, and had no `share`; version 1 had no places and
-no `queue`."""
+SCHEMA = 4
+"""Version of the layout of record.h5. Version 3 had no events; version 2 knew accuracy and loss only, and had no `share`;
+version 1 had no places and no `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
@@ -85,7 +85,23 @@ class UpdateRow(NamedTuple):
 
 UPDATE = np.dtype([(name, kind.__metadata__[0]) for name, kind in get_type_hints(UpdateRow, include_extras=True).items()])
 """An update: the fields of `UpdateRow` in order, so that names and types are written only once."""
-TABLES = ("updates", "evaluations", "client_evaluations")
+EVENT = np.dtype(
+    [
+        ("at_s", np.float64),  # Unix time when it ended, on the clock of the server's host
+        ("time_s", np.float64),  # when it began, on the run's clock
+        ("kind", "S12"),
+        ("client", np.int32),  # -1: of no client
+        ("seconds", np.float64),  # wall time that it took; 0: a moment
+        ("text", "S200"),  # UTF-8, cut off
+    ]
+)
+"""What happened besides updates.
+
+Kinds: `began` (a job; `text`: the checkpoint, empty for a new run), `evaluated` (from the snapshot to the last batch),
+`checkpoint` (its writing), `refused`, `lost` (a client whose worker was given up), `dropped` (refused too often), `back`,
+`rank` (a rank was given up), `trouble` (the disk) and `stopped` (a job). `evaluated` and `checkpoint` have `seconds`.
+"""
+TABLES = ("updates", "evaluations", "client_evaluations", "events")
 """The tables of a record."""
 
 
@@ -93,11 +109,11 @@ def dtypes(metrics: Metrics) -> dict[str, np.dtype[np.void]]:
     """The columns of each table; those of evaluations end with one for each metric.
 
     An evaluation is of the global model of that version. One of a client is of the model that it was sent for that round,
-    on its own held-out data; its time is that of its update.
+    on its own held-out data; its time is that of its update. Events stay when a run goes on from a checkpoint.
     """
     values = [(name, np.float64) for name in metrics.by_name]
     model, client = [("time_s", np.float64), ("version", np.int64)], [("client", np.int32), ("round", np.int32)]
-    return dict(zip(TABLES, (UPDATE, np.dtype(model + values), np.dtype(model + client + values)), strict=True))
+    return dict(zip(TABLES, (UPDATE, np.dtype(model + values), np.dtype(model + client + values), EVENT), strict=True))
 
 
 class Record:
@@ -144,10 +160,15 @@ class Record:
             name: Table(_rows_of(path, name), getattr(before, name) if before else np.zeros(0, dtype))
             for name, dtype in dtypes(metrics).items()
         }
-        self.updates, self.evaluations, self.client_evaluations = self._tables.values()
+        self.updates, self.evaluations, self.client_evaluations, self.events = self._tables.values()
         self._thread: threading.Thread | None = None
         self._publish()
         self._flush_due = self._publish_due = 0.0
+
+    def note(self, time_s: float, kind: str, client: int = -1, seconds: float = 0.0, text: str = "") -> None:
+        """Add an event that ends now; see EVENT."""
+        cut = text.encode()[: EVENT["text"].itemsize].decode(errors="ignore")
+        self.events.append((time.time(), time_s, kind.encode(), client, seconds, cut.encode()))
 
     def write(self) -> None:
         """Hand all rows so far over to the system. Raises OSError if the disk is full; the rows are then kept."""
@@ -236,6 +257,8 @@ class Tables(NamedTuple):
     """(m,), see `dtypes`."""
     client_evaluations: np.ndarray
     """(k,), see `dtypes`."""
+    events: np.ndarray
+    """EVENT (e,)."""
     metrics: Metrics
     """Those of the task; they have no `finish`."""
     attributes: dict[str, object]

@@ -5,6 +5,7 @@ alone decides when to evaluate.
 """
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -74,6 +75,9 @@ class Evaluator:
         batch_size: samples per step.
         seed: seed of the run. A model that draws random numbers when it is tested draws the same for every snapshot.
         workers: processes that read the test data ahead, where it is no `Data`.
+
+    Attributes:
+        seconds: wall time of the last evaluation, from its snapshot to its last batch.
     """
 
     def __init__(self, task: CheckedTask, flat: FlatModel, batch_size: int, seed: int, workers: int = 0) -> None:
@@ -82,6 +86,7 @@ class Evaluator:
         self._batches: Iterator[tuple[Batch, int]] = iter(())
         self._next: tuple[Batch, int] | None = None
         self._version, self._tally = -1, Tally(task)
+        self._began = self.seconds = 0.0
         flat.module.eval()
 
     @property
@@ -99,6 +104,7 @@ class Evaluator:
         self._start(x, version, in_order(self._data, self._batch_size))
 
     def _start(self, x: Tensor, version: int, batches: Iterable[range]) -> None:
+        self._began = time.perf_counter()
         self._flat.as_made.restore()
         seed_globals(self._seed, Stream.EVALUATION)
         self._flat.buffer.copy_(x)
@@ -112,7 +118,10 @@ class Evaluator:
         with torch.inference_mode():
             self._tally.add(self._flat.module, self._next[0])
         self._next = next(self._batches, None)
-        return None if self.running else Score(self._version, self._tally.values())
+        if self.running:
+            return None
+        self.seconds = time.perf_counter() - self._began
+        return Score(self._version, self._tally.values())
 
     def try_out(self, refuse: bool) -> None:
         """Test the model as it stands on its first batch and on the last, which may be smaller; on two of a stream.

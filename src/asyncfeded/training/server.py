@@ -83,8 +83,8 @@ class Observer(Protocol):
     def tick(self, server: "Server") -> None:
         """Is called often, and once more just before the run stops; then `server.stopping` is set."""
 
-    def say(self, sentence: str) -> None:
-        """Show a sentence to the user."""
+    def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
+        """Show a sentence to the user, and keep it as an event of that kind (record.EVENT); empty: only show it."""
 
 
 class Server:
@@ -279,10 +279,10 @@ class Server:
         state.refused += 1
         state.refused_in_a_row[client] += 1
         row, most = int(state.refused_in_a_row[client]), self.settings.faults.max_refusals
-        self._observer.say(f"refused, client {client}: {reason}")
+        self._observer.say(f"refused, client {client}: {reason}", "refused", client)
         if row >= most and not state.dropped[client]:
             state.dropped[client] = True
-            self._go_on_without((client,), f"{row} refusals in a row (faults.max_refusals)")
+            self._go_on_without((client,), f"{row} refusals in a row (faults.max_refusals)", "dropped")
         return row < most
 
     def _refuse(self, event: Refused) -> None:
@@ -290,33 +290,33 @@ class Server:
         client = event.client
         if client < 0:
             self.state.refused += 1
-            self._observer.say(f"refused: {event.reason}")
+            self._observer.say(f"refused: {event.reason}", "refused")
             return
         if event.answered:
             self.state.out[client] = False
         again = self._note_refusal(client, event.reason)
         if self.state.lost[client] and again:
             self.state.lost[client] = False
-            self._observer.say(f"client {client} is back and starts anew")
+            self._observer.say(f"client {client} is back and starts anew", "back", client)
         if event.answered and again:
             self._send(Reply(client, int(self.state.epochs[client])))
 
     def _lose(self, event: Lost) -> None:
         """Handle a worker that is given up: continue without its clients, or stop."""
         moved = "" if event.clients else "; its clients move to other ranks"
-        self._observer.say(f"{event.worker} is given up: {event.reason}{moved}")
+        self._observer.say(f"{event.worker} is given up: {event.reason}{moved}", "rank")
         clients = tuple(client for client in event.clients if not (self.state.lost[client] or self.state.dropped[client]))
         self.state.lost[list(clients)] = True
-        self._go_on_without(clients, event.reason)
+        self._go_on_without(clients, event.reason, "lost")
         if self.settings.faults.on_death == "abort":
             self.failed = f"a worker died ({event.reason}; faults.on_death = abort)"
 
-    def _go_on_without(self, clients: tuple[int, ...], reason: str) -> None:
+    def _go_on_without(self, clients: tuple[int, ...], reason: str, kind: str) -> None:
         """Continue without these clients."""
         for client in clients:
             self.state.out[client] = False
             self.state.model.forget(client)
-            self._observer.say(f"goes on without client {client}: {reason}")
+            self._observer.say(f"goes on without client {client}: {reason}", kind, client)
         if (self.state.lost | self.state.dropped).all():
             self.failed = f"no client is left ({reason})"
             return

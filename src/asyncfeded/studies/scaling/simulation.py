@@ -122,7 +122,7 @@ class Rows:
     def tick(self, server: Server) -> None:
         """See `Observer`: does nothing, since nothing is shown."""
 
-    def say(self, sentence: str) -> None:
+    def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
         """See `Observer`: a message means a fault of the simulation."""
         raise RuntimeError(sentence)
 
