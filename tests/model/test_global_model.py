@@ -10,6 +10,8 @@ from asyncfeded.model import kernel
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 
+CHUNK = kernel.CHUNK
+
 
 def model(initial, statistics=0, clients=2):
     """A model whose last `statistics` elements are statistics."""
@@ -144,6 +146,51 @@ def test_memory_is_the_global_model_and_a_base_for_each_client():
     assert model([0.0, 0.0, 0.0], clients=4).num_bytes == 3 * 4 * (1 + 4)
 
 
+# --- versions that several clients have
+
+
+def test_clients_that_were_sent_the_same_version_hold_it_once_and_an_update_of_one_leaves_it_to_the_others():
+    """Clients 0 and 2 have version 0. Client 1 merges (3, 3) from (1, 1): x = (2, 2). Then x is mixed with (4, 4)."""
+    m = GlobalModel(torch.ones(2), Layout((Entry("p", (2,), 0),), 2, 2), 3, held=1)
+    for client in range(3):
+        m.hand_out(client)
+    assert m.base[0].data_ptr() == m.base[1].data_ptr() == m.base[2].data_ptr()
+    m.merge(1, torch.tensor([3.0, 3.0]), 0.5)
+    m.hand_out(1)
+    assert [base.tolist() for base in m.base] == [[1.0, 1.0], [2.0, 2.0], [1.0, 1.0]]
+    assert m.base[0].data_ptr() == m.base[2].data_ptr()
+    m.mix(torch.tensor([4.0, 4.0]), 0.5)
+    m.hand_out(0)
+    m.hand_out(2)
+    assert m.base_version.tolist() == [2, 1, 2]
+    assert [base.tolist() for base in m.base] == [[3.0, 3.0], [2.0, 2.0], [3.0, 3.0]]
+    assert m.num_bytes == 4 * 2 * (1 + 3)  # three at most: while client 0 moved on, 1 and 2 held theirs
+
+
+def test_who_is_replied_to_while_a_merge_is_carried_out_gets_the_whole_of_it():
+    m = model([0.0] * (2 * CHUNK))
+    for client in (0, 1):
+        m.hand_out(client)
+    m.merge(0, torch.full((2 * CHUNK,), 2.0), 0.5)
+    m.hand_out(0, CHUNK)
+    assert m.hand_out(1).unique().tolist() == [1.0]
+    assert m.base[0].data_ptr() == m.base[1].data_ptr()
+    m.forget(0)
+    m.mix(torch.zeros(2 * CHUNK), 1.0)
+    m.hold(0)
+    assert m.base[0].data_ptr() != m.base[1].data_ptr()
+    assert m.base[1].unique().tolist() == [1.0]
+
+
+def test_a_version_of_a_checkpoint_is_held_once():
+    m = model([0.0], clients=4)
+    m.restore(torch.tensor([3.0]), 7, np.array([5, 7, 5, -1]), {5: torch.tensor([2.0])}, [])
+    assert [m.base[i].tolist() for i in range(3)] == [[2.0], [3.0], [2.0]]
+    assert m.base[0].data_ptr() == m.base[2].data_ptr()
+    m.hand_out(3)
+    assert m.base[3].data_ptr() == m.base[1].data_ptr()
+
+
 # --- what is a client's own
 
 
@@ -189,7 +236,6 @@ def test_what_a_client_keeps_outlives_its_base():
 
 # --- part by part
 
-CHUNK = kernel.CHUNK
 SIZES = [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7]
 
 

@@ -1,21 +1,24 @@
 """The global model, the base models that clients train from, and the distances between them.
 
 This file holds x_t, its version t, and for each client the base model x_s that it was sent last. The base of a client lies
-in the buffer that its reply is sent from: it may be written only after the client's next update has arrived. Behind the base
-that buffer holds what the client keeps for itself (`Layout.own`); it is merged with nothing, and no rule sees it. This file
-decides nothing: the rules decide how an update is merged.
+in the buffer that its reply is sent from (bases.py): it may be written only after the client's next update has arrived.
+Behind the base that buffer holds what the client keeps for itself (`Layout.own`); it is merged with nothing, and no rule
+sees it. A version that several clients have is held once, unless something is their own. This file decides nothing: the
+rules decide how an update is merged.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from asyncfeded.model import kernel
+from asyncfeded.model.bases import Bases
 from asyncfeded.model.flat import Layout
 
 HELPER = ThreadPoolExecutor(1, "measure")
@@ -36,6 +39,16 @@ class Arriving:
     """Whether the parts so far are finite behind the parameters."""
 
 
+class Merging(NamedTuple):
+    """A merge under way."""
+
+    client: int
+    w: Tensor
+    eta: float
+    base: Tensor
+    """x_s; the base of the client becomes x_{t+1}, and lies elsewhere if others hold x_s too."""
+
+
 class GlobalModel:
     """x_t and the bases x_s of all clients.
 
@@ -46,6 +59,8 @@ class GlobalModel:
         initial: float32 (layout.size,), x_0. It is copied. The bases are on its device.
         layout: what lies where.
         num_clients: number of clients.
+        held: how many versions the clients will hold at least, as far as is known: memory for so many is taken now.
+        new: makes the buffer of a base; None: in memory, on the device of `initial`.
 
     Attributes:
         version: t, the number of updates merged.
@@ -55,17 +70,26 @@ class GlobalModel:
         base_version: int64 (clients,); s, or -1 before the first `hand_out`.
     """
 
-    def __init__(self, initial: Tensor, layout: Layout, num_clients: int) -> None:
+    def __init__(
+        self,
+        initial: Tensor,
+        layout: Layout,
+        num_clients: int,
+        held: int | None = None,
+        new: Callable[[], Tensor] | None = None,
+    ) -> None:
         self.layout = layout
         self._x = initial.detach().clone()
         self.version = 0
         self._num_own = layout.sent - layout.size
-        self.reply = [self._x.new_zeros(layout.sent) for _ in range(num_clients)]  # pages written now, not one by one later
-        self.base = [reply[: layout.size] for reply in self.reply]
+        new = new or (lambda: self._x.new_zeros(layout.sent))
+        self._bases = Bases(new, layout, num_clients, num_clients if held is None else held)
+        self.reply, self.base = self._bases.reply, self._bases.base
         self.base_version = np.full(num_clients, -1, np.int64)
         self._arriving: dict[int, Arriving] = {}  # by client: updates with a part measured
-        self._merging: tuple[int, Tensor, float] | None = None  # client, w, eta of the merge under way
+        self._merging: Merging | None = None
         self._merged = 0  # elements that are merged so far
+        self._newest = 0  # the client that was sent the newest model first
         self._copied: dict[int, int] = {}  # by client: elements handed out so far
 
     @property
@@ -77,7 +101,7 @@ class GlobalModel:
     @property
     def num_bytes(self) -> int:
         """Memory of the global model and the bases."""
-        return 4 * (self._x.numel() + sum(reply.numel() for reply in self.reply))
+        return 4 * self._x.numel() + self._bases.num_bytes
 
     def is_finite(self) -> bool:
         """Whether all of x is finite."""
@@ -131,8 +155,7 @@ class GlobalModel:
 
     def own(self, client: int) -> Tensor:
         """What is a client's own: float32 (own,), in its reply; 0 before it has sent any."""
-        reply = self.reply[client]
-        return reply[reply.numel() - self._num_own :]
+        return self._bases.own(client)
 
     def without_own(self, w: Tensor) -> Tensor:
         """The model in a message, float32 (size,); the message itself if there is nothing else in it."""
@@ -160,9 +183,9 @@ class GlobalModel:
             eta: step size.
         """
         self.finish_merge()
-        self._merging, self._merged = (client, w, eta), 0
+        self._merging, self._merged = Merging(client, w, eta, self._bases.alone(client)), 0
         self.version += 1
-        self.base_version[client] = self.version
+        self.base_version[client], self._newest = self.version, client
 
     def mix(self, w: Tensor, a: float) -> None:
         """x_{t+1} = (1 - a) x_t + a w, for parameters and statistics.
@@ -198,7 +221,9 @@ class GlobalModel:
         """
         size = self._x.numel()
         stop = size if stop is None else min(stop, size)
-        if self._merging is not None and self._merging[0] == client:
+        if client not in self._copied:
+            self.hold(client)
+        if self._merging is not None and self._merging.client == client:
             self._merge_up_to(stop)
         elif self.base_version[client] != self.version:
             part = slice(self._copied.pop(client, 0), stop)
@@ -206,24 +231,28 @@ class GlobalModel:
             if stop < size:
                 self._copied[client] = stop
             else:
-                self.base_version[client] = self.version
+                self.base_version[client], self._newest = self.version, client
         return self.reply[client]
 
+    def hold(self, client: int) -> None:
+        """Choose the buffer of the reply to a client: the one of x_t if a client has that, otherwise one of its own."""
+        if self.base_version[client] == self.version:
+            return  # it may be merged just now
+        self.finish_merge()
+        if self.base_version[self._newest] == self.version and not self._num_own:
+            self._bases.join(client, self._newest)
+            self.base_version[client] = self.version
+        else:
+            self._bases.alone(client)
+
     def forget(self, client: int) -> None:
-        """Give the memory of a client's base back to the system, but not that of what is its own."""
-        if self._merging is not None and self._merging[0] == client:
+        """Give the memory of a client's base back, but not that of what is its own."""
+        if self._merging is not None and self._merging.client == client:
             self.finish_merge()
         self._arriving.pop(client, None)
         self._copied.pop(client, None)
-        self.reply[client] = self.own(client).clone()
-        self.base[client], self.base_version[client] = torch.empty(0), -1
-
-    def hold(self, client: int) -> None:
-        """Make a new buffer for the reply to a client, if its base was forgotten."""
-        if not self.base[client].numel():
-            reply, size = self._x.new_zeros(self.layout.sent), self.layout.size
-            reply[size:].copy_(self.own(client))
-            self.reply[client], self.base[client] = reply, reply[:size]
+        self._bases.forget(client)
+        self.base_version[client] = -1
 
     def restore(
         self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor], own: Iterable[Tensor]
@@ -239,9 +268,15 @@ class GlobalModel:
         """
         self._x.copy_(x)
         self.version, self.base_version[:] = version, base_version
-        for base, s in zip(self.base, base_version.tolist(), strict=True):
-            if s == version or s in bases:  # a client without an order gets a new base before its old one is read
-                base.copy_(x if s == version else bases[s])
+        first: dict[int, int] = {}  # by version: a client that has it
+        for client, s in enumerate(base_version.tolist()):
+            if s in first and not self._num_own:
+                self._bases.join(client, first[s])
+            elif s == version or s in bases:  # a client without an order gets a new base before its old one is read
+                self._bases.alone(client)
+                self.base[client].copy_(x if s == version else bases[s])
+                first[s] = client
+        self._newest = first.get(version, 0)
         for client, kept in enumerate(own):
             self.own(client).copy_(kept)
 
@@ -252,9 +287,11 @@ class GlobalModel:
 
     def _merge_up_to(self, stop: int) -> None:
         assert self._merging is not None
-        client, w, eta = self._merging
+        client, w, eta, before = self._merging
         start, n, base = self._merged, self.layout.num_params, self.base[client]
         if start < n:
+            if base is not before:
+                base[start : min(stop, n)].copy_(before[start : min(stop, n)])
             kernel.apply(self._x, w, base, eta, start, min(stop, n))
         if stop > n:
             statistics = slice(max(start, n), stop)

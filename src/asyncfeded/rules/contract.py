@@ -1,5 +1,6 @@
 """What a rule is; and asks one, checks what it gives back, and says what is wrong with it, with the rule's own traceback."""
 
+import math
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -48,6 +49,15 @@ class Waits(Rule, Protocol):
 
 class RuleError(CodeError):
     """What is wrong with a rule."""
+
+
+def versions_held(rule: Rule, clients: int) -> int:
+    """How many versions of the model the clients hold at least, once each has been replied to.
+
+    Clients that wait for each other hold one, and the next one while it is handed out. A rule with an `M` makes a step for
+    so many updates: no more clients than that are sent the same version. Any other rule may make a step for each.
+    """
+    return min(2, clients) if isinstance(rule, Waits) else math.ceil(clients / max(1, getattr(rule, "M", 1)))
 
 
 def init(rule: Rule, model: GlobalModel, epochs: np.ndarray) -> State:

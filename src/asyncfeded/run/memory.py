@@ -16,7 +16,7 @@ from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import limits
 from asyncfeded.mpi.world import World, make_statement
-from asyncfeded.rules.contract import Rule, init
+from asyncfeded.rules.contract import Rule, init, versions_held
 from asyncfeded.run.plan import agree_on
 from asyncfeded.training.optimizer import vectors_held
 
@@ -61,7 +61,8 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
     if pinned:
         return Need(2 * n * sent, 2 * n * sent)
     copies = size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
-    return Need((n + 1) * sent + size + state + copies, 2 * n * sent + size + state + copies)
+    held = n if layout.own else versions_held(rule, n)
+    return Need((held + 1) * sent + size + state + copies, (held + n) * sent + size + state + copies)
 
 
 def worker_need(config: Config, proximal: float, layout: Layout, pinned: bool = False) -> Need:

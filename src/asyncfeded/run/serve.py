@@ -111,7 +111,8 @@ def prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, metrics, rule = plan.config, plan.metrics, plan.rule
-    model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients)
+    held = contract.versions_held(rule, config.clients)
+    model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients, held)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, contract.init(rule, model, epochs), epochs)
     evaluator, remarks = make_evaluator(plan, flat)
