@@ -2,11 +2,13 @@
 // triad, the limit that the two passes are measured against.
 //
 // Arrays are contiguous float32 of one length n. Sums are taken in double, by blocks of fixed size whose partial sums are
-// added in order, so the result does not depend on the number of threads or the instruction set. Uses no MPI and no torch.
+// added in order to one sum for each chunk, so the result depends neither on the number of threads, nor on the instruction
+// set, nor on how many processes hold a slice of the model each. Uses no MPI and no torch.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -28,6 +30,7 @@ namespace nb = nanobind;
 namespace {
 
 constexpr std::size_t block = 1 << 14;  // floats: three arrays of a block are 192 KiB, within a level-2 cache
+constexpr std::size_t blocks_of_chunk = 16;  // a chunk is CHUNK of model/kernel.py
 
 struct Sums {
     double moved = 0.0;   // sum (x - base)^2
@@ -147,23 +150,23 @@ void for_each_block(std::size_t n, int threads, const Work &work) {
     }
 }
 
-std::pair<double, double> sums(const In &x, const In &w, const In &base, std::size_t stop, int threads) {
+std::vector<std::pair<double, double>> sums(const In &x, const In &w, const In &base, std::size_t stop, int threads) {
     const std::size_t n = part(x.size(), w.size(), base.size(), 0, stop);
     const float *px = x.data(), *pw = w.data(), *pb = base.data();
-    Sums total;
     nb::gil_scoped_release release;
     std::vector<Sums> partial((n + block - 1) / block);
     for_each_block(n, threads, [&](std::size_t b, std::size_t first, std::size_t count) {
         partial[b] = sums_of_block(px + first, pw + first, pb + first, count);
     });
-    for (const Sums &s : partial) {
-        total.moved += s.moved;
-        total.change += s.change;
+    std::vector<std::pair<double, double>> chunks((partial.size() + blocks_of_chunk - 1) / blocks_of_chunk);
+    for (std::size_t b = 0; b < partial.size(); ++b) {
+        chunks[b / blocks_of_chunk].first += partial[b].moved;
+        chunks[b / blocks_of_chunk].second += partial[b].change;
     }
-    return {total.moved, total.change};
+    return chunks;
 }
 
-double squared_distance(const In &a, const In &base, std::size_t start, std::size_t stop, double before, int threads) {
+std::vector<double> squared_distances(const In &a, const In &base, std::size_t start, std::size_t stop, int threads) {
     const std::size_t n = part(a.size(), base.size(), base.size(), start, stop);
     const float *pa = a.data() + start, *pb = base.data() + start;
     nb::gil_scoped_release release;
@@ -171,8 +174,9 @@ double squared_distance(const In &a, const In &base, std::size_t start, std::siz
     for_each_block(n, threads, [&](std::size_t b, std::size_t first, std::size_t count) {
         partial[b] = sum_of_block(pa + first, pb + first, count);
     });
-    for (const double s : partial) before += s;
-    return before;
+    std::vector<double> chunks((partial.size() + blocks_of_chunk - 1) / blocks_of_chunk);
+    for (std::size_t b = 0; b < partial.size(); ++b) chunks[b / blocks_of_chunk] += partial[b];
+    return chunks;
 }
 
 void apply(const InOut &x, const In &w, const InOut &base, float eta, std::size_t start, std::size_t stop, int threads) {
@@ -202,9 +206,9 @@ NB_MODULE(_kernel, m) {
     using namespace nb::literals;
     // noconvert: a float64 or strided argument is a TypeError, not a silent copy.
     m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "stop"_a, "threads"_a,
-          "sum (x - base)^2 and sum (w - base)^2 over [0, stop), in one pass, in float64.");
-    m.def("squared_distance", &squared_distance, "a"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "before"_a, "threads"_a,
-          "before + sum (a - base)^2 over [start, stop), in float64.");
+          "sum (x - base)^2 and sum (w - base)^2 of each chunk of [0, stop), in one pass, in float64.");
+    m.def("squared_distances", &squared_distances, "a"_a.noconvert(), "base"_a.noconvert(), "start"_a, "stop"_a, "threads"_a,
+          "sum (a - base)^2 of each chunk of [start, stop), in float64.");
     m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "start"_a, "stop"_a,
           "threads"_a, "x += eta (w - base); base = x over [start, stop), in one pass. The arrays must not overlap.");
     m.def("triad", &triad, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "s"_a, "threads"_a,

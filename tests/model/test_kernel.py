@@ -16,10 +16,25 @@ ETAS = [0.0, 1e-8, 0.3, 1.0, 2.5]
 compiled_only = pytest.mark.skipif(not kernel.COMPILED, reason="the compiled kernel was not built")
 gpu_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 
+
+def sums_compiled(*arguments):
+    """Both sums over all chunks."""
+    return added(kernel.sums(*arguments))
+
+
+def sums_twin(*arguments):
+    """The same of the twin."""
+    return added(kernel.sums_twin(*arguments))
+
+
+def added(chunks):
+    return tuple(kernel.add_up(pair[which] for pair in chunks) for which in range(2))
+
+
 # (sums, apply, device) of each implementation
-COMPILED = pytest.param(kernel.sums, kernel.apply, "cpu", id="compiled", marks=compiled_only)
-TWIN = pytest.param(kernel.sums_twin, kernel.apply_twin, "cpu", id="twin")
-TWIN_ON_GPU = pytest.param(kernel.sums, kernel.apply, "cuda", id="twin-cuda", marks=gpu_only)
+COMPILED = pytest.param(sums_compiled, kernel.apply, "cpu", id="compiled", marks=compiled_only)
+TWIN = pytest.param(sums_twin, kernel.apply_twin, "cpu", id="twin")
+TWIN_ON_GPU = pytest.param(sums_compiled, kernel.apply, "cuda", id="twin-cuda", marks=gpu_only)
 every_implementation = pytest.mark.parametrize(("sums", "apply", "device"), [COMPILED, TWIN, TWIN_ON_GPU])
 every_triad = pytest.mark.parametrize(
     ("triad", "device"),
@@ -38,8 +53,9 @@ def models(n, seed=0):
 
 
 def distance(sums):
-    """One of the two sums alone, of the same implementation."""
-    return kernel.squared_distance_twin if sums is kernel.sums_twin else kernel.squared_distance
+    """One of the two sums alone, of the same implementation, added to what came before."""
+    alone = kernel.squared_distances_twin if sums is sums_twin else kernel.squared_distances
+    return lambda a, base, start=0, stop=None, before=0.0: kernel.add_up([before, *alone(a, base, start, stop)])
 
 
 def sums_in_numpy(x, w, base):
@@ -189,7 +205,7 @@ def test_a_part_leaves_the_rest_alone(sums, apply, device):
 def test_a_part_outside_the_model_is_refused(part):
     x, w, base = models(4)
     with pytest.raises((ValueError, TypeError)):
-        kernel.squared_distance(x, base, *part)
+        kernel.squared_distances(x, base, *part)
     with pytest.raises((ValueError, TypeError)):
         kernel.apply(x, w, base, 1.0, *part)
 
@@ -231,7 +247,7 @@ def test_without_the_compiled_kernel_the_twin_serves_and_says_so(monkeypatch):
     assert not without.COMPILED
     assert "install a C++ compiler" in without.describe_kernel()
     x, w, base = (torch.tensor([v]) for v in (1.0, 3.0, 0.0))
-    assert without.sums(x, w, base) == (1.0, 9.0)
+    assert without.sums(x, w, base) == [(1.0, 9.0)]
     without.apply(x, w, base, 1.0)
     assert x.item() == 4.0
     without.triad(x, w, base, 2.0)  # 3 + 2 * 4

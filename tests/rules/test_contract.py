@@ -10,6 +10,7 @@ from asyncfeded import rules
 from asyncfeded.rules.contract import RuleError, init, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply
 from asyncfeded.rules.fedavg import FedAvg
+from asyncfeded.testing import RuleTests
 from asyncfeded.testing.rule_tests import measure, new_model
 
 OUT = np.array([False, True, False, True])
@@ -96,3 +97,20 @@ def test_other_methods_are_told_too():
     ):
         with pytest.raises(RuleError, match=f"^rule Mine, init: v of its state {what}.*no checkpoint can hold it"):
             init(Mine({"v": state}), new_model(), np.ones(4))
+
+
+def test_a_rule_that_reduces_a_vector_by_itself_is_found():
+    """On a slice of the model its number is another one."""
+
+    class OwnNorm(Mine):
+        """Says as gamma a norm of the part that it sees."""
+
+        def on_arrival(self, update, model, state):
+            return Decision(float(update.weights.norm()), 1.0, (Reply(update.client, 1),))
+
+    class Tests(RuleTests):
+        def make_rule(self):
+            return OwnNorm({})
+
+    with pytest.raises(AssertionError):
+        Tests().test_slices_of_the_model_lead_to_the_model_to_the_bit()

@@ -5,12 +5,15 @@ in the buffer that its reply is sent from (bases.py): it may be written only aft
 Behind the base that buffer holds what the client keeps for itself (`Layout.own`); it is merged with nothing, and no rule
 sees it. A version that several clients have is held once, unless something is their own. This file decides nothing: the
 rules decide how an update is merged.
+
+Where several ranks are the server, each has a slice of all this. Norms and other sums go over all slices: they are taken by
+chunk, and the numbers of all chunks are added in one order, so that the bits do not depend on the number of slices.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor
 from asyncfeded.model import kernel
 from asyncfeded.model.bases import Bases
 from asyncfeded.model.flat import Layout
+from asyncfeded.model.slices import Gather
 
 HELPER = ThreadPoolExecutor(1, "measure")
 """A thread for a second core, beside the core that receives; it starts with the first large update."""
@@ -31,10 +35,10 @@ class Arriving:
 
     version: int
     """Version of x when the first part arrived."""
-    moved_sq: Future[float]
-    """||x - x_s||^2."""
-    change_sq: float = 0.0
-    """||w - x_s||^2 over the parts so far."""
+    moved_sq: Future[list[float]]
+    """||x - x_s||^2 of each chunk."""
+    change_sq: list[float] = field(default_factory=list)
+    """||w - x_s||^2 of each chunk so far."""
     finite: bool = True
     """Whether the parts so far are finite behind the parameters."""
 
@@ -61,6 +65,7 @@ class GlobalModel:
         num_clients: number of clients.
         held: how many versions the clients will hold at least, as far as is known: memory for so many is taken now.
         new: makes the buffer of a base; None: in memory, on the device of `initial`.
+        gather: brings the numbers of all slices together, where this is one of several; None: it is the whole model.
 
     Attributes:
         version: t, the number of updates merged.
@@ -77,8 +82,9 @@ class GlobalModel:
         num_clients: int,
         held: int | None = None,
         new: Callable[[], Tensor] | None = None,
+        gather: Gather | None = None,
     ) -> None:
-        self.layout = layout
+        self.layout, self._gather = layout, gather
         self._x = initial.detach().clone()
         self.version = 0
         self._num_own = layout.sent - layout.size
@@ -104,9 +110,45 @@ class GlobalModel:
         return 4 * self._x.numel() + self._bases.num_bytes
 
     def is_finite(self) -> bool:
-        """Whether all of x is finite."""
-        moved, _ = kernel.sums(self.x, self.x, self.x)  # inf - inf is nan; torch.isfinite would take 1.5 models of memory
-        return math.isfinite(moved)
+        """Whether all of x is finite; of this slice alone, where it is one."""
+        moved = kernel.squared_distances(self.x, self.x)  # inf - inf is nan; torch.isfinite would take 1.5 models of memory
+        return all(map(math.isfinite, moved))
+
+    def over_parts(self, of: Callable[[slice], tuple[float, float]]) -> list[tuple[float, float]]:
+        """Two numbers of each part of the parameters, in the order of parts, of all slices: every reduction begins so.
+
+        A rule must not reduce a vector in another way: it may have a slice of it only. All server ranks make the same calls.
+
+        Args:
+            of: gives the numbers of a part of vectors of length `layout.num_params` or more.
+
+        Returns:
+            The numbers; behind the parameters there may follow more, which are 0.
+        """
+        n = self.layout.num_params
+        return self._all_slices([of(slice(start, min(start + kernel.CHUNK, n))) for start in range(0, n, kernel.CHUNK)])
+
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        """The sum of a b over the parameters, in float64, of all slices.
+
+        Args:
+            a: float32 (layout.num_params,) or longer.
+            b: the same.
+        """
+        pairs = self.over_parts(lambda part: (float(a[part].double().dot(b[part].double())), 0.0))
+        return kernel.add_up(total for total, _ in pairs)
+
+    def norm(self, a: Tensor) -> float:
+        """||a||_2 over the parameters, as `dot`."""
+        return math.sqrt(self.dot(a, a))
+
+    def _all_slices(self, pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        """The pairs of all slices, given those of the first chunks of this one."""
+        if self._gather is None:
+            return pairs
+        mine = np.zeros((-(-self.layout.sent // kernel.CHUNK), 2))
+        mine[: len(pairs)] = np.reshape(pairs, (-1, 2))
+        return [(first, second) for first, second in self._gather(mine).tolist()]
 
     def measure(self, client: int, w: Tensor, start: int, stop: int) -> None:
         """Do the part of the work of `distances` that an arrived part allows; `distances` does the rest.
@@ -122,11 +164,11 @@ class GlobalModel:
         n, base = self.layout.num_params, self.base[client]
         if start == 0:
             # The distance of x from the base does not depend on the update: another core computes it during the receive.
-            moved = HELPER.submit(kernel.squared_distance, self.x, base, 0, n)
+            moved = HELPER.submit(kernel.squared_distances, self.x, base, 0, n)
             self._arriving[client] = Arriving(self.version, moved)
         arriving = self._arriving[client]
         if start < n:
-            arriving.change_sq = kernel.squared_distance(self.without_own(w), base, start, min(stop, n), arriving.change_sq)
+            arriving.change_sq += kernel.squared_distances(self.without_own(w), base, start, min(stop, n))
         arriving.finite &= self._rest_is_finite(w, start, stop)
 
     def distances(self, client: int, w: Tensor) -> tuple[float, float]:
@@ -145,13 +187,19 @@ class GlobalModel:
         n, base = self.layout.num_params, self.base[client]
         arriving = self._arriving.pop(client, None)
         if arriving is None:
-            moved_sq, change_sq = kernel.sums(self.x, self.without_own(w), base, n)
-            finite = self._rest_is_finite(w, 0, w.numel())
+            pairs, finite = kernel.sums(self.x, self.without_own(w), base, n), self._rest_is_finite(w, 0, w.numel())
         else:
-            moved_sq, change_sq, finite = arriving.moved_sq.result(), arriving.change_sq, arriving.finite
+            moved, finite = arriving.moved_sq.result(), arriving.finite
             if arriving.version != self.version:  # x has changed since then
-                moved_sq = kernel.squared_distance(self.x, base, 0, n)
-        return math.sqrt(moved_sq), math.sqrt(change_sq) if finite else math.nan
+                moved = kernel.squared_distances(self.x, base, 0, n)
+            pairs = list(zip(moved, arriving.change_sq, strict=True))
+        if not finite:
+            pairs[:1] = [(pairs[0][0] if pairs else 0.0, math.nan)]
+        moved_sq = change_sq = 0.0
+        for moved_of_chunk, change_of_chunk in self._all_slices(pairs):
+            moved_sq += moved_of_chunk
+            change_sq += change_of_chunk
+        return math.sqrt(moved_sq), math.sqrt(change_sq)
 
     def own(self, client: int) -> Tensor:
         """What is a client's own: float32 (own,), in its reply; 0 before it has sent any."""

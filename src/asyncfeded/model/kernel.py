@@ -6,6 +6,8 @@ bit. `triad` works the same way. It is not part of an update, but the limit that
 knows nothing of clients, versions or rules.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,8 @@ except ImportError:  # installed without a C++ compiler
 """True where the C++ kernel was built."""
 
 CHUNK = 1 << 18
-"""Elements of a part, where a model is taken part by part; a multiple of the compiled kernel's blocks. The twin also takes
-such parts, so that it allocates no temporary of model size."""
+"""Elements of a part, where a model is taken part by part; 16 of the compiled kernel's blocks. Sums are taken by chunk, and
+these are added in order. The twin also takes such parts, so that it allocates no temporary of model size."""
 
 
 def describe_kernel(device: str = "cpu") -> str:
@@ -34,7 +36,7 @@ def describe_kernel(device: str = "cpu") -> str:
     )
 
 
-def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[float, float]:
+def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> list[tuple[float, float]]:
     """Squared distances of two models from a third, in one pass.
 
     Args:
@@ -44,32 +46,36 @@ def sums(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[f
         stop: take only the elements up to here; None: all.
 
     Returns:
-        sum (x - base)^2 and sum (w - base)^2, accumulated in float64. A sum is finite if and only if all differences are.
+        For each chunk, sum (x - base)^2 and sum (w - base)^2, accumulated in float64. A sum is finite if and only if all
+        differences are.
     """
     stop = x.numel() if stop is None else stop
     if COMPILED and x.is_cpu:
-        moved, change = _kernel.sums(x.numpy(), w.numpy(), base.numpy(), stop, torch.get_num_threads())
-        return moved, change
+        return _kernel.sums(x.numpy(), w.numpy(), base.numpy(), stop, torch.get_num_threads())
     return sums_twin(x, w, base, stop)
 
 
-def squared_distance(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: float = 0.0) -> float:
-    """One of the two `sums`, with the same bits: before + sum (a - base)^2 over a part.
-
-    A model may be taken in parts that begin at multiples of CHUNK, each with the sum of the parts before it. The result
-    has the same bits as in one piece.
+def squared_distances(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None) -> list[float]:
+    """One of the two `sums`, with the same bits: sum (a - base)^2 of each chunk of a part.
 
     Args:
         a: float32 (n,), contiguous.
         base: float32 (n,), contiguous.
-        start: first element of the part.
+        start: first element of the part, a multiple of CHUNK.
         stop: end of the part; None: end of the model.
-        before: the sum to add to.
     """
     stop = a.numel() if stop is None else stop
     if COMPILED and a.is_cpu:
-        return _kernel.squared_distance(a.numpy(), base.numpy(), start, stop, before, torch.get_num_threads())
-    return squared_distance_twin(a, base, start, stop, before)
+        return _kernel.squared_distances(a.numpy(), base.numpy(), start, stop, torch.get_num_threads())
+    return squared_distances_twin(a, base, start, stop)
+
+
+def add_up(numbers: Iterable[float]) -> float:
+    """The sum of numbers, one after the other; the `sum` of Python 3.12 adds in another way than that of 3.11."""
+    total = 0.0
+    for number in numbers:
+        total += number
+    return total
 
 
 def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:
@@ -108,20 +114,19 @@ def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
         triad_twin(a, b, c, s)
 
 
-def sums_twin(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> tuple[float, float]:
+def sums_twin(x: Tensor, w: Tensor, base: Tensor, stop: int | None = None) -> list[tuple[float, float]]:
     """`sums` in torch operations, on any device."""
-    return squared_distance_twin(x, base, 0, stop), squared_distance_twin(w, base, 0, stop)
+    return list(zip(squared_distances_twin(x, base, 0, stop), squared_distances_twin(w, base, 0, stop), strict=True))
 
 
-def squared_distance_twin(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None, before: float = 0.0) -> float:
-    """`squared_distance` in torch operations, on any device."""
-    stop = a.numel() if stop is None else stop
-    total = torch.tensor(before, dtype=torch.float64, device=a.device)
+def squared_distances_twin(a: Tensor, base: Tensor, start: int = 0, stop: int | None = None) -> list[float]:
+    """`squared_distances` in torch operations, on any device."""
+    stop, totals = a.numel() if stop is None else stop, []
     for i in range(start, stop, CHUNK):
         part = slice(i, min(i + CHUNK, stop))
         difference = (a[part] - base[part]).double()
-        total += difference.dot(difference)
-    return total.item()
+        totals.append(difference.dot(difference))
+    return [total.item() for total in totals]
 
 
 def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: int | None = None) -> None:

@@ -93,19 +93,19 @@ class AsyncFedED(Settings):
         floor = 0.0
         if self.distance == "mahalanobis":  # also of an update that is fresh
             variance = state["variance"]
-            floor = self.variance_floor * distances.follow_variance(variance, w, base, self.variance_decay)
+            floor = self.variance_floor * distances.follow_variance(model, variance, w, base, self.variance_decay)
         if update.moved == 0 or update.change == 0:
             return update.gamma
         if self.distance == "squared_l2":
             return update.gamma * update.gamma  # not **, which raises where this is infinite
         if self.distance == "cosine":
-            return 1.0 - min(max(distances.dot(x, w, base) / update.moved / update.change, -1.0), 1.0)
+            return 1.0 - min(max(distances.dot(model, x, w, base) / update.moved / update.change, -1.0), 1.0)
         if self.distance == "l1":
-            moved, change = distances.l1(x, w, base)
+            moved, change = distances.l1(model, x, w, base)
         elif self.distance == "linf":
-            moved, change = distances.linf(x, w, base)
+            moved, change = distances.linf(model, x, w, base)
         else:
-            moved, change = distances.mahalanobis(x, w, base, variance, floor)
+            moved, change = distances.mahalanobis(model, x, w, base, variance, floor)
         return moved / change
 
     def next_epochs(self, epochs: int, gamma: float) -> int:

@@ -2,8 +2,11 @@
 
 import copy
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +15,8 @@ from torch import Tensor
 
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.model.kernel import CHUNK
+from asyncfeded.model.slices import Gather, Slice, cut
 from asyncfeded.rules import Rule
 from asyncfeded.rules.decision import Decision, State, Update
 
@@ -46,7 +51,7 @@ def arrive(
     model: GlobalModel,
     state: State,
     client: int,
-    delta: np.ndarray | list[float],
+    delta: Tensor | np.ndarray | list[float],
     epochs: int = FIRST_EPOCHS,
     num_samples: int = 10,
 ) -> Decision:
@@ -101,6 +106,35 @@ def drive(rule: Rule, arrivals: int = 120) -> Iterator[Moment]:
             model.hand_out(reply.client)
             epochs[reply.client] = reply.epochs
         yield Moment(w, sent, measured, version, held, out, decision, model, state)
+
+
+class Meeting:
+    """Threads with a slice of a model each, which bring their numbers together as server ranks do."""
+
+    def __init__(self, slices: int) -> None:
+        self._numbers = [np.empty(0)] * slices
+        self._all_here = threading.Barrier(slices, timeout=10)
+
+    def gather(self, index: int, numbers: np.ndarray) -> np.ndarray:
+        """See `slices.Gather`; `index` says whose numbers these are."""
+        self._numbers[index] = numbers
+        self._all_here.wait()
+        everything = np.concatenate(self._numbers)
+        self._all_here.wait()
+        return everything
+
+
+def train_slice(rule: Rule, whole: Layout, held: Slice, gather: Gather | None) -> tuple[list[Decision], Tensor]:
+    """What a rule decides on a slice of a model that 12 updates reach, and that slice of the global model."""
+    n = whole.num_params
+    initial = torch.cat([torch.zeros(n), torch.ones(whole.size - n)])[held.start : held.stop]
+    direction = torch.linspace(-1.0, 1.0, whole.size)[held.start : held.stop]
+    model = GlobalModel(initial, held.of(whole), CLIENTS, gather=gather)
+    for client in range(CLIENTS):
+        model.hand_out(client)
+    state = rule.init(model, first_epochs())
+    decisions = [arrive(rule, model, state, number % CLIENTS, direction / (number + 3)) for number in range(12)]
+    return decisions, model.x
 
 
 class RuleTests:
@@ -179,6 +213,21 @@ class RuleTests:
         *_, two = drive(self.make_rule())
         assert one.model.x.numpy().tobytes() == two.model.x.numpy().tobytes()
         assert one.decision == two.decision
+
+    def test_slices_of_the_model_lead_to_the_model_to_the_bit(self) -> None:
+        """Several server ranks hold a slice each: a rule reduces a vector by `GlobalModel.over_parts` only, dot or norm."""
+        params, size = CHUNK + 6, CHUNK + 12
+        layout = Layout((Entry("p", (params,), 0), Entry("s", (size - params,), params)), params, size)
+        decisions, x = train_slice(self.make_rule(), layout, Slice(0, size), None)
+        slices, meeting = cut(size, 2), Meeting(2)
+
+        def train(index: int) -> tuple[list[Decision], Tensor]:
+            return train_slice(self.make_rule(), layout, slices[index], partial(meeting.gather, index))
+
+        with ThreadPoolExecutor(2) as threads:
+            trained = list(threads.map(train, range(2)))
+        assert [each for each, _ in trained] == [decisions] * 2
+        assert torch.cat([part for _, part in trained]).numpy().tobytes() == x.numpy().tobytes()
 
     def test_statistics_stay_between_the_least_and_the_largest_that_were_sent(self) -> None:
         """A variance is never negative, not even by rounding, whatever the step size."""
