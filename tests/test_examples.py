@@ -166,13 +166,12 @@ def test_an_example_runs_with_all_its_clients(name, example, own_mpi, tmp_path):
     assert train(own_mpi, ranks, tmp_path, path, *overrides, "limits.updates=6")["updates"] == 6
 
 
-def test_the_task_of_the_readme_trains(tmp_path):
+def test_the_task_of_the_tutorial_trains(tmp_path):
     pytest.importorskip("sklearn", reason="the task needs scikit-learn")
-    code = (ROOT / "README.md").read_text().split("```python\n# wine.py\n")[1].split("```")[0]
-    assert len(code.splitlines()) <= 30
-    (tmp_path / "wine.py").write_text(code)
-    text = 'clients = 3\n[limits]\nupdates = 30\n[task]\nname = "wine.py:Wine"\n[training]\nlast_batch = "join"\n'
-    (tmp_path / "wine.toml").write_text(text)
-    done = run_asyncfeded("train", "wine.toml", "--ranks", 4, "clock=virtual", cwd=tmp_path)
+    text = (ROOT / "docs" / "tutorials" / "own_task.md").read_text()
+    for name in ("wine.py", "wine.toml"):
+        (tmp_path / name).write_text(text.split(f'title="{name}"\n')[1].split("```")[0])
+    assert len((tmp_path / "wine.py").read_text().splitlines()) <= 30
+    done = run_asyncfeded("train", "wine.toml", "--ranks", 4, cwd=tmp_path)
     assert done.status == 0, str(done)
     assert done.result["metrics"]["accuracy"] > 0.8

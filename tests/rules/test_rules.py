@@ -1,23 +1,20 @@
-"""Every rule keeps the same properties, refuses faulty keys by name, and the rule in the README works."""
+"""Every rule keeps the same properties, refuses faulty keys by name, and the rule of the tutorial works."""
 
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from annotated_types import Ge, Gt
-from pydantic import Field
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asyncfeded import rules
-from asyncfeded.config import Settings
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules import distances
-from asyncfeded.rules.decision import Decision, Reply, State, Update
+from asyncfeded.rules.decision import Update
 from asyncfeded.testing import RuleTests
 from rules.models import CLIENTS, PARAMS, STATISTICS, arrive, drive, first_epochs, measure, new_model
 
@@ -164,12 +161,11 @@ def test_an_unknown_rule_is_refused_and_the_known_ones_named(table):
 # --- the documentation
 
 
-def test_the_rule_in_the_readme_works():
+def test_the_rule_of_the_tutorial_works():
     """One step by hand: x = 0 + 0.8 (w - 0) with w = 2."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(class Inverse.*?)```", readme, re.DOTALL)
-    names = {"ClassVar": ClassVar, "Field": Field, "np": np, "Settings": Settings}
-    names |= {"GlobalModel": GlobalModel, "State": State, "Update": Update, "Decision": Decision, "Reply": Reply}
+    page = (Path(__file__).parents[2] / "docs" / "tutorials" / "own_rule.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r'title="inverse.py"\n(.*?)```', page, re.DOTALL)
+    names = {}
     exec(code, names)
     rule = names["Inverse"]()
     model = GlobalModel(torch.zeros(1), Layout((Entry("w", (1,), 0),), 1, 1), 1)
