@@ -93,6 +93,22 @@ def test_a_number_that_a_new_process_has_is_not_the_old_one(path):
     own(path).check()
 
 
+def test_who_only_looks_sees_whether_the_owner_is_alive(path, impatient, monkeypatch):
+    assert not ownership.Watched(path).is_alive()
+    with own(path):
+        assert ownership.Watched(path).is_alive()
+        rewrite(path, kernel="another")
+        elsewhere = ownership.Watched(path)
+        assert elsewhere.is_alive()
+        monkeypatch.setattr(ownership, "SILENCE_S", 0.0)
+        assert not elsewhere.is_alive()
+        os.utime(path, ns=(1, 1))  # a sign of life, whatever the clock of that host shows
+        monkeypatch.setattr(ownership, "SILENCE_S", 100.0)
+        assert elsewhere.is_alive()
+    other(path)
+    assert not ownership.Watched(path).is_alive()
+
+
 RACE = """
 import multiprocessing, os, pathlib, sys
 from asyncfeded.store import ownership

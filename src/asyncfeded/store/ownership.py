@@ -107,6 +107,27 @@ class Ownership:
                 os.utime(self._path)
 
 
+class Watched:
+    """Whether the owner of a file is alive, for one who only looks. It writes nothing.
+
+    Args:
+        path: the file that names the owner.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._sign, self._since = path, _sign(path), time.monotonic()
+
+    def is_alive(self) -> bool:
+        """False: there is no owner, its process has ended, or it has been silent for SILENCE_S while this looked."""
+        if (owner := _owner(self._path)) is None:
+            return False
+        if owner and owner["kernel"] == _kernel() and (started := _started(owner["pid"])) is not None:
+            return bool(started == owner["started"])
+        if (sign := _sign(self._path)) != self._sign:
+            self._sign, self._since = sign, time.monotonic()
+        return time.monotonic() - self._since < SILENCE_S
+
+
 def _take(path: Path, what: str, say: Callable[[str], None]) -> str:
     """Become the owner. Returns the token that only this owner has."""
     token = uuid.uuid4().hex

@@ -276,27 +276,36 @@ def read_record(run_dir: Path) -> Tables:
     raw = dict(_rows_so_far(path))  # before record.h5: if the run ends meanwhile, that has all rows
     checksum(path, "give the folder of a run (run_dir)")
     with open_hdf5(path, sealed=True) as file:
-        attributes: dict[str, object] = dict(file.attributes())
-        if (schema := attributes.get("schema")) != SCHEMA:
-            by = f", written by asyncfeded {attributes['asyncfeded']}" if attributes.get("asyncfeded") else ""
-            raise ValueError(
-                f"{path}: expected a record of schema {SCHEMA}, this has schema {schema}{by}; read it with that version"
-            )
-        if not isinstance(attributes.get("threads"), int):
-            raise ValueError(f"{path}: has no number of threads; it is damaged")
-        told = file.array("metrics")
-        metrics = Metrics.of_rows(told.read(), told.where)
+        metrics, attributes = read_about(path, file)
         stored = {name: _table(file, name, dtype) for name, dtype in dtypes(metrics).items()}
-        attributes["placement"] = _table(file, "placement", PLACE)
-        attributes["clients"] = clients = _table(file, "clients", None)
-        attributes["config"] = file.array("config").text()
-        attributes["data"] = file.array("data").text() if file.kind("data") else None
     for name, part in raw.items():
         dtype = stored[name].dtype
         stored[name] = np.frombuffer(part, dtype, len(part) // dtype.itemsize).copy()
     tables = Tables(**stored, metrics=metrics, attributes=attributes)
-    _check_rows(path, tables.updates, len(clients))
+    check_rows(path, tables.updates, len(np.asarray(attributes["clients"])))
     return tables
+
+
+def read_about(path: Path, file: Group) -> tuple[Metrics, dict[str, object]]:
+    """What an open record says about its run, without the rows: `Tables.metrics` and `Tables.attributes`.
+
+    Raises:
+        ValueError: it is damaged, or of another schema.
+    """
+    attributes: dict[str, object] = dict(file.attributes())
+    if (schema := attributes.get("schema")) != SCHEMA:
+        by = f", written by asyncfeded {attributes['asyncfeded']}" if attributes.get("asyncfeded") else ""
+        raise ValueError(
+            f"{path}: expected a record of schema {SCHEMA}, this has schema {schema}{by}; read it with that version"
+        )
+    if not isinstance(attributes.get("threads"), int):
+        raise ValueError(f"{path}: has no number of threads; it is damaged")
+    told = file.array("metrics")
+    attributes["placement"] = _table(file, "placement", PLACE)
+    attributes["clients"] = _table(file, "clients", None)
+    attributes["config"] = file.array("config").text()
+    attributes["data"] = file.array("data").text() if file.kind("data") else None
+    return Metrics.of_rows(told.read(), told.where), attributes
 
 
 def _rows_so_far(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -320,8 +329,8 @@ def _table(file: Group, name: str, dtype: np.dtype[np.void] | None) -> np.ndarra
     return array.read()
 
 
-def _check_rows(path: Path, updates: np.ndarray, num_clients: int) -> None:
-    """Whether the rows can be those of a run: damage to the files of rows is seen only here."""
+def check_rows(path: Path, updates: np.ndarray, num_clients: int) -> None:
+    """Raise ValueError if rows cannot be those of a run: damage to the files of rows is seen only here."""
     wrong = (updates["client"] < 0) | (updates["client"] >= num_clients) | (updates["round"] < 0)
     wrong |= (updates["epochs"] < 0) | (updates["accepted"].view(np.uint8) > 1)
     if len(at := np.flatnonzero(wrong)):
