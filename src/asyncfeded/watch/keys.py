@@ -1,6 +1,7 @@
 """Keys from a terminal, one at a time, without Enter. The terminal is as before afterwards."""
 
 import os
+import re
 import select
 import sys
 import termios
@@ -15,16 +16,18 @@ SEQUENCES = {"[A": "up", "[B": "down", "OA": "up", "OB": "down", "[5~": "page up
 class Keys:
     """The keys of standard input."""
 
-    def wait(self, seconds: float) -> str:
-        """The next key, or empty after so many seconds. The end of the input counts as `q`."""
+    def wait(self, seconds: float) -> list[str]:
+        """The keys that have been pressed, or none after so many seconds. The end of the input counts as `q`."""
         ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        if not ready:
-            return ""
-        raw = os.read(sys.stdin.fileno(), 16)  # a sequence comes in one piece
-        if not raw:
-            return "q"
-        text = raw.decode(errors="ignore")
-        return SEQUENCES.get(text[1:], "") if text.startswith("\x1b") else text[:1]
+        return split(os.read(sys.stdin.fileno(), 1024)) if ready else []
+
+
+def split(raw: bytes) -> list[str]:
+    """The keys in what a terminal has sent; a sequence that no name stands for is left out."""
+    if not raw:
+        return ["q"]
+    found = re.findall(r"\x1b([\[O][\d;]*[A-Za-z~])|([^\x1b])", raw.decode(errors="ignore"))
+    return [name for sequence, key in found if (name := SEQUENCES.get(sequence, "") if sequence else key)]
 
 
 @contextmanager

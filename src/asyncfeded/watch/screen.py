@@ -141,6 +141,8 @@ def line(state: State) -> str:
         parts += [f"{count} {name}"] if count else []
     if not math.isnan(left := state.left_s()) and state.phase == "running":
         parts.append(f"{duration(left)} left")
+    if state.phase == "ended" and state.said:
+        parts.append(state.said[-1])
     return "  ".join(parts)
 
 

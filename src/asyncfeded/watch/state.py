@@ -69,6 +69,8 @@ class State:
                 self._take(news)
         self.phase = "ended" if self._follower.ended else "running" if self._follower.is_alive else "silent"
         now = time.monotonic()
+        if self.phase != "running":
+            self._pace.clear()  # rates are those of a job
         going = self.is_wall and self.phase == "running"
         self.time_s = self._known_s + (now - self._known_at if going else 0.0)
         self._pace.append((now, self.updates, self.time_s))

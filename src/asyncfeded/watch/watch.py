@@ -65,8 +65,6 @@ def _screen(console: Console, state: State, every_s: float) -> None:
                     going = False
                 elif typed is None:
                     time.sleep(left)
-                elif key := typed.wait(left):
-                    going = view.press(key, max(console.height - 12, 1))
+                else:
+                    going = all(view.press(key, max(console.height - 12, 1)) for key in typed.wait(left))
     console.print(line(state), markup=False, soft_wrap=True)
-    for sentence in list(state.said)[-1:] if state.phase == "ended" else ():
-        console.print(sentence, markup=False, soft_wrap=True)
