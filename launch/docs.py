@@ -121,7 +121,7 @@ def command_lines(command: TyperCommand | TyperGroup, name: str) -> Iterator[str
         named = {
             kind: [given for given in command.params if given.param_type_name == kind] for kind in ("argument", "option")
         }
-        arguments = [(given, (given.name or "").upper()) for given in named["argument"]]
+        arguments = [(given, str(given.name).upper()) for given in named["argument"]]
         options = [(given, ", ".join(given.opts)) for given in named["option"]]
         usage = " ".join([name, *(called for _, called in arguments), *["[OPTIONS]"] * bool(options)])
         yield from (f"## {name}", "", "```text", usage, "```", "", inspect.cleandoc(command.help or ""), "")
@@ -164,7 +164,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, lines in MADE.items():
         files.append(File.generated(config, name, content="\n".join(lines())))
     for path, name in PAGES.items():
-        files.append(File.generated(config, name, content=(ROOT / path).read_text(encoding="utf-8")))
+        text = (ROOT / path).read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=f"---\nsearch:\n  boost: 0.3\n---\n{text}"))
     found = set()
     for file in list(files.documentation_pages()):
         path = origin(file.src_uri)
@@ -173,6 +174,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = place(target)
         if name.startswith("source/") and (ROOT / target).exists():
             files.append(File.generated(config, name, content=source(ROOT / target, target)))
+    named = set(re.findall(r"[\w/]+\.md", str(config.nav)))
+    found = {file.src_uri for file in files.documentation_pages() if not file.src_uri.startswith("source/")}
+    how_to = next(part["How to"] for part in config.nav or [] if "How to" in part)
+    how_to += sorted(found - named)  # a page that the menu does not name is found at the end of this one
     return files
 
 
