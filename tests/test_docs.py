@@ -36,7 +36,7 @@ HOW = {
 """How a block is checked, by the word behind its fence. A block with a title is also the file of that name for its page."""
 FENCE = re.compile(r'^```(\w*)(?: +title="([^"]+)")?[^\n]*\n(.*?)^```$', re.M | re.S)
 
-TELLING = {"check", "export", "info", "keys", "plot", "report", "trace", "cite"}
+TELLING = {"check", "export", "info", "keys", "plot", "report", "trace", "cite", "watch"}
 """Commands that start no job: they are typed as they stand there."""
 FOREIGN = {"cd", "exec", "export", "git", "module", "pip", "python3", "scancel", "source", "squeue", "ssh"}
 """Commands of other programs, which nothing here can check."""
