@@ -280,6 +280,8 @@ OTHER = {
 NEED_OTHER_KEYS = {
     "clock",
     "replay",
+    "bases",
+    "bases_dir",
     *(f"training.{key}" for key in ("unit", "steps", "schedule", "schedule_over", "schedule_length", "learning_rate_end")),
 }
 
@@ -305,6 +307,9 @@ def test_the_digest_counts_the_clock(toml):
         (["clock=replay", "replay=runs/a"], "clock = replay needs clients = N"),
         (["clock=replay", "clients=2"], "type asyncfeded replay RUN_DIR"),
         (["replay=runs/a"], "type asyncfeded replay RUN_DIR"),
+        (["bases=disk"], "bases = disk and bases_dir = FOLDER go together"),
+        (["bases_dir=runs"], "bases = disk and bases_dir = FOLDER go together"),
+        (["bases=disk", "bases_dir=runs"], r"bases = disk needs clock = virtual \(or replay\)"),
     ],
 )
 def test_an_ordered_clock_needs_what_its_order_is_made_of(toml, overrides, words):

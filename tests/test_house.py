@@ -92,7 +92,7 @@ def tracked():
 TESTS = [path.relative_to(ROOT / "tests") for path in sorted((ROOT / "tests").rglob("test_*.py"))]
 MIRRORED = {"files", "model", "mpi", "run", "script", "store", "studies", "training", "wire"}
 """Parts whose every room has a test file of its own."""
-WHOLE = {"run.serve", "run.work", "training.server_state"}
+WHOLE = {"run.evaluate", "run.serve", "run.work", "training.server_state"}
 """Rooms that whole runs test (tests/run/test_run_*.py), and servers that are saved and restored."""
 ELSEWHERE = {"test_docs.py", "test_examples.py", "cluster", "faults", "test_build.py", "test_house.py"}
 """Tests of no room: of the whole program, and of how it is built."""

@@ -12,6 +12,7 @@ from asyncfeded import doctor
 from asyncfeded.doctor import folder, problem
 from asyncfeded.doctor.folder import Folder
 from asyncfeded.doctor.problem import Link
+from asyncfeded.files.paths import kind_of
 from conftest import places, run, run_asyncfeded
 
 HOST = socket.gethostname()
@@ -405,8 +406,8 @@ tmpfs /data/my\040runs tmpfs rw 0 0
     ],
 )
 def test_the_kind_of_a_file_system_is_that_of_the_nearest_mount(path, kind):
-    assert folder.kind_of(folder.Path(path), MOUNTS) == kind
+    assert kind_of(folder.Path(path), MOUNTS) == kind
 
 
 def test_without_mounts_the_kind_is_unknown():
-    assert folder.kind_of(folder.Path("/data"), "") == ""
+    assert kind_of(folder.Path("/data"), "") == ""

@@ -202,6 +202,15 @@ class Config(Settings):
     wait: Literal["auto", "spin", "yield"] = "auto"
     """How a rank waits for a message: spin (polls; every rank needs its own core), yield (sleeps 10 us to 2 ms between
     polls) or auto (spin if every rank of the host has its own core)."""
+    bases: Literal["memory", "disk"] = "memory"
+    """Where the server keeps the models that its clients train from: memory, or disk (in `bases_dir`; in memory are those of
+    the clients that are due next, and as many updates as `bases_gb` allows). Disk: virtual clock or replay, CPU only; the
+    result is the same to the bit."""
+    bases_dir: Folder = ""
+    """An existing folder on a local disk, with room for a model of each client, for bases = disk. The file in it has no name
+    and is gone when the run ends, however it ends."""
+    bases_gb: float = Field(1.0, gt=0)
+    """GB (1e9 bytes) of memory that bases = disk may use for bases and for updates that wait for their turn."""
     limits: Limits = Limits()
     task: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """The task: `name`, and the keys of that task."""
@@ -224,6 +233,13 @@ class Config(Settings):
             raise ValueError(f"clock = {self.clock} needs clients = N: its result must not depend on the number of ranks")
         if (self.clock == "replay") != bool(self.replay):
             raise ValueError("clock = replay and replay = RUN_DIR go together; type asyncfeded replay RUN_DIR")
+        if (self.bases == "disk") != bool(self.bases_dir):
+            raise ValueError("bases = disk and bases_dir = FOLDER go together; name a folder on a local disk")
+        if self.bases == "disk" and self.clock == "wall":
+            raise ValueError(
+                "bases = disk needs clock = virtual (or replay), since nobody knows on the wall clock who is due next; set "
+                "bases = memory"
+            )
         if self.training.schedule_over == "run" and not (self.limits.updates or self.limits.seconds):
             raise ValueError(
                 'training.schedule_over = "run" needs limits.updates or limits.seconds: they say how long the run is'

@@ -1,7 +1,6 @@
 """Tests of the file system that a run would write to: atomic renames, fsync and free space."""
 
 import os
-import re
 import shutil
 import statistics
 import tempfile
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asyncfeded.doctor.problem import Problem
+from asyncfeded.files.paths import kind_of
 from asyncfeded.store.checkpoint.file import write
 
 SYNCS = 5
@@ -78,20 +78,6 @@ def problems(found: Folder) -> list[Problem]:
         what = f"{found.path} lies in memory ({found.kind})"
         noticed.append(Problem(f"{what}: the run is lost with the machine, and its files take the job's memory; {other}"))
     return noticed
-
-
-def kind_of(path: Path, mounts: str) -> str:
-    """Kind of the file system that holds a path.
-
-    Args:
-        path: absolute, without links.
-        mounts: the text of /proc/mounts.
-    """
-    kinds = {}  # if two are mounted at one place, the later one counts
-    for line in mounts.splitlines():
-        _, place, kind = line.split()[:3]
-        kinds[Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place))] = kind
-    return next((kinds[place] for place in (path, *path.parents) if place in kinds), "")
 
 
 def _fsync_s(path: Path) -> float:

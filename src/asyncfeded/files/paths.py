@@ -8,6 +8,20 @@ NAME_MAX = 255
 """Bytes of a name in a folder, on all file systems of Linux."""
 
 
+def kind_of(path: Path, mounts: str) -> str:
+    """The kind of the file system of a path: that of its nearest mount. Empty if there is none.
+
+    Args:
+        path: absolute, without links.
+        mounts: the text of /proc/mounts.
+    """
+    kinds = {}  # if two are mounted at one place, the later one counts
+    for line in mounts.splitlines():
+        _, place, kind = line.split()[:3]
+        kinds[Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place))] = kind
+    return next((kinds[place] for place in (path, *path.parents) if place in kinds), "")
+
+
 def expand(text: str) -> str:
     """A path with its `~`, `~name`, `$NAME` and `${NAME}` replaced, as a shell would. What exists as written stays.
 

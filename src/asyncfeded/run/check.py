@@ -24,10 +24,10 @@ from asyncfeded.mpi.world import imagine_job
 from asyncfeded.rules import contract
 from asyncfeded.rules.decision import Update
 from asyncfeded.run import folder, work
+from asyncfeded.run.evaluate import make_evaluator
 from asyncfeded.run.memory import server_need, worker_need
 from asyncfeded.run.plan import Plan, correctable, read_plan, use_threads
 from asyncfeded.run.run import Loaded, flatten, load, make_module
-from asyncfeded.run.serve import make_evaluator
 from asyncfeded.run.work import ClientParts
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import ClientProfiles

@@ -6,12 +6,15 @@ refused cannot fit; one that starts may still be too large.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from asyncfeded.config import Config
+from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import limits
@@ -62,7 +65,57 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
         return Need(2 * n * sent, 2 * n * sent)
     copies = size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
     held = n if layout.own else versions_held(rule, n)
-    return Need((held + 1) * sent + size + state + copies, (held + n) * sent + size + state + copies)
+    near = min(held, clients_near(config, layout)) if config.bases == "disk" else held
+    return Need((near + 1) * sent + size + state + copies, (held + n) * sent + size + state + copies)
+
+
+def clients_near(config: Config, layout: Layout) -> int:
+    """With bases = disk: how many clients at a time have base and update in memory."""
+    return int(1e9 * config.bases_gb / (8 * layout.sent))
+
+
+def most_held(config: Config, layout: Layout, held: int) -> str:
+    """What the server may come to hold, and what its host has left, as a part of a sentence.
+
+    Args:
+        config: the resolved config.
+        layout: of a message.
+        held: bytes of all its models at the start.
+    """
+    n, sent, left = config.clients, 4 * layout.sent, limits.host_memory()
+    if config.bases == "disk":
+        near = min(n, clients_near(config, layout))
+        file = f"all bases in {n * sent / 1e9:.3g} GB of {config.bases_dir}"
+        return f"base and update of {near} of {n} clients in memory, {file}; its host has {left / 1e9:.3g} GB left"
+    most = f"at most {(held + 2 * n * sent) / 1e6:.1f} MB with a base and an update of each of {n} clients"
+    return f"{most}; its host has {left / 1e9:.3g} GB left"
+
+
+def make_model(config: Config, rule: Rule, initial: Tensor, layout: Layout, workers: int) -> tuple[GlobalModel, Disk | None]:
+    """Make the global model with its bases, and the disk that they lie on, if they do. Rank 0.
+
+    Args:
+        config: the resolved config.
+        rule: of the run.
+        initial: float32 (layout.size,), x_0.
+        layout: of a message.
+        workers: their number.
+
+    Raises:
+        ValueError: the disk, or the memory that the user allows, does not suffice.
+    """
+    clients = config.clients
+    if config.bases == "memory":
+        return GlobalModel(initial, layout, clients, versions_held(rule, clients)), None
+    if not initial.is_cpu:
+        raise ValueError(f"bases = disk needs server_device = cpu, and the server is on {initial.device}; set one of them")
+    if (near := clients_near(config, layout)) < min(workers, clients):
+        raise ValueError(
+            f"bases_gb = {config.bases_gb:g} holds base and update of {near} clients, and {min(workers, clients)} train at "
+            f"a time; set it to at least {8e-9 * layout.sent * min(workers, clients):.2g}"
+        )
+    disk = Disk(Path(config.bases_dir), layout.sent, clients)
+    return GlobalModel(initial, layout, clients, 1, disk.new), disk
 
 
 def worker_need(config: Config, proximal: float, layout: Layout, pinned: bool = False) -> Need:
@@ -121,8 +174,8 @@ def check(ranks: np.ndarray, mine: int, what: str) -> None:
         if needed > left:
             figures = (f"{amount / 1e9:.3g} GB" for amount in (needed, max(left, 0)))
             raise ValueError(
-                f"not enough memory: {sentence.format(*figures)}; {what}; take fewer clients, a smaller model, or more "
-                f"memory"
+                f"not enough memory: {sentence.format(*figures)}; {what}; take fewer clients, a smaller model, more memory, "
+                f"more servers on other hosts (servers), or bases = disk"
             )
 
 

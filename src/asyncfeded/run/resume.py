@@ -34,6 +34,9 @@ MAY_CHANGE = (
     "device",
     "server",
     "server_device",
+    "bases",
+    "bases_dir",
+    "bases_gb",
     "training.loader_workers",
 )
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""

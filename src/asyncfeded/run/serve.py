@@ -1,5 +1,6 @@
 """The server of one run. It makes and checks what it needs before the first message; then it trains and saves. Rank 0."""
 
+import math
 import shlex
 import tempfile
 from collections.abc import Callable
@@ -15,22 +16,22 @@ from asyncfeded.config import Config
 from asyncfeded.files.digest import digest_files
 from asyncfeded.metric import Metrics
 from asyncfeded.model import kernel
+from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel, Layout, Shape
-from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
 from asyncfeded.rules import contract
 from asyncfeded.run import RESUMABLE, folder, result, resume
 from asyncfeded.run.data import check_data
+from asyncfeded.run.evaluate import make_evaluator
+from asyncfeded.run.memory import clients_near, make_model, most_held
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.stopping import asked
-from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import Record, UpdateRow
-from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
@@ -39,6 +40,7 @@ from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSetti
 from asyncfeded.training.server_state import ServerState
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival
+from asyncfeded.wire.nearest import Nearest
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.staging import Staging
 from asyncfeded.wire.transfer import peers
@@ -60,6 +62,8 @@ class ServerParts:
     """What K means for each client."""
     state: ServerState
     """The state in which the run begins or continues."""
+    disk: Disk | None
+    """Where the bases lie; None: in memory."""
     due: Due
     """When an update is due; not used on the wall clock."""
     share: Callable[[int, int], float] | None
@@ -111,8 +115,7 @@ def prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, metrics, rule = plan.config, plan.metrics, plan.rule
-    held = contract.versions_held(rule, config.clients)
-    model = GlobalModel(flat.buffer, flat.layout.with_own(own), config.clients, held)
+    model, disk = make_model(config, rule, flat.buffer, flat.layout.with_own(own), plan.seats.workers)
     epochs = profiles.clients["epochs"].astype(np.int64)
     state = ServerState(model, contract.init(rule, model, epochs), epochs)
     evaluator, remarks = make_evaluator(plan, flat)
@@ -125,7 +128,7 @@ def prepare(
         due = repeated = Replay(recorded.updates)
         share = repeated.share
     owned.check()
-    made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state)
+    made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state, disk)
     again = folder.is_unbegun(Path(config.run_dir))
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
@@ -142,27 +145,6 @@ def prepare(
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     newest = point.path.name
     return made(due, share, evaluator, reopen, newest, sentences, owned)
-
-
-def make_evaluator(plan: Plan, flat: FlatModel) -> tuple[Evaluator, tuple[str, ...]]:
-    """Make what tests the global model, and try it; also whether the model can be saved.
-
-    Returns:
-        It, and what the task has to say about its data.
-
-    Raises:
-        ValueError, OSError: something is wrong that the user can correct.
-    """
-    config = plan.config
-    seed_globals(config.seed, Stream.DATA)
-    batch_size, workers = config.evaluation.batch_size, config.training.loader_workers
-    evaluator, remarks = Evaluator(plan.task, flat, batch_size, config.seed, workers), tuple(plan.task.remarks())
-    try:
-        flat.state_dict(flat.buffer)  # what cannot be saved is found now
-    except ValueError as error:
-        raise TaskError(f"task {plan.task.name}, model: {error}") from None
-    evaluator.try_out(config.faults.bad_loss == "refuse")
-    return evaluator, remarks
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
@@ -216,7 +198,8 @@ class ServerRun:
             ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
             not model.x.is_cpu,
         )
-        self._clock = OrderedClock(self.wire, parts.due, state.taken_s) if ordered else None
+        below = Nearest(self.wire, parts.disk, clients_near(config, parts.layout)) if parts.disk else self.wire
+        self._clock = OrderedClock(below, parts.due, state.taken_s) if ordered else None
         if self._staging:
             self._staging.below = self._clock or self.wire
         writer = Writer(
@@ -334,7 +317,8 @@ class ServerRun:
     def _num_bytes(self) -> int:
         """Bytes of the models that the server holds."""
         state = self._parts.state
-        held = state.model.num_bytes + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
+        most = 1e9 * self._parts.config.bases_gb if self._parts.disk else math.inf
+        held = int(min(state.model.num_bytes, most)) + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
         held += self._staging.num_bytes if self._staging else 0
         return held + sum(int(array.nbytes) for array in state.rule.values())
 
@@ -348,7 +332,8 @@ class ServerRun:
         self.say("\n".join(placement.table(self._parts.places)))
         self.say(
             f"server holds {self._num_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
-            f"{self._num_bytes / 1e6:.1f} MB; kernel: {kernel.describe_kernel(str(self._parts.state.model.x.device))}"
+            f"{self._num_bytes / 1e6:.1f} MB, {most_held(config, layout, self._num_bytes)}; "
+            f"kernel: {kernel.describe_kernel(str(self._parts.state.model.x.device))}"
         )
         for sentence in self._parts.sentences:
             self.say(sentence)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from asyncfeded.wire.messages import Arrival, Lost, Order, Refused, Stuck
+from asyncfeded.wire.nearest import Nearest
 from asyncfeded.wire.server_wire import ServerWire
 
 Due = Callable[[Order, float], float]
@@ -34,7 +35,7 @@ class OrderedClock:
         due_s: for each client, when the update of its last order is due; infinity: never.
     """
 
-    def __init__(self, wire: ServerWire, due: Due, start_s: float = 0.0) -> None:
+    def __init__(self, wire: ServerWire | Nearest, due: Due, start_s: float = 0.0) -> None:
         self._wire, self._due = wire, due
         self._now = start_s
         self.due_s: dict[int, float] = {}
