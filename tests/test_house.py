@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "asyncfeded"
 FLOORS = (
     ("__init__", "__main__"),
     ("cli",),
-    ("bench", "plots", "testing", "watch"),
+    ("bench", "plots", "report", "testing", "watch"),
     ("doctor", "script", "studies"),
     ("run",),
     ("training",),

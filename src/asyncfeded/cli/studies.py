@@ -1,4 +1,4 @@
-"""Commands of many runs, and the picture of one: study, scale, plot."""
+"""Commands of many runs, and the picture and the report of runs: study, scale, plot, report."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -106,5 +106,30 @@ def plot(
         from asyncfeded import plots
 
         print(plots.plot_run(run_dir, output or run_dir / "run.png"))  # noqa: T201
+    except ValueError as error:
+        fail(str(error))
+
+
+@app.command(
+    epilog=example(
+        "asyncfeded report runs/mine",
+        "asyncfeded report runs/one runs/two --output comparison.html",
+        "asyncfeded report --study studies/paper_small --scaling studies/scaling --output studies.html",
+    )
+)
+def report(
+    run_dirs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs, finished or not.")] = None,
+    study: Annotated[list[Path] | None, typer.Option(help="Folder that `asyncfeded study` has written.")] = None,
+    scaling: Annotated[list[Path] | None, typer.Option(help="Folder that `asyncfeded scale` has written.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first folder.")] = None,
+) -> None:
+    """Make one HTML page of runs and studies, with every figure's numbers; it needs no network. Prints its path."""
+    folders = [*(run_dirs or []), *(study or []), *(scaling or [])]
+    if not folders:
+        fail("nothing to report: name the folder of a run, or a study with --study or --scaling")
+    try:
+        from asyncfeded.report import write_report
+
+        print(write_report(run_dirs or [], study or [], scaling or [], output or folders[0] / "report.html"))  # noqa: T201
     except ValueError as error:
         fail(str(error))
