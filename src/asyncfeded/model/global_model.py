@@ -109,11 +109,6 @@ class GlobalModel:
         """Memory of the global model and the bases."""
         return 4 * self._x.numel() + self._bases.num_bytes
 
-    def is_finite(self) -> bool:
-        """Whether all of x is finite; of this slice alone, where it is one."""
-        moved = kernel.squared_distances(self.x, self.x)  # inf - inf is nan; torch.isfinite would take 1.5 models of memory
-        return all(map(math.isfinite, moved))
-
     def over_parts(self, of: Callable[[slice], tuple[float, float]]) -> list[tuple[float, float]]:
         """Two numbers of each part of the parameters, in the order of parts, of all slices: every reduction begins so.
 
@@ -348,3 +343,10 @@ class GlobalModel:
         self._merged = stop
         if stop == self._x.numel():
             self._merging = None
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all of a model, float32 (size,), is finite."""
+    return all(
+        map(math.isfinite, kernel.squared_distances(x, x))
+    )  # inf - inf is nan; torch.isfinite takes 1.5 models of memory

@@ -17,6 +17,7 @@ from asyncfeded.config import Config
 from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.model.slices import Gather
 from asyncfeded.mpi import limits
 from asyncfeded.mpi.world import World, make_statement
 from asyncfeded.rules.contract import Rule, init, versions_held
@@ -91,8 +92,10 @@ def most_held(config: Config, layout: Layout, held: int) -> str:
     return f"{most}; its host has {left / 1e9:.3g} GB left"
 
 
-def make_model(config: Config, rule: Rule, initial: Tensor, layout: Layout, workers: int) -> tuple[GlobalModel, Disk | None]:
-    """Make the global model with its bases, and the disk that they lie on, if they do. Rank 0.
+def make_model(
+    config: Config, rule: Rule, initial: Tensor, layout: Layout, workers: int, gather: Gather | None = None
+) -> tuple[GlobalModel, Disk | None]:
+    """Make the global model with its bases, and the disk that they lie on, if they do. Server ranks.
 
     Args:
         config: the resolved config.
@@ -100,13 +103,16 @@ def make_model(config: Config, rule: Rule, initial: Tensor, layout: Layout, work
         initial: float32 (layout.size,), x_0.
         layout: of a message.
         workers: their number.
+        gather: see `GlobalModel`.
 
     Raises:
         ValueError: the disk, or the memory that the user allows, does not suffice.
     """
     clients = config.clients
     if config.bases == "memory":
-        return GlobalModel(initial, layout, clients, versions_held(rule, clients)), None
+        return GlobalModel(initial, layout, clients, versions_held(rule, clients), gather=gather), None
+    if gather:
+        raise ValueError(f"bases = disk needs servers = 1, and servers = {config.servers}; set one of them")
     if not initial.is_cpu:
         raise ValueError(f"bases = disk needs server_device = cpu, and the server is on {initial.device}; set one of them")
     if (near := clients_near(config, layout)) < min(workers, clients):

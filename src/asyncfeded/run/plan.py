@@ -127,9 +127,11 @@ def read_plan(
         rule = rules.check_rule(rule, config.rule["name"])
     task, rule = task or tasks.load_task(config.task), rule or rules.load_rule(config.rule)
     origin = digest_origin(config)
-    for key in ("servers", "evaluator", "ranks_per_client"):
+    for key in ("evaluator", "ranks_per_client"):
         if getattr(config, key) != Config.model_fields[key].default:
             raise ValueError(f"{key} = {getattr(config, key)}: not possible yet; leave it out")
+    if config.servers > 1 and (resumed or config.checkpoint.every_updates or config.checkpoint.every_s):
+        raise ValueError(f"servers = {config.servers}: a run with checkpoints has one server rank as yet")
     seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
     workers = seats.workers
     num_clients = config.clients or workers

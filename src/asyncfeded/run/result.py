@@ -28,10 +28,14 @@ def figures(
     updates: np.ndarray,
     tests: np.ndarray,
     server_bytes: int,
+    params: int,
     receiving_s: float,
     world: World,
 ) -> dict[str, object]:
-    """The figures of a finished run. `updates` and `tests` are the rows of its record: `updates`, `client_evaluations`."""
+    """The figures of a finished run. `updates` and `tests` are the rows of its record: `updates`, `client_evaluations`.
+
+    `server_bytes` is the memory of the models of rank 0, `params` the number of parameters of the model.
+    """
     gamma = updates["gamma"][np.isfinite(updates["gamma"])]
     return {
         "run_dir": str(run_dir),
@@ -48,13 +52,13 @@ def figures(
         "workers_busy": round(server.state.compute_s / workers_s(server.state, outcome.wall_s, world.seats.workers), 6),
         "server_bytes": server_bytes,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "params": server.state.model.layout.num_params,
+        "params": params,
         "hosts": len(set(world.hosts)),
         "cores": round(world.cores, 3),
         "refused": server.state.refused,
         "discarded": outcome.discarded,
         "stopped": outcome.reason,
-        "model_sha256": hashlib.sha256(server.state.model.x.cpu().numpy().data).hexdigest(),
+        "model_sha256": hashlib.sha256(server.final.cpu().numpy().data).hexdigest(),
     }
 
 

@@ -7,11 +7,13 @@ whole job (launcher.guard).
 """
 
 import json
+import math
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ import torch
 from torch import nn
 
 from asyncfeded.model.flat import FlatModel, Layout, ModuleState, Shape, digest_frozen
+from asyncfeded.model.slices import Slice, cut
 from asyncfeded.mpi import launcher, shield
 from asyncfeded.mpi.world import (
     RefusedError,
@@ -39,6 +42,7 @@ from asyncfeded.run import folder, serve, stopping, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, agree_on_digests, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
+from asyncfeded.run.slices import SliceParts, begin, cut_model, follow
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store.ownership import Ownership
@@ -49,6 +53,7 @@ from asyncfeded.training.heterogeneity import ClientProfiles, draw
 from asyncfeded.training.server import DivergedError
 from asyncfeded.training.trial import find_own, find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
+from asyncfeded.wire.server_ranks import ServerRankLostError, ServerRanks
 
 
 class Ended(NamedTuple):
@@ -116,12 +121,15 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
         shapes = json.loads(broadcast_text(seated, json.dumps(loaded.own), root=seated.seats.leaders[0]))
         if own := [(name, tuple(shape)) for name, shape in shapes]:
             agree_on_memory(world, *needed_memory(seated, plan, state, own))
+        sent = state.num_params + sum(state.candidates[name].numel() for name in statistics)
+        sent += sum(math.prod(shape) for _, shape in own)
+        slices, ranks = cut_model(seated, sent, plan.config.wait)
         parts = agree_on(
             world,
             lambda: _prepare(
                 seated,
                 plan,
-                flatten(plan, module, statistics, own if seated.rank else []),
+                flatten(plan, module, statistics, own if seated.rank >= plan.config.servers else []),
                 own,
                 profiles,
                 places,
@@ -129,6 +137,8 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
                 loaded,
                 resumed,
                 cleanup,
+                slices,
+                ranks,
             ),
             lambda _: make_statement(),
         )
@@ -138,17 +148,20 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
         raise
     run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
     resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
-    with launcher.guard("worker" if seated.rank else "server", told=(CodeError, DivergedError)):
-        if isinstance(parts, ServerParts):
-            shield.note(resumable)
-            return *serve.serve(seated, parts), run_dir
-        shield.note("")
-        # A launcher forwards signals to all ranks. The server does what they ask, and stops the workers.
-        stopping.ignore(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    role = "server" if seated.rank < plan.config.servers else "worker"
+    with launcher.guard(role, told=(CodeError, DivergedError)):
+        shield.note(resumable if role == "server" else "")
+        if not isinstance(parts, ServerParts):
+            # A launcher forwards signals to all ranks. Rank 0 does what they ask, and stops the others.
+            stopping.ignore(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         try:
+            if isinstance(parts, ServerParts):
+                return *serve.serve(seated, parts), run_dir
+            if isinstance(parts, SliceParts):
+                return 0, follow(seated, parts), run_dir
             return 0, work.train_for_server(seated, parts), run_dir
-        except ServerLostError as error:
-            if seated.rank == seated.seats.leaders[0]:
+        except (ServerLostError, ServerRankLostError) as error:
+            if seated.rank in (0, seated.seats.leaders[0]):
                 print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
             return 1, True, run_dir
 
@@ -185,7 +198,9 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
     """The memory that this rank has yet to take for the parameters and what is a client's own, and for what, in words."""
     config, num_params = plan.config, state.num_params
     layout = Layout((), num_params, num_params).with_own(own)
-    if world.rank == 0:
+    servers = world.seats.servers
+    if world.rank < servers:
+        layout = cut(layout.sent, servers)[world.rank].of(layout) if servers > 1 else layout
         need = server_need(config, plan.rule, layout, plan.device.type != "cpu")
     else:
         need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu")
@@ -270,15 +285,20 @@ def _prepare(
     loaded: Loaded,
     resumed: Path | None,
     cleanup: ExitStack,
-) -> ServerParts | ClientParts:
+    slices: list[Slice],
+    ranks: ServerRanks | None,
+) -> ServerParts | SliceParts | ClientParts:
     """Make and check everything else that needs no message.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
     if owned:
-        return serve.prepare(plan, flat, own, profiles, places, owned, resumed, cleanup)
-    return work.prepare(world, plan, flat, profiles, loaded.client_data)
+        return serve.prepare(plan, flat, own, profiles, places, owned, resumed, cleanup, ranks)
+    if ranks:
+        state, _ = begin(plan, flat, own, profiles, ranks)
+        return SliceParts(plan.config, plan.metrics, plan.rule, profiles.workloads, state, ranks)
+    return replace(work.prepare(world, plan, flat, profiles, loaded.client_data), slices=slices)
 
 
 def _statement(state: ModuleState) -> np.ndarray:

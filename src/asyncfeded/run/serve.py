@@ -8,8 +8,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from torch import Tensor
 
 from asyncfeded import rules
 from asyncfeded.config import Config
@@ -18,32 +20,29 @@ from asyncfeded.metric import Metrics
 from asyncfeded.model import kernel
 from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel, Layout, Shape
+from asyncfeded.model.global_model import is_finite
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
-from asyncfeded.rules import contract
 from asyncfeded.run import RESUMABLE, folder, result, resume
 from asyncfeded.run.data import check_data
 from asyncfeded.run.evaluate import make_evaluator
-from asyncfeded.run.memory import clients_near, make_model, most_held
+from asyncfeded.run.memory import most_held
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
+from asyncfeded.run.slices import TellingEvaluator, begin, describe, lead
 from asyncfeded.run.stopping import asked
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import Record, UpdateRow
-from asyncfeded.training.clock import Due, OrderedClock, Replay, Resumed
+from asyncfeded.training.clock import Due, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.rounds import Workload
 from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSettings
 from asyncfeded.training.server_state import ServerState
-from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival
-from asyncfeded.wire.nearest import Nearest
-from asyncfeded.wire.server_wire import ServerWire
-from asyncfeded.wire.staging import Staging
-from asyncfeded.wire.transfer import peers
+from asyncfeded.wire.server_ranks import ServerRanks
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,10 @@ class ServerParts:
     """Sentences for the user about the data, and about the point from which the run continues."""
     owned: Ownership
     """That of the run's folder."""
-
-    @property
-    def layout(self) -> Layout:
-        """What lies where in the buffer that a message carries."""
-        return self.state.model.layout
+    layout: Layout
+    """What lies where in the buffer that a message carries."""
+    ranks: ServerRanks | None
+    """All ranks of the server, each with a slice; None: this is the only one."""
 
     @property
     def run_dir(self) -> Path:
@@ -98,8 +96,9 @@ def prepare(
     owned: Ownership,
     resumed: Path | None,
     cleanup: ExitStack,
+    ranks: ServerRanks | None,
 ) -> ServerParts:
-    """Make and check everything that needs no message.
+    """Make and check everything that needs no message. Rank 0.
 
     Args:
         plan: the run.
@@ -110,14 +109,13 @@ def prepare(
         owned: that of the run's folder.
         resumed: folder of the run to continue; None: a new run.
         cleanup: gets callbacks that remove everything made here, if the run does not start.
+        ranks: all ranks of the server; None: it has one.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, metrics, rule = plan.config, plan.metrics, plan.rule
-    model, disk = make_model(config, rule, flat.buffer, flat.layout.with_own(own), plan.seats.workers)
-    epochs = profiles.clients["epochs"].astype(np.int64)
-    state = ServerState(model, contract.init(rule, model, epochs), epochs)
+    (state, disk), layout = begin(plan, flat, own, profiles, ranks), flat.layout.with_own(own)
     evaluator, remarks = make_evaluator(plan, flat)
     due: Due = profiles.due
     share = None
@@ -133,8 +131,8 @@ def prepare(
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
         book = _open_run(config, metrics, places, profiles.clients, owned, cleanup, data)
-        return made(due, share, evaluator, lambda: book, "", remarks, owned)
-    point = resume.find(resumed, config, metrics, model.layout, state.rule)
+        return made(due, share, evaluator, lambda: book, "", remarks, owned, layout, ranks)
+    point = resume.find(resumed, config, metrics, layout, state.rule)
     check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
 
@@ -144,7 +142,7 @@ def prepare(
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
     newest = point.path.name
-    return made(due, share, evaluator, reopen, newest, sentences, owned)
+    return made(due, share, evaluator, reopen, newest, sentences, owned, layout, ranks)
 
 
 def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
@@ -183,25 +181,8 @@ class ServerRun:
         self._complete = True  # whether the run's folder has taken all files of the end
         self._elsewhere: list[Path] = []  # the folder that has taken the others
         config, state = parts.config, parts.state
-        ordered, model = config.clock != "wall", state.model
-        # On an ordered clock updates wait for their turn, and the model changes before they are measured.
-        self._staging = Staging(model) if not model.x.is_cpu else None
-        self.wire = ServerWire(
-            world.comm,
-            peers(world.comm, world.seats.leaders),
-            parts.layout.sent,
-            world.backoff(config.wait),
-            config.clients,
-            None if ordered else (self._staging or model).measure,
-            state.taken_s,
-            Deadlines(config.faults.patience, config.faults.patience_s),
-            ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
-            not model.x.is_cpu,
-        )
-        below = Nearest(self.wire, parts.disk, clients_near(config, parts.layout)) if parts.disk else self.wire
-        self._clock = OrderedClock(below, parts.due, state.taken_s) if ordered else None
-        if self._staging:
-            self._staging.below = self._clock or self.wire
+        self._wires = lead(world, config, state, parts.disk, parts.due, parts.ranks)
+        self.wire = self._wires.workers
         writer = Writer(
             parts.run_dir / FOLDER, config.checkpoint.keep, Path(parts.newest) if parts.newest else None, book.sync
         )
@@ -209,9 +190,16 @@ class ServerRun:
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
         of_run = (config.limits, config.faults, config.evaluation, parts.metrics)
-        settings = ServerSettings(*of_run, not ordered, parts.workloads, parts.share)
-        wire = self._staging or self._clock or self.wire
-        self._server = Server(wire, parts.rule, state, parts.evaluator, settings, observer=self)
+        settings = ServerSettings(*of_run, config.clock == "wall", parts.workloads, parts.share, parts.layout.sent)
+        evaluator = parts.evaluator
+        if parts.ranks and config.clock != "wall":
+            evaluator = cast(Evaluator, TellingEvaluator(parts.evaluator, parts.ranks))
+        wire = self._wires.wire
+        self._server = Server(wire, parts.rule, state, evaluator, settings, observer=self, whole=self._whole)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """The whole global model, given the slice of this rank: in the model that snapshots are evaluated in."""
+        return self._parts.ranks.whole(x, self._parts.flat.buffer) if self._parts.ranks else x
 
     def train(self) -> Outcome:
         """Train, from sending the first model until the last client has stopped."""
@@ -247,7 +235,15 @@ class ServerRun:
             self._rescue("record.h5", error, self._record.save)
             self._record.release()
         figures = result.figures(
-            server, outcome, run_dir, updates, tests, self._num_bytes, self.wire.receiving_s, self._world
+            server,
+            outcome,
+            run_dir,
+            updates,
+            tests,
+            self._num_bytes,
+            self._parts.layout.num_params,
+            self.wire.receiving_s,
+            self._world,
         )
         self._keep("result.json", partial(result.write, figures))
         ended = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
@@ -261,7 +257,7 @@ class ServerRun:
         """See `Observer`."""
         self._record.evaluations.append((time_s, score.version, *score.values.values()))
         seconds = self._parts.evaluator.seconds
-        began_s = time_s if self._clock else time_s - seconds
+        began_s = time_s if self._wires.clock else time_s - seconds
         self._record.note(began_s, "evaluated", seconds=seconds, text=f"version {score.version}")
 
     def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
@@ -276,9 +272,9 @@ class ServerRun:
         if not (server.stopping or self._keeper.first):
             self._record.flush_if_due()
         self._progress.tick(server)
-        model = server.state.model
-        if server.stopping and model.is_finite():
-            self._keep("model.h5", lambda path: save_model(path, self._parts.flat.state_dict(model.x), model.version))
+        if server.stopping and is_finite(server.final):
+            state, version = self._parts.flat.state_dict(server.final), server.state.model.version
+            self._keep("model.h5", lambda path: save_model(path, state, version))
         self._keeper.tick(server)
 
     def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
@@ -319,7 +315,7 @@ class ServerRun:
         state = self._parts.state
         most = 1e9 * self._parts.config.bases_gb if self._parts.disk else math.inf
         held = int(min(state.model.num_bytes, most)) + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
-        held += self._staging.num_bytes if self._staging else 0
+        held += self._wires.staging.num_bytes if self._wires.staging else 0
         return held + sum(int(array.nbytes) for array in state.rule.values())
 
     def _introduce(self) -> None:
@@ -335,11 +331,13 @@ class ServerRun:
             f"{self._num_bytes / 1e6:.1f} MB, {most_held(config, layout, self._num_bytes)}; "
             f"kernel: {kernel.describe_kernel(str(self._parts.state.model.x.device))}"
         )
+        for sentence in describe(self._parts.ranks):
+            self.say(sentence)
         for sentence in self._parts.sentences:
             self.say(sentence)
 
     def _snapshot(self, server: Server) -> Snapshot:
-        due_s = self._clock.due_s if self._clock else {}
+        due_s = self._wires.clock.due_s if self._wires.clock else {}
         at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._world.seats.workers)
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
 

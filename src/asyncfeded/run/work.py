@@ -1,6 +1,6 @@
 """A worker of one run. It makes and checks what it needs before the first message; then it trains. Client ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,6 +8,7 @@ import torch
 
 from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel
+from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.world import World
 from asyncfeded.run.plan import Plan
 from asyncfeded.seeds import Stream, seed_globals
@@ -35,6 +36,8 @@ class ClientParts:
     """What tests the models that clients receive; None: they do not."""
     client_data: Callable[[int], ClientData]
     """Returns the data of a client; loads it if the client has moved to this worker."""
+    slices: Sequence[Slice] = ()
+    """What each rank of the server holds; empty: it has one."""
 
 
 def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], ClientData]:
@@ -89,6 +92,6 @@ def train_for_server(world: World, parts: ClientParts) -> bool:
     def lost_s(order: Order, round_s: float) -> float:
         return parts.profiles.pause_s(order, round_s) if paced else 0.0
 
-    wire = ClientWire(world.comm, host, world.backoff(config.wait))
+    wire = ClientWire(world.comm, host, world.backoff(config.wait), parts.slices)
     work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
     return wire.ranks_lost

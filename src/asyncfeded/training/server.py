@@ -12,9 +12,11 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.metric import Metrics
+from asyncfeded.model.global_model import is_finite
 from asyncfeded.rules.contract import Rule, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply, Update
 from asyncfeded.store.record import UpdateRow
@@ -29,7 +31,13 @@ INTERRUPTED = "interrupted by a signal"
 
 
 class DivergedError(Exception):
-    """The global model is not finite: there is nothing left to save or to go on with. The text is for the user."""
+    """The global model is not finite after so many updates: there is nothing left to save or to go on with."""
+
+    def __init__(self, updates: int) -> None:
+        super().__init__(
+            f"the global model is not finite after {updates} updates: the steps merged grew without bound; lower the rule's "
+            f"step size (rule.lambda of asyncfeded) or training.learning_rate"
+        )
 
 
 class Outcome(NamedTuple):
@@ -66,6 +74,8 @@ class ServerSettings(NamedTuple):
     share: Callable[[int, int], float] | None = None
     """Gives what a client was told in a round about the part of the run that is done, in a replay. None: it follows from
     the limits."""
+    sent: int = 0
+    """Elements of a message, where the state has a slice of the model; 0: as many as the model says."""
 
 
 class Observer(Protocol):
@@ -97,6 +107,7 @@ class Server:
         evaluator: tests snapshots of the global model.
         settings: limits, faults and evaluation.
         observer: is called for every update and evaluation.
+        whole: gives the whole global model, float32 (size,), where the state has a slice of it.
 
     Attributes:
         state: the current state.
@@ -106,6 +117,7 @@ class Server:
             number; empty: it continues.
         interrupted: set it to end the training as a limit would.
         stopping: why the run stops, as a sentence; empty before.
+        final: the whole global model when the run stops.
     """
 
     def __init__(
@@ -116,13 +128,13 @@ class Server:
         evaluator: Evaluator,
         settings: ServerSettings,
         observer: Observer,
+        whole: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
         self._wire, self._rule, self.state, self._evaluator = wire, rule, state, evaluator
-        self.settings, self._observer = settings, observer
+        self.settings, self._observer, self._whole = settings, observer, whole
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
-        self.failed, self.interrupted, self.stopping = "", False, ""
-        self._began = time.perf_counter()
-        self._update_bytes = HEAD + 4 * state.model.layout.sent
+        self.failed, self.interrupted, self.stopping, self.final = "", False, "", state.model.x
+        self._began, self._update_bytes = time.perf_counter(), HEAD + 4 * (settings.sent or state.model.layout.sent)
 
     @property
     def elapsed_s(self) -> float:
@@ -174,21 +186,20 @@ class Server:
                     discarded += 1
                 else:
                     self._take(event)
-                    if (
-                        self.settings.in_idle_moments
-                        and self.elapsed_s - state.evaluation_due_s > self.settings.evaluation.every_s
-                    ):
+                    late_s = self.elapsed_s - state.evaluation_due_s
+                    if self.settings.in_idle_moments and late_s > self.settings.evaluation.every_s:
                         self._evaluate()  # no idle moment for a whole period
             self._observer.tick(self)
         self.stopping, seconds, wall_s = reason, self.elapsed_s, self.wall_s
+        self.final = self._whole(state.model.x)
         self._observer.tick(self)
         if self.settings.limits.seconds and not self.settings.in_idle_moments:
             seconds = max(min(seconds, self.settings.limits.seconds), state.taken_s)  # a resumed run may be past the limit
         discarded += self._wire.stop()
-        if not state.model.is_finite():
-            raise DivergedError(self._diverged())
+        if not is_finite(self.final):
+            raise DivergedError(state.updates)
         if state.score is None or state.score.version != state.model.version:
-            self._note(self._evaluator.score(state.model.x, state.model.version), seconds)
+            self._note(self._evaluator.score(self.final, state.model.version), seconds)
         assert state.score is not None
         return Outcome(self.failed or reason, seconds, wall_s, state.score, discarded, bool(self.failed))
 
@@ -220,7 +231,7 @@ class Server:
         tau, share = model.version - arrival.base_version, float(state.share[client])
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
-            raise DivergedError(self._diverged())
+            raise DivergedError(state.updates)
         w = model.without_own(arrival.weights)
         update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w)
         refusal = why_refused(update, arrival, self.settings.faults, self.settings.workloads)
@@ -324,15 +335,8 @@ class Server:
             for reply in on_loss(self._rule, client, self.state.model, self.state.rule, self.state.out):
                 self._send(reply)
 
-    def _diverged(self) -> str:
-        return (
-            f"the global model is not finite after {self.state.updates} updates: the steps merged grew without bound; lower "
-            f"the rule's step size (rule.lambda of asyncfeded) or training.learning_rate"
-        )
-
     def _send(self, reply: Reply) -> None:
-        client, epochs = reply
-        self.state.epochs[client] = epochs
+        client, self.state.epochs[reply.client] = reply.client, reply.epochs
         self.state.rounds[client] += 1
         self.state.share[client] = self._share(client)
         self.state.out[client] = True
@@ -354,18 +358,18 @@ class Server:
     def _evaluate(self) -> bool:
         """Take a snapshot or evaluate one batch, if it is due and within its share of time. Returns whether it did."""
         state = self.state
-        began = self.elapsed_s
+        began, began_s = time.perf_counter(), self.elapsed_s
         changed = state.model.version != (state.score.version if state.score else 0)
-        due = self._evaluator.running or (changed and began >= state.evaluation_due_s)
-        if not due or state.evaluating_s > self.settings.evaluation.share * began:
+        due = self._evaluator.running or (changed and began_s >= state.evaluation_due_s)
+        if not due or state.evaluating_s > self.settings.evaluation.share * began_s:
             return False
         if not self._evaluator.running:
-            self._evaluator.start(state.model.x, state.model.version)
-            state.evaluation_due_s = began
+            self._evaluator.start(self._whole(state.model.x), state.model.version)
+            state.evaluation_due_s = began_s
         elif (score := self._evaluator.step()) is not None:
             self._note(score, self.elapsed_s)
             state.evaluation_due_s += self.settings.evaluation.every_s
-        state.evaluating_s += self.elapsed_s - began
+        state.evaluating_s += time.perf_counter() - began
         return True
 
     def _evaluate_up_to(self, time_s: float) -> None:
@@ -374,10 +378,9 @@ class Server:
         until_s = min(time_s, self.settings.limits.seconds or math.inf)
         while state.evaluation_due_s <= until_s and not (self.failed or self._good_enough()):
             began = time.perf_counter()
-            if state.score is None or state.score.version != state.model.version:
-                score = self._evaluator.score(state.model.x, state.model.version)
-            else:
-                score = state.score
+            score = state.score
+            if score is None or score.version != state.model.version:
+                score = self._evaluator.score(self._whole(state.model.x), state.model.version)
             self._note(score, state.evaluation_due_s)
             state.evaluation_due_s += self.settings.evaluation.every_s
             state.evaluating_s += time.perf_counter() - began

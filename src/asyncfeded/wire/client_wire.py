@@ -4,12 +4,13 @@ The server's side is server_wire.py; messages.py describes the messages.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
 from asyncfeded.wire.messages import (
@@ -39,7 +40,7 @@ class ServerLostError(RuntimeError):
 
 
 class ClientWire:
-    """A worker's side; the server is rank 0.
+    """A worker's side. Rank 0 of the server sends and receives the headers; each of its ranks, a slice of the model.
 
     Every method raises ServerLostError where MPI reports that the server has died (ULFM).
 
@@ -48,14 +49,16 @@ class ClientWire:
         buffer: float32 (size,) in host memory, for receiving and for sending. It belongs to MPI inside `receive` and
             `send`, and to the caller between them.
         backoff: how to wait.
+        slices: what each rank of the server holds; empty: rank 0 holds everything.
 
     Attributes:
         ranks_lost: whether the server said at the end that a rank is lost. Ranks then leave without waiting for each other.
     """
 
-    def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff) -> None:
-        self._server, self._backoff, self.ranks_lost = Peer(comm, 0, "the server"), backoff, False
-        self._buffer = buffer.numpy()
+    def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff, slices: Sequence[Slice] = ()) -> None:
+        self._comm, self._backoff, self.ranks_lost, self._size = comm, backoff, False, len(buffer)
+        parts = [(rank, *held) for rank, held in enumerate(slices) if held.size] or [(0, 0, len(buffer))]
+        self._parts = [(Peer(comm, rank, "the server"), buffer.numpy()[start:stop]) for rank, start, stop in parts]
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
         self._read, self._written, self._scores = self._inbox[REST], self._outbox[REST], self._outbox["scores"][0]
         self._row = self._outbox.view(np.uint8)
@@ -73,12 +76,13 @@ class ClientWire:
         _, _, flags, client, epochs, number, version, steps, *_, share = self._read[0].item()
         if flags & STOP:
             return None
-        receiving = Receiving(self._server, self._buffer)
-        while not receiving.complete:
-            if _or_server_lost(receiving.poll) is None:
-                self._backoff.pause()
-            else:
+        receiving, none = [Receiving(*part) for part in self._parts], [None] * len(self._parts)
+        while not all(part.complete for part in receiving):
+            come = [_or_server_lost(part.poll) for part in receiving]
+            if come != none:
                 self._backoff.reset()
+            else:
+                self._backoff.pause()
         self._request.Start()
         return Order(client, number, version, epochs, steps, share)
 
@@ -106,13 +110,14 @@ class ClientWire:
             flags, row, self._scores[:] = TESTED, self._row, scores
         self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, 0.0)
         self._num_sent += 1
-        header = self._server.comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
-        sending, size, given = Sending(self._server, self._buffer, header, self._num_sent), len(self._buffer), 0
-        while not _or_server_lost(lambda: sending.push(size) and sending.sent()):
-            if sending.given > given:
-                given = sending.given
+        header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
+        sending = [Sending(*part, None if part[0].rank else header, self._num_sent) for part in self._parts]
+        given, all_done = 0, [True] * len(sending)
+        while [_or_server_lost(part.go_on) for part in sending] != all_done:
+            if (now_given := sum(part.given for part in sending)) > given:
+                given = now_given
                 self._backoff.reset()
-            elif self._backoff.spin and size > CHUNK:
+            elif self._backoff.spin and self._size > CHUNK:
                 time.sleep(BULK_S)
             else:
                 self._backoff.pause()
@@ -121,7 +126,7 @@ class ClientWire:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
         self._written[0] = only(LAST)
         self._request.Start()
-        last = self._server.comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
+        last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
         for request in (last, self._request):
             self._backoff.reset()
             while not _or_server_lost(request.Test):

@@ -108,7 +108,6 @@ class ServerWire:
         self._used: set[int] = set()
         self._announced: deque[tuple[int, Header]] = deque()  # header is here, no receive posted for weights
         self._incoming: list[Incoming] = []
-        self._moved_s = 0.0  # when the last part arrived
         self._arrived: deque[Arrival | Refused | Lost] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
         self._num_received = [0] * num_workers  # messages of each worker; tags of chunks follow from it
@@ -124,11 +123,10 @@ class ServerWire:
         self._asked_s = [0.0] * num_workers  # when the order in hand was sent, in seconds of listening
         self._sign_s = [0.0] * num_workers  # when the worker gave its last sign of life
         self._failed: dict[int, str] = {}  # by worker: the error that MPI gave for it
-        self._left: set[int] = set()
-        self._stopping = False
+        self._left, self._stopping = set[int](), False
         self._stops: dict[int, MPI.Request | None] = {}
         self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
-        self.receiving_s = self._watched_s = 0.0
+        self.receiving_s = self._watched_s = self._moved_s = 0.0  # moved: when the last part arrived
         self._start = time.perf_counter() - start_s
         MPI.Prequest.Startall(self._header_requests)
 
@@ -248,7 +246,7 @@ class ServerWire:
             self._used.add(slot)
             pending = self._in_hand[worker]
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
-            receiving = Receiving(self._workers[worker], self._arrays[slot], self._num_received[worker])
+            receiving = self._begin(worker, header.client, slot, not refusal)
             self._incoming.append(Incoming(worker, header, slot, receiving, refusal))
             self._take_parts()  # a small model is here already
             moved = True
@@ -256,6 +254,10 @@ class ServerWire:
             self._moved_s = time.perf_counter()
             self.receiving_s += time.thread_time() - cpu
             self._backoff.reset()
+
+    def _begin(self, worker: int, client: int, slot: int, measured: bool) -> Receiving:
+        """Post the first receives of an update."""
+        return Receiving(self._workers[worker], self._arrays[slot], self._num_received[worker])
 
     def _take_parts(self) -> bool:
         """Take the parts of all updates that have arrived. Returns whether there were any."""
@@ -303,8 +305,7 @@ class ServerWire:
         self._reply_heads[worker] = order.fields
         header = self._isend(worker, self._reply_rows[worker])
         self._outgoing[worker] = Sending(self._workers[worker], pending.weights.numpy(), header) if header else None
-        for start in range(0, self._size, CHUNK):
-            stop = min(start + CHUNK, self._size)
+        for stop in (*range(CHUNK, self._size, CHUNK), self._size):
             ready(stop)
             self._push(worker, stop)
 

@@ -68,7 +68,8 @@ class Staging:
             if not wait_for:
                 ready(self._size)
                 wait_for.extend(self._copy(reply, weights, start) for start in range(0, self._size, CHUNK))
-            wait_for[(stop - 1) // CHUNK]()
+            if stop:  # nothing of an empty slice
+                wait_for[(stop - 1) // CHUNK]()
 
         self.below.reply(order, reply, reply_ready)
 

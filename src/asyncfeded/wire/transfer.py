@@ -97,17 +97,17 @@ class Sending:
     Args:
         target: the receiver.
         weights: float32 (size,), to send from. The part of it that is ready must not be written until `sent`.
-        header: request of the header sent before it, which counts as one of the chunks under way.
+        header: request of the header sent before it, which counts as one of the chunks under way; None: there is none.
         number: which of the sender's messages it is.
 
     Attributes:
         given: how many elements MPI has been given.
     """
 
-    def __init__(self, target: Peer, weights: np.ndarray, header: MPI.Request, number: int = 0) -> None:
+    def __init__(self, target: Peer, weights: np.ndarray, header: MPI.Request | None = None, number: int = 0) -> None:
         self._comm, self._target, _ = target
         self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
-        self._requests = deque([header])
+        self._requests = deque([header] if header else [])
         self.given = 0
 
     def push(self, ready: int) -> bool:
@@ -124,6 +124,10 @@ class Sending:
             start, self.given = self.given, min(self.given + CHUNK, ready)
             self._requests.append(self._comm.Isend([self._weights[start : self.given], MPI.FLOAT], self._target, self._tag))
         return True
+
+    def go_on(self) -> bool:
+        """Push all of it. Returns whether all has been sent. Never waits."""
+        return self.push(len(self._weights)) and self.sent()
 
     def sent(self) -> bool:
         """Whether all has been sent, so that the buffer may be written. Never waits."""

@@ -1,0 +1,266 @@
+"""A server of one rank or of several: the state that each holds, the wires of rank 0, and the loop of the other ranks."""
+
+import math
+import time
+from typing import NamedTuple, cast
+
+import numpy as np
+from torch import Tensor
+
+from asyncfeded.config import Config
+from asyncfeded.metric import Metrics
+from asyncfeded.model.disk import Disk
+from asyncfeded.model.flat import FlatModel, Shape
+from asyncfeded.model.kernel import CHUNK
+from asyncfeded.model.slices import Slice, cut
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.world import World
+from asyncfeded.own import CodeError
+from asyncfeded.rules import Rule, contract
+from asyncfeded.run.memory import clients_near, make_model
+from asyncfeded.run.plan import Plan
+from asyncfeded.store.record import UpdateRow
+from asyncfeded.training.clock import Due, OrderedClock
+from asyncfeded.training.evaluation import Evaluator, Score
+from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.training.rounds import Workload
+from asyncfeded.training.server import DivergedError, Server, ServerSettings
+from asyncfeded.training.server_state import ServerState
+from asyncfeded.wire.deadlines import Deadlines
+from asyncfeded.wire.messages import Arrival, Wire
+from asyncfeded.wire.nearest import Nearest
+from asyncfeded.wire.server_ranks import ServerRanks, What
+from asyncfeded.wire.server_wire import ServerWire
+from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SliceWire
+from asyncfeded.wire.staging import Staging
+from asyncfeded.wire.transfer import peers
+
+TOLD_S = 30.0
+"""How long a server rank with an error waits for rank 0, which has the same error, to tell it and to end the job."""
+
+
+def cut_model(world: World, sent: int, wait: str) -> tuple[list[Slice], ServerRanks | None]:
+    """Cut the model for the ranks of the server. Collective.
+
+    Returns:
+        The slices, and on the ranks of the server how they speak with each other; nothing of a server of one rank.
+    """
+    servers = world.seats.servers
+    if servers == 1:
+        return [], None
+    slices = cut(sent, servers)
+    comm = cast(MPI.Intracomm, world.comm.Split(0 if world.rank < servers else MPI.UNDEFINED, world.rank))
+    return slices, ServerRanks(comm, slices, world.backoff(wait)) if world.rank < servers else None
+
+
+def begin(
+    plan: Plan, flat: FlatModel, own: list[Shape], profiles: ClientProfiles, ranks: ServerRanks | None
+) -> tuple[ServerState, Disk | None]:
+    """The state of this server rank at the start of a run, and the disk that its bases lie on, if they do.
+
+    Args:
+        plan: the run.
+        flat: the model at its start.
+        own: what is each client's own.
+        profiles: profiles of the clients.
+        ranks: all ranks of the server; None: it has one.
+
+    Raises:
+        ValueError: the rule refuses the config.
+    """
+    config, rule, workers = plan.config, plan.rule, plan.seats.workers
+    layout, epochs = flat.layout.with_own(own), profiles.clients["epochs"].astype(np.int64)
+    if ranks is None:
+        model, disk = make_model(config, rule, flat.buffer, layout, workers)
+    else:
+        held = ranks.mine
+        part = flat.buffer[held.start : min(held.stop, layout.size)]
+        model, disk = make_model(config, rule, part, held.of(layout), workers, ranks.numbers_of_all)
+    return ServerState(model, contract.init(rule, model, epochs), epochs), disk
+
+
+def describe(ranks: ServerRanks | None) -> list[str]:
+    """What each rank of the server holds, as sentences; none of a server of one rank."""
+    if ranks is None:
+        return []
+    sizes = [each.size for each in ranks.slices]
+    told = [f"{len(sizes)} server ranks hold {', '.join(map(str, sizes))} numbers of the model each"]
+    if idle := sizes.count(0):
+        told.append(
+            f"{idle} of the server ranks hold nothing: a model is cut into pieces of {CHUNK} numbers, and this one has "
+            f"{len(sizes) - idle}; set servers = {len(sizes) - idle}"
+        )
+    return told
+
+
+class Wires(NamedTuple):
+    """What moves the messages of rank 0."""
+
+    wire: Wire
+    """What its server uses."""
+    workers: ServerWire
+    """The wire to the workers, below."""
+    clock: OrderedClock | None
+    """Between the two; None: the wall clock."""
+    staging: Staging | None
+    """None: the model is in host memory."""
+
+
+def lead(world: World, config: Config, state: ServerState, disk: Disk | None, due: Due, ranks: ServerRanks | None) -> Wires:
+    """Make the wires of rank 0. Rank 0.
+
+    Args:
+        world: all ranks.
+        config: the resolved config.
+        state: the state in which the run begins or continues.
+        disk: where the bases lie; None: in memory.
+        due: when an update is due; not used on the wall clock.
+        ranks: all ranks of the server; None: it has one.
+    """
+    ordered, model = config.clock != "wall", state.model
+    # On an ordered clock updates wait for their turn, and the model changes before they are measured.
+    staging = Staging(model) if not model.x.is_cpu else None
+    arguments = (
+        world.comm,
+        peers(world.comm, world.seats.leaders),
+        model.layout.sent,
+        world.backoff(config.wait),
+        config.clients,
+        None if ordered else (staging or model).measure,
+        state.taken_s,
+        Deadlines(config.faults.patience, config.faults.patience_s),
+        ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
+        not model.x.is_cpu,
+    )
+    workers = FirstSliceWire(*arguments) if ranks else ServerWire(*arguments)
+    below = Nearest(workers, disk, clients_near(config, model.layout)) if disk else workers
+    clock = OrderedClock(below, due, state.taken_s) if ordered else None
+    if staging:
+        staging.below = clock or workers
+    wire: Wire = staging or clock or workers
+    if isinstance(workers, FirstSliceWire) and ranks:
+        workers.ranks = ranks
+        wire = LeadingWire(wire, ranks, workers)
+    return Wires(wire, workers, clock, staging)
+
+
+class SliceParts(NamedTuple):
+    """What a server rank other than rank 0 has prepared before the first message."""
+
+    config: Config
+    metrics: Metrics
+    """Those of the task."""
+    rule: Rule
+    workloads: list[Workload]
+    """What K means for each client."""
+    state: ServerState
+    """The state in which the run begins or continues; its model is a slice."""
+    ranks: ServerRanks
+    """All ranks of the server."""
+
+
+def follow(world: World, parts: SliceParts) -> bool:
+    """Do as rank 0 does, on this rank's slice, until rank 0 has ended. Server ranks except rank 0.
+
+    Returns:
+        Whether ranks are lost.
+
+    Raises:
+        CodeError: the rule has failed on this rank, and rank 0 has not ended the job because of the same.
+    """
+    config, metrics, rule, workloads, state, ranks = parts
+    ordered, model = config.clock != "wall", state.model
+    staging = Staging(model) if not model.x.is_cpu else None
+    wire = SliceWire(
+        ranks,
+        peers(world.comm, world.seats.leaders),
+        world.backoff(config.wait),
+        None if ordered else (staging or model).measure,
+        lambda: model.x,
+        state.taken_s,
+        not model.x.is_cpu,
+    )
+    if staging:
+        staging.below = wire
+    if not ordered:
+        state.evaluation_due_s = math.inf  # rank 0 asks for its snapshots
+    settings = ServerSettings(config.limits, config.faults, config.evaluation, metrics, False, workloads)
+    try:
+        Server(staging or wire, rule, state, cast(Evaluator, ToldEvaluator(wire, metrics)), settings, Silent()).run()
+    except (CodeError, DivergedError):
+        if not wire.ended:
+            time.sleep(TOLD_S)  # rank 0 ends the job meanwhile
+            raise
+    return wire.ranks_lost
+
+
+class TellingEvaluator:
+    """An `Evaluator` of rank 0 that tells the other server ranks each score of an ordered clock. Other scores are its own.
+
+    Args:
+        evaluator: tests the model.
+        ranks: all ranks of the server.
+    """
+
+    def __init__(self, evaluator: Evaluator, ranks: ServerRanks) -> None:
+        self._evaluator, self._ranks = evaluator, ranks
+        self.start, self.step = evaluator.start, evaluator.step
+
+    @property
+    def running(self) -> bool:
+        """See `Evaluator`."""
+        return self._evaluator.running
+
+    @property
+    def num_bytes(self) -> int:
+        """See `Evaluator`."""
+        return self._evaluator.num_bytes
+
+    def score(self, x: Tensor, version: int) -> Score:
+        """See `Evaluator`. Rank 0."""
+        score = self._evaluator.score(x, version)
+        self._ranks.say(What.SCORE, list(score.values.values()))
+        return score
+
+
+class ToldEvaluator:
+    """An `Evaluator` of the other server ranks: rank 0 tells them the scores."""
+
+    running = False
+
+    def __init__(self, wire: SliceWire, metrics: Metrics) -> None:
+        self._wire, self._metrics = wire, metrics
+
+    def start(self, x: Tensor, version: int) -> None:
+        """See `Evaluator`."""
+
+    def step(self) -> Score | None:
+        """See `Evaluator`."""
+
+    def score(self, x: Tensor, version: int) -> Score:
+        """What rank 0 tells; NaN when it has ended. Server ranks except rank 0."""
+        while self._wire.score is None and not self._wire.ended:
+            if self._wire.next() is None:
+                self._wire.pause()
+        told, self._wire.score = self._wire.score, None
+        values = np.full(len(self._metrics.by_name), math.nan) if told is None else told
+        return Score(version, dict(zip(self._metrics.by_name, values.tolist(), strict=True)))
+
+
+class Silent:
+    """An `Observer` that shows and keeps nothing: rank 0 does."""
+
+    def on_update(self, row: UpdateRow) -> None:
+        """See `Observer`."""
+
+    def on_evaluation(self, time_s: float, score: Score) -> None:
+        """See `Observer`."""
+
+    def on_client_evaluation(self, time_s: float, arrival: Arrival) -> None:
+        """See `Observer`."""
+
+    def tick(self, server: Server) -> None:
+        """See `Observer`."""
+
+    def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
+        """See `Observer`."""
