@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from asyncfeded.model.slices import cut
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import PROTOCOL, Backoff
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, MAGIC
+from asyncfeded.wire.server_ranks import ServerRanks
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import WEIGHTS_TAG, peers
 
@@ -24,6 +26,8 @@ if RANKS < 2:
     pytest.skip("needs ranks: mpiexec -n 4 python -m pytest tests/mpi", allow_module_level=True)
 BACKOFF = {"spin": False}
 SERVER = 0
+SERVERS = 2
+"""Where the server has several ranks."""
 
 
 def together(body):
@@ -55,6 +59,12 @@ def client(comm, size):
 def bits(size, *key):
     """Weights of any bit pattern, NaNs among them, that follow from the key."""
     return np.random.default_rng(key).integers(0, 2**32, size, np.uint32)
+
+
+def server_ranks(comm, size):
+    """The ranks of a server of several, of a message of this size; None on a client."""
+    of_server = comm.Split(0 if comm.rank < SERVERS else MPI.UNDEFINED, comm.rank)
+    return ServerRanks(of_server, cut(size, SERVERS), Backoff(**BACKOFF)) if comm.rank < SERVERS else None
 
 
 def take(wire):

@@ -206,9 +206,14 @@ class ServerRanks:
         self._until(Sending(Peer(self._comm, 0, "rank 0"), there).go_on)
 
     def close(self) -> None:
-        """Wait until all that was said has left."""
+        """Wait until all that was said has left, and expect nothing more; rank 0 has said the END."""
         for request, _ in self._said:
             self._wait(request)
+        for request in self._requests:
+            if self._comm.rank == 0:  # posted, and nothing comes
+                request.Cancel()
+                self._wait(request)
+            request.Free()
 
     def _say(self, raw: np.ndarray, rank: int, tag: int) -> None:
         while self._said and bool(_or_lost(self._said[0][0].Test)):
