@@ -5,9 +5,11 @@ import importlib.util
 import os
 import re
 import shlex
+import subprocess
 import sys
 from functools import cache
 from importlib.metadata import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ from conftest import run
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HOW = {
-    "": "its lines are commands, and each is read by the parser of its program, with the config that it names",
+    "": "bash reads its lines; those of the program go through its own parser, with the config that they name",
     "toml": "it is checked as a run, a grid or a section of a run is",
     "python": "it is run, after those above it on its page, beside a run that has ended",
     "text": "nothing: it is what a program prints, a formula, or a picture",
@@ -38,10 +40,6 @@ FENCE = re.compile(r'^```(\w*)(?: +title="([^"]+)")?[^\n]*\n(.*?)^```$', re.M | 
 
 TELLING = {"check", "export", "info", "keys", "plot", "report", "trace", "cite", "watch"}
 """Commands that start no job: they are typed as they stand there."""
-FOREIGN = {"cd", "exec", "export", "git", "module", "pip", "python3", "scancel", "source", "squeue", "ssh"}
-"""Commands of other programs, which nothing here can check."""
-LAUNCHERS = {"mpiexec", "srun", "sbatch", "python", "nohup"}
-"""What stands before a command of the program, or a script of this repository."""
 
 
 class Block(NamedTuple):
@@ -68,17 +66,24 @@ def blocks_of(page):
 BLOCKS = [block for page in DOCUMENTS for block in blocks_of(page)]
 
 
-def commands_in(text):
-    """The commands of a block of lines, as lists of words; ends of lines that are explained, or go on, are joined or cut."""
+def words_of(text):
+    """The words of lines of a shell, and its punctuation, line by line."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        words = shlex.split(line.replace("&&", ";").replace("$SLURM_ARRAY_TASK_ID", "1"), comments=True)
-        command = []
-        for word in [*words, ";"]:
-            command.append(word.rstrip(";"))
-            if word.endswith(";"):
-                if any(command):
-                    yield [word for word in command if word]
-                command = []
+        lexer = shlex.shlex(re.sub(r"\$PWD/|\$\w+/", "", line), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        yield [re.sub(r"\$\w+", "5", word) for word in lexer]
+
+
+def commands_in(text):
+    """The program's own command lines in lines of a shell, behind whatever launches them: lists of words."""
+    for words in words_of(text):
+        for at, word in enumerate(words[:-1]):
+            if word in ("asyncfeded", "asyncfeded.sif") and re.fullmatch("[a-z][a-z-]*", words[at + 1]):
+                yield list(takewhile(lambda word: not set(word) <= set("();<>|&"), words[at + 1 :]))
+            elif "asyncfeded " in word:
+                yield from commands_in(word)
+        if words and "asyncfeded " in words[-1]:
+            yield from commands_in(words[-1])
 
 
 def parsed(words):
@@ -120,21 +125,18 @@ def type_in(*words):
         assert said.exit_code == 0, f"{words}\n{said.output}"
 
 
-def check_command(words):
-    """A command, with whatever stands before it."""
-    if "asyncfeded" in words[:-1] and words[0] in {"asyncfeded", *LAUNCHERS}:
-        type_in(*words[words.index("asyncfeded") + 1 :])
-    elif words[0] in LAUNCHERS | {"bash"}:
-        if wrapped := [word.removeprefix("--wrap=") for word in words if word.startswith("--wrap=")]:
-            check_command(shlex.split(wrapped[0]))
-        else:
-            script = next(word for word in words[1:] if not word.startswith("-"))
-            assert (ROOT / script).exists(), f"no script {script}"
-    elif words[:2] == ["pip", "install"]:
-        for extras in re.findall(r"\[(.*)\]", " ".join(words)):
-            assert set(extras.replace("...", "mpich").split(",")) <= set(metadata("asyncfeded").get_all("Provides-Extra"))
-    else:
-        assert words[0] in FOREIGN, f"{words[0]}: no program that is known here"
+def check_lines(text):
+    """Lines of a shell: bash can read them, the files of this repository exist, and so do the extras of an installation."""
+    read = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert read.returncode == 0, read.stderr
+    for command in commands_in(text):
+        type_in(*command)
+    for word in (word for words in words_of(text) for word in words):
+        if re.match(r"(launch|slurm|docs)/", word):
+            assert (ROOT / word).exists(), f"no file {word}"
+        if extras := re.match(r"\.\[(.*)\]", word):
+            known = metadata("asyncfeded").get_all("Provides-Extra")
+            assert set(extras[1].replace("...", "mpich").split(",")) <= set(known)
 
 
 def check_toml(text):
@@ -219,8 +221,7 @@ def test_each_block_of_a_page_is_true(page, reader):
         assert block.language in HOW, f"{block.where}: {block.language!r} is none of {', '.join(map(repr, HOW))}"
         try:
             if block.language == "":
-                for words in commands_in(block.text):
-                    check_command(words)
+                check_lines(block.text)
             elif block.language == "toml":
                 check_toml(block.text)
             elif block.language == "python":
@@ -247,7 +248,7 @@ def test_the_help_of_each_command_ends_with_examples_of_it(reader):
         for example in examples:
             assert name in example, (name, example)
             (words,) = commands_in(example)
-            parsed(words[words.index("asyncfeded") + 1 :])
+            parsed(words)
 
 
 # --- links
