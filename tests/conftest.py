@@ -21,6 +21,7 @@ from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store import record
 
+BEFORE = pytest.StashKey[set]()
 METRICS = Metrics(DEFAULT, "accuracy")
 """Those of a task that declares none."""
 
@@ -230,12 +231,23 @@ def mpi(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_memory():
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a file in one process, where several processes test; the cluster is one file."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("cluster" if folder == "cluster" else str(item.path)))
+
+
+def pytest_configure(config):
+    """Notes what is in /dev/shm before the tests, in the process that begins first and ends last."""
+    if not hasattr(config, "workerinput"):
+        config.stash[BEFORE] = set(_segments())
+
+
+def pytest_unconfigure(config):
     """Removes what ranks that were killed or aborted have left in /dev/shm, up to 16 MB each."""
-    before = set(_segments())
-    yield
-    if launched_by() or set(_segments()) == before:
+    before = config.stash.get(BEFORE, None)
+    if before is None or launched_by() or set(_segments()) == before:
         return
     mapped = ""
     for maps in Path("/proc").glob("[0-9]*/maps"):
