@@ -74,12 +74,14 @@ def _metrics(runs: Sequence[Seen]) -> Figure:
         for x, label in (("time_s", "seconds of the run's clock"), ("version", "updates merged")):
             lines = [Line(seen.name, seen.evaluations[x], seen.evaluations[goal], i) for i, seen in mine]
             title = f"{metric.label(goal)} over {'time' if x == 'time_s' else 'updates'}"
-            panels.append(Chart(title, label, lines, zero=metric.is_fraction, top=1.0 if metric.is_fraction else 0.0))
+            panels.append(
+                Chart(title, label, lines, zero=metric.is_fraction, top=1.0 if metric.is_fraction else 0.0, start=0.0)
+            )
     head, rows = ["run", "seconds", "version", "metric", "value"], []
     for seen in runs:
         goal, table = seen.metrics.goal, seen.evaluations
         rows += [[seen.name, f"{row['time_s']:.2f}", f"{row['version']:,}", goal, number(row[goal], 5)] for row in table]
-    return Figure("compare-metrics", "The models on the test data", _best(runs), panels, head, rows)
+    return Figure("compare-metrics", "The models on the test data", _best(runs), panels, head, rows, every=True)
 
 
 def _best(runs: Sequence[Seen]) -> str:

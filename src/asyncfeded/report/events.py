@@ -39,8 +39,9 @@ def section(events: np.ndarray, kept: int) -> Html:
         f"{count(kinds['checkpoint'], 'checkpoint')} written{took}, and {kept} kept",
     ]
     said += [f"trouble with the disk {count(kinds['trouble'], 'time')}"] if kinds["trouble"] else []
-    rows = [_cells(event) for event in events[_few(events["kind"])]]
-    left = len(events) - len(rows)
+    told = events[events["kind"] != b"evaluated"]  # their results are in a figure of their own
+    rows = [_cells(event) for event in told[_few(told["kind"])]]
+    left = len(told) - len(rows)
     note = f"Of each kind the first and the last {SHOWN // 2} are shown; {left:,} are not." if left else ""
     head = ["when", "what", "at s of the run", "client", "took", "in words"]
     return tag(
@@ -66,7 +67,7 @@ def _cells(event: np.void) -> list[str]:
 
 def _few(kinds: np.ndarray) -> np.ndarray:
     """Indices of the first and the last events of each kind, rising."""
-    few = []
+    few = [np.zeros(0, np.int64)]
     for kind in np.unique(kinds):
         of_kind = np.flatnonzero(kinds == kind)
         few.append(of_kind if len(of_kind) <= SHOWN else np.concatenate([of_kind[: SHOWN // 2], of_kind[-SHOWN // 2 :]]))

@@ -89,6 +89,10 @@ class Chart:
     """Whether the axis of values begins at 0."""
     top: float = 0.0
     """Where the axis of values ends; 0: where the values do."""
+    start: float | None = None
+    """Where the axis of x begins; None: where the lines do."""
+    whole: str = ""
+    """The axes that have whole numbers only: x, y, or xy."""
     mark: float | None = None
     """A value of x with a line of its own."""
     ticks: Sequence[float] = ()
@@ -99,8 +103,9 @@ class Chart:
 
     def data(self) -> dict[str, Any]:
         """For the page's script."""
-        axes = {"x": self.x, "logX": self.log_x, "logY": self.log_y, "zero": self.zero, "top": self.top}
+        axes: dict[str, Any] = {"x": self.x, "logX": self.log_x, "logY": self.log_y, "zero": self.zero, "top": self.top}
         parts = {"lines": [line.data() for line in self.lines], "bands": [band.data() for band in self.bands]}
+        axes |= {"start": self.start, "whole": self.whole}
         marks = {"mark": self.mark, "ticks": rounded(np.array(self.ticks)), "diagonal": self.diagonal}
         return {"kind": "chart"} | axes | marks | parts
 
@@ -218,6 +223,7 @@ class Figure:
         head: names of the columns of the table behind it.
         rows: cells of that table; none: there is nothing to show.
         note: how it was made, in small print.
+        every: whether the table leaves rows out where there are more than ROWS.
     """
 
     key: str
@@ -227,6 +233,7 @@ class Figure:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    every: bool = False
 
     def html(self) -> Html:
         """The figure as part of a page."""
@@ -238,8 +245,8 @@ class Figure:
                 f" {drawn:,} of {count(of, 'point')} are drawn: of each stretch of a line the first, the least, the "
                 f"greatest and the last, at most {POINTS} a line, so that no peak is lost."
             )
-        step = -(-len(self.rows) // ROWS) if len(self.panels) and isinstance(self.panels[0], Chart) else 1
-        summary = f"Table: {count(len(self.rows), 'row')}" + f", every {step}th is shown" * (step > 1)
+        step = -(-len(self.rows) // ROWS) if self.every else 1
+        summary = f"Table: {count(len(self.rows), 'row')}" + f", one of {step} is shown" * (step > 1)
         return tag(
             "figure",
             tag("h3", self.title),

@@ -15,7 +15,7 @@ from asyncfeded.metric import Metric, Metrics
 from asyncfeded.report.events import moment
 from asyncfeded.store import checkpoint, ownership, record
 
-SIGN_S = ownership.SILENCE_S
+SIGN_S = 120.0
 """Who owns a folder and has given no sign for so long is dead."""
 
 
@@ -62,8 +62,10 @@ class Seen:
         self.events = tables.events
 
     def _has_owner(self) -> bool:
+        """Exact where the owner runs under this kernel; elsewhere by its last sign, and the clocks of hosts differ."""
+        path = self.path / ownership.NAME
         with suppress(OSError):
-            return time.time() - (self.path / ownership.NAME).stat().st_mtime < SIGN_S
+            return ownership.Watched(path).is_alive() and time.time() - path.stat().st_mtime < SIGN_S
         return False
 
     @property

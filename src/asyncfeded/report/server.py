@@ -25,7 +25,7 @@ def waiting(seen: Seen) -> Figure:
     panels = []
     for field, title, _ in TIMES if len(updates) else ():
         lines, bands = bands_of(spread(updates["time_s"], updates[field]), "updates")
-        panels.append(Chart(title, seen.time_label, lines, bands, zero=True))
+        panels.append(Chart(title, seen.time_label, lines, bands, zero=True, start=0.0, whole="y" * (field == "queue")))
     return Figure(
         f"{seen.key}-waiting",
         "Waiting and queue",

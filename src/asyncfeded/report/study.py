@@ -134,7 +134,7 @@ def _curves(
             ends = (low[-1], mean[-1], high[-1])
             rows.append([f"{p:g}", rule, str(len(mine)), f"{times[-1]:.1f}", *(metric.text(float(end)) for end in ends)])
         if lines:
-            panels.append(Chart(f"Error probability {p:g}", "seconds", lines, bands))
+            panels.append(Chart(f"Error probability {p:g}", "seconds", lines, bands, start=0.0))
     if len({run.p for run in runs if run.done}) > 1:
         panels.append(_over_levels(goal, metric, rules, runs))
     said = _leader(goal, metric, rules, runs)
@@ -202,7 +202,9 @@ def _spread(metric: Metric, values: Sequence[float]) -> str:
         return ""
     scale, digits = (100, 4) if metric.is_fraction else (1, 5)
     text = f"{scale * np.mean(values):.{digits}g}"
-    return text + (f" ± {scale * np.std(values, ddof=1):.2g}" if len(values) > 1 else "") + " %" * metric.is_fraction
+    return (
+        text + (f" ± {round(scale * np.std(values, ddof=1), 9):.2g}" if len(values) > 1 else "") + " %" * metric.is_fraction
+    )
 
 
 class Compared(NamedTuple):

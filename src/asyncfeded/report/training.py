@@ -59,6 +59,7 @@ def metrics(seen: Seen) -> Figure:
         panels,
         ["seconds", "version", *shown],
         [[f"{row['time_s']:.2f}", f"{row['version']:,}", *(number(row[name], 5) for name in shown)] for row in rows],
+        every=True,
     )
 
 
@@ -69,6 +70,7 @@ def _metric(title: str, label: str, metric: Metric, name: str, rows: np.ndarray,
         [Line(name, rows[x], rows[name])],
         zero=metric.is_fraction or (metric.best == "min" and not (rows[name] < 0).any()),
         top=1.0 if metric.is_fraction else 0.0,
+        start=0.0,
     )
 
 
@@ -81,7 +83,7 @@ def _own_tests(seen: Seen) -> Chart:
     else:
         lines, bands = bands_of(spread(rows["time_s"], rows[goal]), "tests")
     title = f"{seen.goal.label(goal)} of the model that a client received, on its own data"
-    return Chart(title, seen.time_label, lines, bands, zero=seen.goal.is_fraction)
+    return Chart(title, seen.time_label, lines, bands, zero=seen.goal.is_fraction, start=0.0)
 
 
 def learned(seen: Seen) -> str:
@@ -113,7 +115,7 @@ def staleness(seen: Seen) -> Figure:
     panels = []
     for name, field, meaning in QUANTITIES if len(merged) else ():
         bands: list[Band] = []
-        log = _is_wide(merged[field])
+        log, whole = _is_wide(merged[field]), merged[field].dtype.kind == "i"
         if each:
             lines = []
             for i, client in enumerate(np.unique(merged["client"]).tolist()):
@@ -121,7 +123,9 @@ def staleness(seen: Seen) -> Figure:
                 lines += _of_client(f"client {client}", own["time_s"], own[field], i, field == "epochs")
         else:
             lines, bands = bands_of(spread(merged["time_s"], merged[field]), "updates")
-        panels.append(Chart(f"{name}, {meaning}", seen.time_label, lines, bands, log_y=log, zero=not log))
+        panels.append(
+            Chart(f"{name}, {meaning}", seen.time_label, lines, bands, log_y=log, zero=not log, start=0.0, whole="y" * whole)
+        )
     note = windows_note(panels)
     if each and panels:
         note = f"Lines are running medians of {EVEN} updates, points the updates."
@@ -177,11 +181,20 @@ def distributions(seen: Seen) -> Figure:
     panels, rows = [], []
     for name, field, _ in QUANTITIES if len(seen.merged) else ():
         values = seen.merged[field]
-        log = _is_wide(values)
+        log, whole = _is_wide(values), values.dtype.kind == "i"
         edges, counts = histogram(values, log)
         if len(edges):
             y = np.append(counts, counts[-1])
-            panels.append(Chart(f"Updates by {name}", name, [Line("updates", edges, y, 0, "area")], log_x=log, zero=True))
+            panels.append(
+                Chart(
+                    f"Updates by {name}",
+                    name,
+                    [Line("updates", edges, y, 0, "area")],
+                    log_x=log,
+                    zero=True,
+                    whole="xy" if whole else "y",
+                )
+            )
             bins = zip(edges[:-1], edges[1:], counts, strict=True)
             rows += [[name, number(low), number(high), f"{many:,}"] for low, high, many in bins if many]
     return Figure(

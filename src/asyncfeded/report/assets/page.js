@@ -60,6 +60,7 @@
         if (min === max) return [min / 2, max * 2];
         return given.tight ? [min, max] : [min / 1.15, max * 1.15];
       }
+      if (min === given.low && given.start < min) min = given.start; // all is shown: zooming in begins elsewhere
       if (given.tight) return min === max ? [min - 0.5, max + 0.5] : [min, max];
       const pad = 0.06 * (max - min || Math.abs(max) || 1);
       return [given.zero && min >= 0 ? 0 : min - pad, given.top && max <= given.top ? given.top * 1.02 : max + pad];
@@ -113,17 +114,18 @@
     }
     const joined = tables.length === 1 ? tables[0] : uPlot.join(tables.length ? tables : [[[], []]]);
     const legend = el("div", "", element);
+    const whole = (side) => (data.whole.includes(side) ? { incrs: [1, 2, 5].flatMap((n) => [...Array(9).keys()].map((k) => n * 10 ** k)).sort((a, b) => a - b) } : {});
     const u = new uPlot(options(element, 240, {
       sync: data.diagonal || data.logX ? "" : `${sync} ${data.x}`,
       given: {
         series, bands,
         scales: {
-          x: { time: false, distr: data.logX ? 3 : 1, range: reach({ tight: !data.mark || !data.logX, log: data.logX }) },
+          x: { time: false, distr: data.logX ? 3 : 1, range: reach({ tight: !data.mark || !data.logX, log: data.logX, start: data.start ?? Infinity, low: joined[0][0] }) },
           y: { distr: data.logY ? 3 : 1, range: reach({ zero: data.zero, top: data.top, log: data.logY }) },
         },
         axes: [
-          axis(data.x, data.logX ? { splits: decades(data.ticks, 44, "width") } : { space: 60 }),
-          axis(undefined, data.logY ? { splits: decades([], 22, "height"), size: widthOf } : { size: widthOf, space: 34 }),
+          axis(data.x, data.logX ? { splits: decades(data.ticks, 44, "width"), filter: (u, splits) => splits } : { space: 60, ...whole("x") }),
+          axis(undefined, data.logY ? { splits: decades([], 22, "height"), filter: (u, splits) => splits, size: widthOf } : { size: widthOf, space: 34, ...whole("y") }),
         ],
         legend: { show: data.lines.length + data.bands.length > 0, live: true, mount: (self, node) => legend.append(node), markers: {
           width: 0, fill: (self, i) => { const b = bands.find((one) => one.series[0] === i); return b ? b.fill : series[i].stroke; },
@@ -349,6 +351,7 @@
       const i = Math.max(0, Math.min(u.data[0].length - 1, now + to * (event.shiftKey ? 10 : 1)));
       const ys = u.series.map((s, k) => (k && s.label ? u.data[k][i] : null)).filter((v) => v != null);
       u.setCursor({ left: u.valToPos(u.data[0][i], "x"), top: ys.length ? u.valToPos(ys.at(-1), "y") : 10 });
+      u.setLegend({ idx: i });
       heard.textContent = read(i);
     } else if (to !== undefined) {
       const left = Math.max(0, Math.min(u.bbox.width / uPlot.pxRatio, (u.cursor.left > 0 ? u.cursor.left : 0) + 8 * to));
