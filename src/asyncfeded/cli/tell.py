@@ -1,4 +1,4 @@
-"""Commands that tell something: info, doctor, keys."""
+"""Commands that tell something: info, doctor, keys, cite."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from asyncfeded.cli.app import Ranks, app, example, fail, load_launcher, print_rows, read_record, start
+from asyncfeded.cli.app import Ranks, RunDir, app, example, fail, load_launcher, print_rows, read_record, start
 
 
 @app.command(epilog=example("asyncfeded info", "asyncfeded info runs/mine"))
@@ -105,3 +105,14 @@ def keys(
             for row in config.describe_keys(kind, f"{section}."):
                 table.add_row(*row)
     Console().print(table)
+
+
+@app.command(epilog=example("asyncfeded cite runs/mine > run.bib"))
+def cite(run_dir: RunDir) -> None:
+    """Print the references of what a run used, as BibTeX: the program, its rule, its data, their split and the model."""
+    from asyncfeded.run import cite as room
+
+    try:
+        print(room.cite(run_dir))  # noqa: T201
+    except ValueError as error:
+        fail(str(error))
