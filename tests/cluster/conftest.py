@@ -1,4 +1,4 @@
-"""A Slurm and several hosts on this machine, for the tests of this folder."""
+"""A Slurm, a Grid Engine and several hosts on this machine, for the tests of this folder."""
 
 import os
 import shutil
@@ -42,12 +42,17 @@ def slurm(nodes):
     nodes.cancel()
 
 
-@pytest.fixture
-def hosts():
-    """The hosts that launch/hosts.example names (cluster/hosts.py)."""
+@pytest.fixture(scope="session")
+def several_hosts():
+    """That this machine can be several (cluster/hosts.py)."""
     needs("ip", "tc", "nsenter", "unshare", "setpriv")
     if os.geteuid() or subprocess.run(["unshare", "--net", "--uts", "--mount", "true"]).returncode:
         pytest.skip("only root may make hosts")
+
+
+@pytest.fixture
+def hosts(several_hosts):
+    """The hosts that launch/hosts.example names."""
     names = [line for line in HOSTFILE.read_text().splitlines() if not line.startswith("#")]
     with Hosts(names) as hosts:
         yield hosts
@@ -56,7 +61,7 @@ def hosts():
 def needs(*names):
     for name in names:
         if not shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
-            pytest.skip(f"no {name}; on Debian: apt-get install slurm-wlm libpmix-dev iproute2")
+            pytest.skip(f"no {name}; on Debian: see .ci/run for the packages")
 
 
 def is_whole(run_dir, updates, clients):
