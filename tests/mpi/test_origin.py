@@ -203,3 +203,32 @@ def test_a_command_line_above_that_is_not_utf_8_is_read(above, tmp_path):
     for title in proc.glob("*/cmdline"):
         title.write_bytes(b"bad\xff")
     assert launched_by(MPICH, proc).size == 3
+
+
+# --- containers
+
+
+def in_namespaces(proc, *namespaces):
+    """Give this process, and those above it in turn, a user namespace; None: of one that it may not look at."""
+    (proc / "self").symlink_to(str(os.getpid()))
+    for pid, namespace in zip([os.getpid(), *range(900_001, 900_010)], namespaces, strict=False):
+        (proc / str(pid) / "ns").mkdir()
+        if namespace:
+            (proc / str(pid) / "ns" / "user").symlink_to(namespace)
+    return proc
+
+
+@pytest.mark.parametrize(
+    ("parents", "namespaces", "apart"),
+    [
+        (("hydra_pmi_proxy",), (origin.INITIAL, origin.INITIAL), False),  # no container
+        ((TASK,), (origin.INITIAL, None), False),  # slurmstepd is root's
+        (("hydra_pmi_proxy",), ("user:[7]", None), True),  # a container for each rank
+        (("python", "hydra_pmi_proxy"), ("user:[7]", "user:[7]", "user:[8]"), True),  # the same, with a shield in it
+        (("hydra_pmi_proxy", "mpiexec"), ("user:[7]", "user:[7]", "user:[7]"), False),  # mpiexec in the container
+        ((), ("user:[7]",), True),  # nobody can be seen
+        (("hydra_pmi_proxy",), (None, None), False),  # the system has no such namespaces
+    ],
+)
+def test_a_rank_in_a_container_of_its_own_is_apart(above, parents, namespaces, apart):
+    assert origin.is_apart(in_namespaces(above(*parents), *namespaces)) is apart

@@ -26,7 +26,7 @@ from mpi4py import MPI as MPI  # noqa: E402, the only import of MPI: all other f
 
 from asyncfeded.mpi.allocation import find_allocation  # noqa: E402
 from asyncfeded.mpi.limits import shared_memory  # noqa: E402
-from asyncfeded.mpi.origin import launched_by, leftovers, without_rank  # noqa: E402
+from asyncfeded.mpi.origin import is_apart, launched_by, leftovers, without_rank  # noqa: E402
 
 MPICH_SHARED = 5.4e6
 """Bytes in /dev/shm that a rank of MPICH takes (5.0.2, with 2 to 13 ranks)."""
@@ -136,9 +136,14 @@ def initialise() -> None:
     Under `srun --mpi=pmi2` this selects MPICH's OFI module, where the library has it and prefers UCX. UCX publishes 4096
     bytes of memory, its address and what lies behind it, in lines that may be longer than the 1024 bytes that Slurm takes
     (MPICH 5.0.2, Slurm 22.05): what the memory held decided whether a job started. The module that a user names stays.
+    Where each rank has a container of its own, MPICH copies through memory that they share: it would try to read another
+    rank's, which the system refuses, and end the job at the first large model. Open MPI finds that out itself.
     """
-    if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():  # only Slurm's pmi2 sets PMI_JOBID
+    # Slurm's pmi2 sets PMI_JOBID, and Cray's launchers, whose networks OFI is for.
+    if "PMI_JOBID" in os.environ and "ch4:ucx ofi" in MPI.Get_library_version():
         os.environ.setdefault("MPICH_CH4_NETMOD", "ofi")  # of the names of this setting, the one with the lowest priority
+    if is_apart():
+        os.environ.setdefault("MPICH_CH4_CMA_ENABLE", "0")
     MPI.Init_thread(MPI.THREAD_FUNNELED)
 
 

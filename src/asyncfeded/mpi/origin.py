@@ -26,6 +26,17 @@ class Launcher(NamedTuple):
     """Variable with the rank of a process."""
 
 
+class Above(NamedTuple):
+    """A process above this one."""
+
+    name: str
+    title: str
+    """Its command line."""
+    pid: int
+    child: int
+    """The process below it that leads to this one."""
+
+
 class Origin(NamedTuple):
     """The launcher that started this process as one rank of several."""
 
@@ -61,6 +72,8 @@ LOCAL_SIZES = (
     "JSM_NAMESPACE_LOCAL_SIZE",
 )
 """Variables with the number of ranks on a host."""
+INITIAL = "user:[4026531837]"
+"""The user namespace of the host: Linux gives it this number."""
 STEP = re.compile(r"slurmstepd: \[[\d+]+\.\d+\]")
 """What the process calls itself that starts the tasks of an srun; that of a batch script has another title."""
 
@@ -73,12 +86,12 @@ def launched_by(env: Mapping[str, str] = os.environ, proc: Path = Path("/proc"))
         proc: the folder where the system shows its processes.
     """
     claims = [launcher for launcher in LAUNCHERS if _claims(launcher, env)]
-    for name, title, child in _above(proc) if claims else ():
-        if name == "slurmstepd" and not STEP.match(title):
+    for above in _above(proc) if claims else ():
+        if above.name == "slurmstepd" and not STEP.match(above.title):
             continue
         for launcher in claims:
-            if name.startswith(launcher.daemons):
-                return None if _is_typed(child) else _origin(launcher, env)
+            if above.name.startswith(launcher.daemons):
+                return None if _is_typed(above.child) else _origin(launcher, env)
     # The parents may be hidden, as those of a container are.
     for launcher in claims if connected(env) else ():
         if env.get("PMI_SIZE", env[launcher.size]) == env[launcher.size]:
@@ -98,6 +111,22 @@ def connected(env: Mapping[str, str] = os.environ) -> bool | None:
             return True
         return False
     return None
+
+
+def is_apart(proc: Path = Path("/proc")) -> bool:
+    """Whether this rank has a user namespace of its own, as a container without privileges gives it to each rank.
+
+    None of them may then read another's memory. A container in which the launcher runs too is no hindrance.
+    """
+    own = _user_namespace(proc / "self")
+    if own in ("", INITIAL):
+        return False
+    for above in _above(proc):
+        if _user_namespace(proc / str(above.pid)) != own:
+            return True
+        if any(above.name.startswith(launcher.daemons) for launcher in LAUNCHERS):
+            return False
+    return True  # the launcher is hidden, and so are the other ranks
 
 
 def neighbours(env: Mapping[str, str]) -> int:
@@ -141,14 +170,22 @@ def _origin(launcher: Launcher, env: Mapping[str, str]) -> Origin:
     return Origin(launcher.name, int(env[launcher.size]), int(env[launcher.rank]))
 
 
-def _above(proc: Path) -> Iterator[tuple[str, str, int]]:
-    """The processes above this one, nearest first: name, command line, and the child that leads to this process."""
+def _above(proc: Path) -> Iterator[Above]:
+    """The processes above this one, nearest first."""
     child = os.getpid()
     with suppress(OSError):  # hidden, as other users' processes are on some hosts
         while parent := int((proc / str(child) / "stat").read_text().rpartition(")")[2].split()[1]):
             name, title = ((proc / str(parent) / file).read_text(errors="replace") for file in ("comm", "cmdline"))
-            yield name.strip(), title, child
+            yield Above(name.strip(), title, parent, child)
             child = parent
+
+
+def _user_namespace(process: Path) -> str:
+    """The user namespace of a process; empty if this one may not know it, which means another one, or another user."""
+    try:
+        return str((process / "ns" / "user").readlink())
+    except OSError:
+        return ""
 
 
 def _is_typed(task: int) -> bool:
