@@ -94,7 +94,7 @@ MIRRORED = {"files", "model", "mpi", "run", "script", "store", "studies", "train
 """Parts whose every room has a test file of its own."""
 WHOLE = {"run.evaluate", "run.serve", "run.work", "training.server_state"}
 """Rooms that whole runs test (tests/run/test_run_*.py), and servers that are saved and restored."""
-ELSEWHERE = {"test_docs.py", "test_examples.py", "cluster", "faults", "test_build.py", "test_house.py"}
+ELSEWHERE = {"cluster", "faults", "test_build.py", "test_docs.py", "test_examples.py", "test_house.py", "test_site.py"}
 """Tests of no room: of the whole program, and of how it is built."""
 
 
