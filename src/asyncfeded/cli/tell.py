@@ -107,7 +107,7 @@ def keys(
     Console().print(table)
 
 
-@app.command(epilog=example("asyncfeded cite runs/mine > run.bib"))
+@app.command(epilog=example("asyncfeded cite runs/mine"))
 def cite(run_dir: RunDir) -> None:
     """Print the references of what a run used, as BibTeX: the program, its rule, its data, their split and the model."""
     from asyncfeded.run import cite as room
