@@ -113,6 +113,7 @@ def test_a_page_of_100_000_updates_and_1_000_clients_is_under_5_mb_and_loads_not
     text = report(made("big", updates=100_000, clients=1000, evaluations=3000), output=tmp_path / "a.html")
     assert len(text.encode()) < 5e6
     assert page.POLICY in text
+    assert "Copyright (c) 2022 Leon Sorokin" in text  # the licence of uPlot
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(""", text)
     assert "so that no peak is lost" in said(text)
 

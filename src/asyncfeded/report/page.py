@@ -102,13 +102,9 @@ def head_of(runs: Sequence[Seen]) -> Html:
 def page(title: str, head: Html, parts: Sequence[Part]) -> str:
     """The whole page as text."""
     assets = files("asyncfeded.report") / "assets"
-    style, script = (
-        [(assets / name).read_text(encoding="utf-8") for name in names]
-        for names in (
-            ("uPlot.min.css", "page.css"),
-            ("uPlot.iife.min.js", "page.js"),
-        )
-    )
+    read = {one.name: one.read_text(encoding="utf-8") for one in assets.iterdir()}
+    style = [read["uPlot.min.css"], read["page.css"]]
+    library = f"/*\n{read['LICENSE.uPlot']}*/\n{read['uPlot.iife.min.js']}"  # its licence goes where it goes
     links = [tag("a", part.name, href=f"#{part.key}") for part in parts]
     made = f"Made by asyncfeded {version('asyncfeded')} on {time.strftime('%Y-%m-%d at %H:%M')}. Charts: uPlot, MIT licence."
     body = [
@@ -127,5 +123,5 @@ def page(title: str, head: Html, parts: Sequence[Part]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">', '<link rel="icon" href="data:,">',
     ]  # fmt: skip
     top = html.join([Html("".join(meta)), tag("title", title), *(tag("style", Html(text)) for text in style)])
-    scripts = [tag("script", Html(text.replace("</script", "<\\/script"))) for text in (SHARP, *script)]
+    scripts = [tag("script", Html(text.replace("</script", "<\\/script"))) for text in (SHARP, library, read["page.js"])]
     return f'<!DOCTYPE html>\n<html lang="en">{tag("head", top)}{tag("body", *body, *scripts)}</html>\n'

@@ -251,6 +251,8 @@ def _significance(goal: str, metric: Metric, rules: Sequence[str], runs: Sequenc
         words = [f"{word} in {many}" for word, many in (("better", better), ("worse", len(sure) - better)) if many]
         said.append(f"{rule} is {' and '.join(words) or 'not different'}" + f" of {len(mine)}" * bool(words))
     pairs = max(one.difference.pairs for one in compared)
+    if pairs < 2:
+        return tag("p", "Whether the differences are more than chance cannot be told from one seed.", class_="says")
     text = f"Significant differences from {first} in best or final value, over {count(pairs, 'shared seed')}: "
     text += f"{'; '.join(said)}." + " With so few seeds only large differences show." * (pairs < 6)
     head = ["error probability", "value", "rule", "pairs", "difference" + ", points" * metric.is_fraction]

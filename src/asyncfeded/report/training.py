@@ -163,9 +163,7 @@ def _stale(seen: Seen) -> str:
     )
     said += f"updates and {number(last.mean(), 3)} in the second. "
     tau = merged["tau"]
-    return (
-        said + f"An update was merged {number(np.median(tau))} versions behind in the median, at most {number(tau.max())}."
-    )
+    return said + f"tau was {number(np.median(tau))} in the median and {number(tau.max())} at most."
 
 
 def _quantiles(merged: np.ndarray) -> Iterator[list[str]]:
