@@ -120,7 +120,7 @@ def type_in(*words):
         load_scaling_grid(given["grid"], overrides)
     elif name in TELLING:
         if given.get("to"):
-            given["to"].unlink(missing_ok=True)
+            Path(given["to"]).unlink(missing_ok=True)
         said = CliRunner().invoke(cli.app, [*words])
         assert said.exit_code == 0, f"{words}\n{said.output}"
 
