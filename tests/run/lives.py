@@ -20,8 +20,8 @@ from asyncfeded.tasks.classification import Data
 from asyncfeded.training.clock import OrderedClock, Resumed
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import PROFILE
-from asyncfeded.training.server import Server, ServerSettings
-from asyncfeded.training.server_state import ServerState
+from asyncfeded.training.server import Server
+from asyncfeded.training.server_state import ServerSettings, ServerState
 from asyncfeded.wire.messages import Arrival
 from conftest import METRICS, places
 

@@ -38,8 +38,8 @@ def figures(run_dir, outcome=OUTCOME, tests=(), **before):
         **{"wall_before_s": 0.0, "workers_before_s": 0.0} | before,
     )
     server = SimpleNamespace(state=state, final=torch.zeros(2), settings=SimpleNamespace(metrics=METRICS))
-    world = SimpleNamespace(size=3, seats=SimpleNamespace(workers=2), hosts=["a", "a", "b"], cores=2.0)
-    return result.figures(server, outcome, run_dir, read_record(run_dir).updates, tests, 4000, 2, 0.3, world)
+    world = SimpleNamespace(size=3, hosts=["a", "a", "b"], cores=2.0)
+    return result.figures(server, outcome, run_dir, read_record(run_dir).updates, tests, 4000, 2, 0.3, world, 2)
 
 
 def test_figures_by_hand(run_dir):

@@ -66,8 +66,8 @@ def test_events_stay_when_the_record_goes_on_and_their_text_is_cut_between_lette
     Record(tmp_path / "record.h5", "", places("three"), CLIENTS, METRICS, before).close()
     (at_s, *lost), (_, *written) = read_record(tmp_path).events.tolist()
     assert began <= at_s <= time.time()
-    assert lost == [1.5, b"lost", 3, 0.0, ("ä" * 100).encode()]
-    assert written == [2.0, b"checkpoint", -1, 0.25, b""]
+    assert lost == [1.5, b"lost", 3, 0, 0.0, ("ä" * 100).encode()]
+    assert written == [2.0, b"checkpoint", -1, 0, 0.25, b""]
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 5000])

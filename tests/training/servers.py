@@ -20,8 +20,8 @@ from asyncfeded.tasks.classification import Data
 from asyncfeded.testing import FakeWire
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import PROFILE
-from asyncfeded.training.server import Server, ServerSettings
-from asyncfeded.training.server_state import ServerState
+from asyncfeded.training.server import Server
+from asyncfeded.training.server_state import ServerSettings, ServerState
 from conftest import METRICS, places
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.store.record import UPDATE
+from asyncfeded.store.record import EVENT, UPDATE
 from asyncfeded.training.clock import OrderedClock, Replay
-from asyncfeded.wire.messages import Arrival, Order, Stuck
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Stuck
 
 W = torch.zeros(1)
 
@@ -114,14 +114,23 @@ def test_updates_that_wait_for_their_turn_are_released_at_a_stop():
 def record_of(clients, times):
     updates = np.zeros(len(clients), UPDATE)
     updates["client"], updates["time_s"] = clients, times
+    updates["round"] = [clients[:row].count(client) for row, client in enumerate(clients)]
     return updates
+
+
+def repeated(clients, times, *attended):
+    """A replay of a record, and of who came and went: kind, client, and number of updates before."""
+    events = np.zeros(len(attended), EVENT)
+    for row, (kind, client, updates) in zip(events, attended, strict=True):
+        row["kind"], row["client"], row["updates"] = kind, client, updates
+    return Replay(record_of(clients, times), events)
 
 
 @pytest.mark.parametrize("times", [[0.5, 1.0, 1.5, 2.0, 2.5, 3.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]])
 def test_a_replay_takes_clients_in_the_recorded_order(times):
     """Also of updates that were recorded at one time, of which an ordered clock would take the lowest client first."""
     recorded = [2, 0, 2, 1, 2, 0]
-    clock = OrderedClock(Workers(2, random.Random(3)), Replay(record_of(recorded, times)))
+    clock = OrderedClock(Workers(2, random.Random(3)), repeated(recorded, times))
     for client in range(3):
         clock.reply(Order(client, 0, 0, 1), W, int)
     seen = []
@@ -136,7 +145,7 @@ def test_a_replay_takes_clients_in_the_recorded_order(times):
 
 
 def test_an_update_that_never_arrived_is_not_trained_again():
-    replay = Replay(record_of([0, 0], [0.25, 7.5]))
+    replay = repeated([0, 0], [0.25, 7.5])
     assert [replay(Order(0, n, 0, 1), 0.0) for n in range(3)] == [0.25, 7.5, math.inf]
     workers = Workers(1, random.Random(0))
     clock = OrderedClock(workers, replay)
@@ -146,7 +155,7 @@ def test_an_update_that_never_arrived_is_not_trained_again():
 
 def test_an_order_that_gives_nobody_another_turn_ends_in_a_sentence():
     """Client 2 has the turns of a client that is not there; without the sentence the server would wait for ever."""
-    clock = OrderedClock(Workers(1, random.Random(0)), Replay(record_of([0, 2], [0.5, 1.0])))
+    clock = OrderedClock(Workers(1, random.Random(0)), repeated([0, 2], [0.5, 1.0]))
     for client in range(2):
         clock.reply(Order(client, 0, 0, 1), W, int)
     while (arrival := clock.next()) is None:
@@ -160,7 +169,28 @@ def test_an_order_that_cannot_have_been_is_refused():
     """The second update of client 0 is from a version older than that which its first made."""
     updates = record_of([0, 1, 0], [0.5, 1.0, 1.5])
     updates["version"], updates["base_version"] = [1, 2, 3], [0, 0, 1]
-    assert Replay(updates)
+    assert Replay(updates, np.zeros(0, EVENT))
     updates["client"] = [1, 0, 0]
     with pytest.raises(ValueError, match="client 0 made an update to version 2, and its next one from version 1, which is"):
-        Replay(updates)
+        Replay(updates, np.zeros(0, EVENT))
+
+
+def test_a_replay_repeats_who_came_and_went_between_the_updates():
+    """Client 1 joins after one update, and is lost with its second order; a round that nobody answered is not trained."""
+    attended = ("absent", 1, 0), ("joined", 1, 1), ("lost", 1, 3), ("left", 0, 4)
+    replay = repeated([0, 1, 0, 0], [0.5, 1.0, 1.5, 2.0], *attended)
+    assert replay.absent == [1]
+    workers = Workers(2, random.Random(5))
+    clock = OrderedClock(workers, replay, meanwhile=replay.meanwhile)
+    clock.reply(Order(0, 0, 0, 1), W, int)
+    seen = []
+    while len(seen) < 7:
+        event = clock.next()
+        if isinstance(event, Joined):
+            clock.reply(Order(1, 0, 1, 1), W, int)
+        elif isinstance(event, Arrival):
+            clock.reply(Order(event.client, event.round + 1, 0, 1), W, int)
+        if event is not None:
+            seen.append((type(event), event.clients[0] if isinstance(event, Lost) else event.client))
+    assert seen == [(Arrival, 0), (Joined, 1), (Arrival, 1), (Arrival, 0), (Lost, 1), (Arrival, 0), (Lost, 0)]
+    assert [(order.client, order.round) for order in workers.sent] == [(0, 0), (0, 1), (1, 0), (0, 2)]

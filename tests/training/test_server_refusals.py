@@ -8,7 +8,7 @@ import pytest
 from asyncfeded.config import Faults, Training
 from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.training.rounds import Workload
-from asyncfeded.wire.messages import Lost, Refused
+from asyncfeded.wire.messages import Joined, Lost, Refused
 from training.servers import HAND_WORKED
 
 # --- updates that are not finite
@@ -187,6 +187,22 @@ def test_a_client_that_comes_back_starts_anew_from_the_model_of_now(bench):
     assert (done.wire.replies[3].client, done.wire.replies[3].weights.tolist()) == (1, [3.0, 4.0])
     assert done.server.state.counts.tolist() == [1, 1]
     assert done.said[-1] == "client 1 is back and starts anew"
+
+
+def test_a_client_that_leaves_is_done_without_and_one_that_joins_starts_from_the_model_of_now(bench):
+    script = [Lost("client 1", (1,), "it has left", left=True), (0, [1.5, 2.0]), Joined(1, "node2"), (1, [3.0, 5.0])]
+    done = bench(script, updates=2, on_death="abort").run()
+    assert (done.wire.replies[3].client, done.wire.replies[3].weights.tolist()) == (1, [3.0, 4.0])
+    assert (done.server.state.counts.tolist(), done.server.state.lost.any()) == ([1, 1], False)
+    assert done.said == ["goes on without client 1: it has left", "client 1 has joined: node2"]
+
+
+def test_a_client_that_is_absent_at_the_start_gets_no_order_until_it_joins(bench):
+    made = bench([(0, [1.5, 2.0]), Joined(1, "node2"), (1, [3.0, 5.0])], updates=2)
+    made.server.state.lost[1] = True
+    done = made.run()
+    assert [reply.client for reply in done.wire.replies] == [0, 0, 1]
+    assert [reply.round for reply in done.wire.replies] == [0, 1, 0]
 
 
 def test_the_run_ends_when_the_last_client_is_lost(bench):

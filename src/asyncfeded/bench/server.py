@@ -32,8 +32,8 @@ from asyncfeded.store.checkpoint import FOLDER, Writer
 from asyncfeded.store.record import Record, UpdateRow
 from asyncfeded.training.evaluation import Evaluator, NoEvaluator, Score
 from asyncfeded.training.heterogeneity import PROFILE
-from asyncfeded.training.server import Server, ServerSettings
-from asyncfeded.training.server_state import ServerState
+from asyncfeded.training.server import Server
+from asyncfeded.training.server_state import ServerSettings, ServerState
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import HEAD, Arrival
 from asyncfeded.wire.server_wire import ServerWire

@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 
-from asyncfeded.cli import look, measure, runs, studies, tell
+from asyncfeded.cli import clients, look, measure, runs, studies, tell
 from asyncfeded.cli.app import app
 from asyncfeded.cli.app import tell as say
 
-__all__ = ["look", "main", "measure", "runs", "studies", "tell"]
+__all__ = ["clients", "look", "main", "measure", "runs", "studies", "tell"]
 
 
 def main() -> None:

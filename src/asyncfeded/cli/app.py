@@ -36,16 +36,17 @@ RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Ranks = Annotated[int | None, typer.Option(help="Start mpiexec with so many ranks: 1 server and the rest clients.")]
 
 
-def start(ranks: int, arguments: list[str], lasting: bool = False) -> None:
-    """Replace this process by mpiexec; never returns. `lasting`: see `launcher.command`."""
+def start(ranks: int, arguments: list[str], lasting: bool = False, least: int = 2) -> None:
+    """Replace this process by mpiexec; never returns. `lasting`: see `launcher.command`; `least`: ranks that are needed."""
     launcher = load_launcher()
     launched = origin.launched_by()
     if launched and launched.size > 1:
         if launched.rank:  # rank 0 prints the message; a failing status of this rank could end rank 0 before that
             raise typer.Exit(0)
         fail(f"{launched.name} has started this already; leave out --ranks, or the launcher")
-    if ranks < 2:
-        fail(f"--ranks {ranks}: at least 2 are needed, 1 server and 1 client, for example --ranks 5")
+    if ranks < least:
+        what = "2 are needed, 1 server and 1 client" if least == 2 else f"{least} is needed"
+        fail(f"--ranks {ranks}: at least {what}, for example --ranks 5")
     try:
         command, env, notes = launcher.command(ranks, arguments, lasting)
     except ValueError as error:

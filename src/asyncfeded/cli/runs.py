@@ -112,6 +112,7 @@ def replay(
         fail(f"{run_dir}: no update was merged, there is nothing to replay")
     overrides = [
         "server=0",
+        "servers=1",
         "clock=replay",
         setting("replay", str(run_dir)),
         f"threads={about['threads']}",

@@ -18,6 +18,7 @@ def info(
     """Print versions, the MPI library and its mpiexec, kernel or twin, and devices; or describe a run or a checkpoint."""
     if path and path.is_dir():
         from asyncfeded.mpi import placement
+        from asyncfeded.store import attendance
 
         tables = read_record(path)
         about, places = tables.attributes, tables.attributes.pop("placement")
@@ -29,7 +30,7 @@ def info(
         }
         counts = {name: str(len(getattr(tables, name))) for name in ("updates", "evaluations")}
         print_rows(counts | {"metrics": tables.metrics.columns} | {k: str(about[k]) for k in about})
-        print("", *placement.table(places), sep="\n")  # noqa: T201
+        print("", *placement.table(places), *attendance.lines(tables.events), sep="\n")  # noqa: T201
         return
     if path:
         from asyncfeded.store.checkpoint import describe_checkpoint

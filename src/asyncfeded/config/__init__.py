@@ -199,6 +199,9 @@ class Config(Settings):
     sums of floats depend on the number of threads."""
     clients: int = Field(0, ge=0, le=INT32_MAX)
     """Number of clients. 0: one on every rank except the server's (wall clock)."""
+    late: int = Field(0, ge=0, le=INT32_MAX)
+    """How many of the clients, the last ones, have no rank in the job: each is absent until somebody joins the run in its
+    place (asyncfeded join). Wall clock only."""
     wait: Literal["auto", "spin", "yield"] = "auto"
     """How a rank waits for a message: spin (polls; every rank needs its own core), yield (sleeps 10 us to 2 ms between
     polls) or auto (spin if every rank of the host has its own core)."""
@@ -231,6 +234,9 @@ class Config(Settings):
     def _ordered(self) -> "Config":
         if self.clock != "wall" and not self.clients:
             raise ValueError(f"clock = {self.clock} needs clients = N: its result must not depend on the number of ranks")
+        if self.late and (self.clock == "virtual" or self.faults.on_death == "reassign"):
+            other = "clock = virtual" if self.clock == "virtual" else "faults.on_death = reassign"
+            raise ValueError(f"late = {self.late} and {other} exclude each other: that one needs a rank for every client")
         if (self.clock == "replay") != bool(self.replay):
             raise ValueError("clock = replay and replay = RUN_DIR go together; type asyncfeded replay RUN_DIR")
         if (self.bases == "disk") != bool(self.bases_dir):
@@ -252,6 +258,11 @@ class Config(Settings):
         if value == Limits():
             raise ValueError("no limit is set, the run would never end: set limits.updates, limits.seconds or limits.target")
         return value
+
+    @property
+    def present(self) -> int:
+        """How many of the clients have a rank in the job: the first ones."""
+        return self.clients - self.late if self.clock == "wall" else self.clients
 
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of the keys that all ranks must agree on: all except run_dir, device and checkpoint."""

@@ -171,6 +171,11 @@ def understands(env: Mapping[str, str]) -> bool:
     return not (only_pmix and MPI.get_vendor()[0] == "MPICH" and "pmix" not in MPI.Get_library_version())
 
 
+def connects_jobs() -> bool:
+    """Whether this MPI can connect a job to another that goes on: Open MPI waits for ever there, and Intel MPI crashes."""
+    return MPI.get_vendor()[0] == "MPICH"
+
+
 def detects_deaths(comm: MPI.Intracomm) -> bool:
     """Whether this MPI can report ranks that have died (ULFM)."""
     try:

@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -18,7 +19,7 @@ from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.seats import Seats, deal
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages; ranks of different versions refuse to train together."""
 PROBLEMS_TOLD = 3
 """How many different problems of ranks are told, when a job does not start."""
@@ -153,8 +154,8 @@ def join_job(least: int = 2) -> World:
     hosts = np.zeros(comm.size, "S64")
     comm.Allgather(np.array([socket.gethostname().encode()], "S64").view(np.uint8), hosts.view(np.uint8))
     names = [host.decode() for host in hosts]
-    world = World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False, deal(names))
-    return share_cores(world)
+    seats = deal(names) if comm.size > 1 else Seats((0,), ())
+    return share_cores(World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False, seats))
 
 
 def imagine_job(size: int, rank: int) -> World:
@@ -246,11 +247,16 @@ def broadcast_text(world: World, text: str, root: int = 0) -> str:
     return raw.tobytes().decode()
 
 
-def compare(statements: np.ndarray) -> str:
-    """What is wrong with the statements (ranks,) of all ranks, as a sentence; empty if they agree."""
+def compare(statements: np.ndarray, names: Sequence[str] = ()) -> str:
+    """What is wrong with the statements (ranks,) of all ranks, as a sentence; empty if they agree.
+
+    Args:
+        statements: STATEMENT (ranks,).
+        names: what to call them. Empty: by their ranks.
+    """
 
     def who(rank: int) -> str:
-        return f"rank {rank} on {statements['host'][rank].decode()}"
+        return f"{names[rank] if names else f'rank {rank}'} on {statements['host'][rank].decode()}"
 
     failed = np.flatnonzero(statements["failed"]).tolist()
     texts = {rank: statements["problem"][rank].decode(errors="replace") for rank in failed}

@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+
 from asyncfeded.config import Config
+from asyncfeded.metric import Metrics
 from asyncfeded.own import short
 from asyncfeded.store import checkpoint, ownership, record
 from asyncfeded.store.ownership import Ownership
@@ -74,6 +77,44 @@ def clear(run_dir: Path) -> None:
     written = (*(run_dir / name for name in names), *record.row_files(run_dir))
     for path in (*written, *checkpoint.checkpoints(run_dir / checkpoint.FOLDER)):
         path.unlink(missing_ok=True)
+
+
+def open_run(
+    config: Config,
+    metrics: Metrics,
+    places: np.ndarray,
+    clients: np.ndarray,
+    owned: Ownership,
+    cleanup: ExitStack,
+    data: str,
+) -> record.Record:
+    """Write the config and an empty record into the folder of a new run. Rank 0.
+
+    Args:
+        config: the resolved config.
+        metrics: those of the task.
+        places: placement.PLACE (ranks,).
+        clients: heterogeneity.PROFILE (clients,).
+        owned: that of the run's folder.
+        cleanup: gets callbacks that remove everything made here, if the run does not start.
+        data: see `Record`.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    run_dir = Path(config.run_dir)
+    try:
+        # The record is the first to come and the last to go: config.toml without it is not ours.
+        for path in (run_dir / "record.h5", *record.row_files(run_dir), run_dir / "config.toml"):
+            if not path.exists():
+                cleanup.callback(path.unlink, missing_ok=True)
+        book = record.Record(run_dir / "record.h5", config.to_toml(), places, clients, metrics, check=owned.check, data=data)
+        cleanup.callback(book.close)
+        write_config(config)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"run_dir = {config.run_dir!r} cannot be written: {why}; choose another folder") from None
+    return book
 
 
 def check_free(run_dir: Path) -> None:

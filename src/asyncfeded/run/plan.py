@@ -13,7 +13,7 @@ from asyncfeded.config import Config, Settings, load_config
 from asyncfeded.files.digest import differing, digest_files
 from asyncfeded.files.weights import weights_file
 from asyncfeded.metric import Metrics
-from asyncfeded.mpi import placement
+from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.seats import Seats, deal
 from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
@@ -134,16 +134,32 @@ def read_plan(
         raise ValueError(f"servers = {config.servers}: a run with checkpoints has one server rank as yet")
     seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
     workers = seats.workers
-    num_clients = config.clients or workers
-    if config.clock == "wall" and num_clients != workers:
+    num_clients = config.clients or workers + config.late
+    if config.clock == "wall" and num_clients != workers + config.late:
+        needed, late = num_clients + world.size - workers - config.late, f", and late = {config.late}" * bool(config.late)
         raise ValueError(
-            f"clients = {num_clients}, but {world.size} ranks make 1 server and {workers} clients; start it with "
-            f"--ranks {num_clients + 1} (mpiexec -n {num_clients + 1}), or set clients={workers}"
+            f"clients = {num_clients}, but {world.size} ranks make 1 server and {workers} clients{late}; start it with "
+            f"--ranks {needed} (mpiexec -n {needed}), or set clients={workers + config.late}"
         )
+    if config.late and config.clock == "wall":
+        check_late(config)
     wanted, key = (config.server_device, "server_device") if seats.serves(world.rank) else (config.device, "device")
     device = placement.device(wanted, world.turn(config.server), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
     return Plan(config, CheckedTask(task, config.task["name"], tasks.load_initial(config.task)), rule, device, origin, seats)
+
+
+def check_late(config: Config) -> None:
+    """Check that clients may join the run. Raises ValueError."""
+    if config.servers > 1 or config.ranks_per_client != 1:
+        raise ValueError(
+            f"late = {config.late}: a client that joins has one rank and speaks with one server; leave out late"
+        )
+    if not launcher.connects_jobs():
+        raise ValueError(
+            f"late = {config.late}, but {launcher.vendor()} cannot connect a job to one that goes on: nobody could join; "
+            f"take MPICH (pip install 'asyncfeded[mpich]'), or leave out late and give every client a rank"
+        )
 
 
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:

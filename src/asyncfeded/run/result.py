@@ -31,6 +31,7 @@ def figures(
     params: int,
     receiving_s: float,
     world: World,
+    workers: float,
 ) -> dict[str, object]:
     """The figures of a finished run. `updates` and `tests` are the rows of its record: `updates`, `client_evaluations`.
 
@@ -49,7 +50,7 @@ def figures(
         "gamma_median": _number(float(np.median(gamma)) if len(gamma) else math.nan),
         "server_busy": round((server.state.busy_s + receiving_s) / outcome.wall_s, 6),
         "server_evaluating": round(server.state.evaluating_s / outcome.wall_s, 6),
-        "workers_busy": round(server.state.compute_s / workers_s(server.state, outcome.wall_s, world.seats.workers), 6),
+        "workers_busy": round(server.state.compute_s / workers_s(server.state, outcome.wall_s, workers), 6),
         "server_bytes": server_bytes,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "params": params,
@@ -85,13 +86,13 @@ def over_clients(tests: np.ndarray, metrics: Metrics) -> dict[str, dict[str, flo
     return found
 
 
-def workers_s(state: ServerState, wall_s: float, workers: int) -> float:
+def workers_s(state: ServerState, wall_s: float, workers: float) -> float:
     """Wall time of training, summed over the workers: those of now, and those before, in a resumed run.
 
     Args:
         state: of the server.
         wall_s: wall time of training.
-        workers: their number now.
+        workers: their number now, or its mean, where clients come and go.
     """
     return state.workers_before_s + workers * (wall_s - state.wall_before_s)
 

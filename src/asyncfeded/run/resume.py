@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "faults",
     "wait",
     "device",
+    "late",
     "server",
     "server_device",
     "bases",
@@ -228,7 +229,7 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
         state.score = Score(at.score_version, dict(zip(at.metrics.by_name, at.score.tolist(), strict=True)))
 
 
-def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float], workers: int) -> Snapshot:
+def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float], workers: float) -> Snapshot:
     """Take the state of a server between two updates, or after it has stopped.
 
     The arrays of the snapshot share the server's memory, unless the model is on a GPU.

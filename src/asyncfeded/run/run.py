@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 from asyncfeded.model.flat import FlatModel, Layout, ModuleState, Shape, digest_frozen
@@ -38,7 +37,7 @@ from asyncfeded.mpi.world import (
 )
 from asyncfeded.own import CodeError
 from asyncfeded.rules import Rule
-from asyncfeded.run import folder, serve, stopping, work
+from asyncfeded.run import folder, serve, stopping, terms, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, agree_on_digests, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
@@ -46,6 +45,7 @@ from asyncfeded.run.slices import SliceParts, begin, cut_model, follow
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store.ownership import Ownership
+from asyncfeded.store.record import most_threads
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.contract import TaskError
 from asyncfeded.training.batches import ClientData
@@ -117,6 +117,7 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
         agree_on_memory(world, *needed_memory(seated, plan, state))
         loaded = agree_on(world, lambda: load(seated, plan, profiles), lambda _: make_statement())
         statistics, frozen = _share_module(seated, state, loaded.changed)
+        offered = terms.offer(plan, state, profiles, plan.origin)
         plan = plan._replace(origin=plan.origin + frozen)
         shapes = json.loads(broadcast_text(seated, json.dumps(loaded.own), root=seated.seats.leaders[0]))
         if own := [(name, tuple(shape)) for name, shape in shapes]:
@@ -156,7 +157,9 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
             stopping.ignore(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         try:
             if isinstance(parts, ServerParts):
-                return *serve.serve(seated, parts), run_dir
+                tables, threads = terms.kept(state, statistics), most_threads(places)
+                of_run = terms.Terms(offered, statistics, own, frozen, tables, threads)
+                return *serve.serve(seated, parts, of_run), run_dir
             if isinstance(parts, SliceParts):
                 return 0, follow(seated, parts), run_dir
             return 0, work.train_for_server(seated, parts), run_dir
@@ -247,16 +250,12 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple
     travels = np.array([name in changed for name in state.candidates], np.bool_)
     share(world, world.seats.leaders[0], travels)
     statistics = [name for name, one in zip(state.candidates, travels.tolist(), strict=True) if one]
-    frozen = state.frozen(statistics)
-    digests = digest_frozen(frozen)
+    digests = digest_frozen(state.frozen(statistics))
     agree_on_digests(world, digests)
-    for name, tensor in (state.candidates | state.local).items():
-        if name not in statistics and name not in frozen:
-            host = tensor.detach().cpu().contiguous()
-            share(world, 0, host.reshape(-1).view(torch.uint8).numpy())
-            if not tensor.is_contiguous():  # its elements may share memory
-                tensor.data = tensor.data.contiguous()
-            tensor.data.copy_(host)
+    for tensor in terms.kept(state, statistics):
+        host = terms.raw(tensor)
+        share(world, 0, host.numpy())
+        terms.put(tensor, host)
     return statistics, digests
 
 

@@ -23,7 +23,7 @@ from asyncfeded.model.flat import FlatModel, Layout, Shape
 from asyncfeded.model.global_model import is_finite
 from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
-from asyncfeded.run import RESUMABLE, folder, result, resume
+from asyncfeded.run import RESUMABLE, attendance, folder, result, resume
 from asyncfeded.run.data import check_data
 from asyncfeded.run.evaluate import make_evaluator
 from asyncfeded.run.memory import most_held
@@ -31,7 +31,9 @@ from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.slices import TellingEvaluator, begin, describe, lead
 from asyncfeded.run.stopping import asked
+from asyncfeded.run.terms import Terms
 from asyncfeded.store import record
+from asyncfeded.store.attendance import attendance as attended
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import Record, UpdateRow
@@ -39,9 +41,11 @@ from asyncfeded.training.clock import Due, Replay, Resumed
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.rounds import Workload
-from asyncfeded.training.server import INTERRUPTED, Outcome, Server, ServerSettings
-from asyncfeded.training.server_state import ServerState
+from asyncfeded.training.server import INTERRUPTED, Outcome, Server
+from asyncfeded.training.server_state import ServerSettings, ServerState
+from asyncfeded.wire import door
 from asyncfeded.wire.messages import Arrival
+from asyncfeded.wire.open_wire import OpenWire
 from asyncfeded.wire.server_ranks import ServerRanks
 
 
@@ -65,8 +69,10 @@ class ServerParts:
     """Where the bases lie; None: in memory."""
     due: Due
     """When an update is due; not used on the wall clock."""
-    share: Callable[[int, int], float] | None
-    """What each client is told about the part of the run that is done; None: it follows from the limits."""
+    repeated: Replay | None
+    """The record that a replay repeats."""
+    attendance: dict[int, str]
+    """Kind of event by client, of those who have no rank in this job, or have one again."""
     evaluator: Evaluator
     open_record: Callable[[], Record]
     """Opens the record; call it once. The record of a resumed run then loses its rows after the checkpoint."""
@@ -118,20 +124,21 @@ def prepare(
     (state, disk), layout = begin(plan, flat, own, profiles, ranks), flat.layout.with_own(own)
     evaluator, remarks = make_evaluator(plan, flat)
     due: Due = profiles.due
-    share = None
+    repeated = None
     data = digest_files(plan.task.paths()) + plan.origin
     if config.replay:
         recorded = record.read_record(Path(config.replay))
         check_data(Path(config.replay), recorded, data, profiles.clients)
-        due = repeated = Replay(recorded.updates)
-        share = repeated.share
+        due = repeated = Replay(recorded.updates, attended(recorded.events))
+    absent = repeated.absent if repeated else range(config.present, config.clients)
     owned.check()
     made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state, disk)
     again = folder.is_unbegun(Path(config.run_dir))
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
-        book = _open_run(config, metrics, places, profiles.clients, owned, cleanup, data)
-        return made(due, share, evaluator, lambda: book, "", remarks, owned, layout, ranks)
+        book = folder.open_run(config, metrics, places, profiles.clients, owned, cleanup, data)
+        changed = attendance.begin(state, absent, None, 0)
+        return made(due, repeated, changed, evaluator, lambda: book, "", remarks, owned, layout, ranks)
     point = resume.find(resumed, config, metrics, layout, state.rule)
     check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
@@ -141,18 +148,25 @@ def prepare(
 
     due = Resumed(resume.kept_due(point.snapshot), due)
     sentences = (*remarks, *resume.sentences(point, record.most_threads(places)))
-    newest = point.path.name
-    return made(due, share, evaluator, reopen, newest, sentences, owned, layout, ranks)
+    changed = attendance.begin(state, absent, point.record.events, point.snapshot.update_rows)
+    return made(due, None, changed, evaluator, reopen, point.path.name, sentences, owned, layout, ranks)
 
 
-def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
+def serve(world: World, parts: ServerParts, terms: Terms) -> tuple[int, bool]:
     """Build the server, train, and save the trained model. Rank 0.
+
+    Args:
+        world: all ranks.
+        parts: what `prepare` returned.
+        terms: for clients that join.
 
     Returns:
         The exit status, and whether ranks are lost.
     """
     with parts.open_record() as book, Progress(parts.run_dir / "log.txt", parts.owned.check) as progress:
         run = ServerRun(world, parts, book, progress)
+        if isinstance(run.wire, OpenWire):
+            run.wire.open_door(parts.run_dir / door.NAME, terms.welcome)
         outcome = run.train()
         updates, tests = book.updates.all_rows(), book.client_evaluations.all_rows()
         status, figures = run.save(outcome, updates, tests)
@@ -160,7 +174,7 @@ def serve(world: World, parts: ServerParts) -> tuple[int, bool]:
     result.show(figures, updates, parts.config.clients)
     if run.wire.assignment.silent:
         launcher.end_job(status)
-    return status, bool(run.wire.assignment.lost)
+    return status, run.wire.ranks_lost
 
 
 class ServerRun:
@@ -178,10 +192,12 @@ class ServerRun:
 
     def __init__(self, world: World, parts: ServerParts, book: Record, progress: Progress) -> None:
         self._world, self._parts, self._record, self._progress = world, parts, book, progress
+        self._guests = attendance.Guests()
         self._complete = True  # whether the run's folder has taken all files of the end
         self._elsewhere: list[Path] = []  # the folder that has taken the others
         config, state = parts.config, parts.state
-        self._wires = lead(world, config, state, parts.disk, parts.due, parts.ranks)
+        repeated = parts.repeated
+        self._wires = lead(world, config, state, parts.disk, parts.due, parts.ranks, repeated)
         self.wire = self._wires.workers
         writer = Writer(
             parts.run_dir / FOLDER, config.checkpoint.keep, Path(parts.newest) if parts.newest else None, book.sync
@@ -190,7 +206,8 @@ class ServerRun:
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
         of_run = (config.limits, config.faults, config.evaluation, parts.metrics)
-        settings = ServerSettings(*of_run, config.clock == "wall", parts.workloads, parts.share, parts.layout.sent)
+        share = repeated.share if repeated else None
+        settings = ServerSettings(*of_run, config.clock == "wall", parts.workloads, share, parts.layout.sent)
         evaluator = parts.evaluator
         if parts.ranks and config.clock != "wall":
             evaluator = cast(Evaluator, TellingEvaluator(parts.evaluator, parts.ranks))
@@ -205,6 +222,8 @@ class ServerRun:
         """Train, from sending the first model until the last client has stopped."""
         self._introduce()
         self._record.note(self._server.elapsed_s, "began", text=self._parts.newest)
+        for client, kind in self._parts.attendance.items():
+            self._record.note(self._server.elapsed_s, kind, client)
         outcome = self._server.run()
         self._keeper.finish()
         dropped = f"unfinished rounds were dropped, and {outcome.discarded} finished ones"
@@ -244,6 +263,7 @@ class ServerRun:
             self._parts.layout.num_params,
             self.wire.receiving_s,
             self._world,
+            self._workers,
         )
         self._keep("result.json", partial(result.write, figures))
         ended = 1 if outcome.failed else RESUMABLE if outcome.reason == INTERRUPTED else 0
@@ -281,6 +301,7 @@ class ServerRun:
         """See `Observer`."""
         self._progress.say(sentence)
         if kind:
+            self._guests.note(kind, client, self._server.wall_s)
             self._record.note(self._server.elapsed_s, kind, client, text=sentence)
 
     def _keep(self, name: str, write: Callable[[Path], None]) -> None:
@@ -308,6 +329,13 @@ class ServerRun:
                 self.say(f"{why}; it is saved as {folder / name}")
                 return
         self.say(f"{why}, nor anywhere else: it is lost")
+
+    @property
+    def _workers(self) -> float:
+        """Number of workers in this job, in the mean over its time; those who only seem to join in a replay do not count."""
+        wall_s = self._server.wall_s
+        joined = 0.0 if self._wires.clock else self._guests.seconds(wall_s) / (wall_s - self._parts.state.wall_before_s)
+        return self._world.seats.workers + joined
 
     @property
     def _num_bytes(self) -> int:
@@ -338,43 +366,5 @@ class ServerRun:
 
     def _snapshot(self, server: Server) -> Snapshot:
         due_s = self._wires.clock.due_s if self._wires.clock else {}
-        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._world.seats.workers)
+        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._workers)
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)
-
-
-def _open_run(
-    config: Config,
-    metrics: Metrics,
-    places: np.ndarray,
-    clients: np.ndarray,
-    owned: Ownership,
-    cleanup: ExitStack,
-    data: str,
-) -> Record:
-    """Write the config and an empty record into the folder of a new run. Rank 0.
-
-    Args:
-        config: the resolved config.
-        metrics: those of the task.
-        places: placement.PLACE (ranks,).
-        clients: heterogeneity.PROFILE (clients,).
-        owned: that of the run's folder.
-        cleanup: gets callbacks that remove everything made here, if the run does not start.
-        data: see `Record`.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
-    run_dir = Path(config.run_dir)
-    try:
-        # The record is the first to come and the last to go: config.toml without it is not ours.
-        for path in (run_dir / "record.h5", *record.row_files(run_dir), run_dir / "config.toml"):
-            if not path.exists():
-                cleanup.callback(path.unlink, missing_ok=True)
-        book = Record(run_dir / "record.h5", config.to_toml(), places, clients, metrics, check=owned.check, data=data)
-        cleanup.callback(book.close)
-        folder.write_config(config)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise ValueError(f"run_dir = {config.run_dir!r} cannot be written: {why}; choose another folder") from None
-    return book

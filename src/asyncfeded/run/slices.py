@@ -20,15 +20,16 @@ from asyncfeded.rules import Rule, contract
 from asyncfeded.run.memory import clients_near, make_model
 from asyncfeded.run.plan import Plan
 from asyncfeded.store.record import UpdateRow
-from asyncfeded.training.clock import Due, OrderedClock
+from asyncfeded.training.clock import Due, OrderedClock, Replay, nobody
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.rounds import Workload
-from asyncfeded.training.server import DivergedError, Server, ServerSettings
-from asyncfeded.training.server_state import ServerState
+from asyncfeded.training.server import DivergedError, Server
+from asyncfeded.training.server_state import ServerSettings, ServerState
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival, Wire
 from asyncfeded.wire.nearest import Nearest
+from asyncfeded.wire.open_wire import OpenWire, absent
 from asyncfeded.wire.server_ranks import ServerRanks, What
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SliceWire
@@ -106,7 +107,15 @@ class Wires(NamedTuple):
     """None: the model is in host memory."""
 
 
-def lead(world: World, config: Config, state: ServerState, disk: Disk | None, due: Due, ranks: ServerRanks | None) -> Wires:
+def lead(
+    world: World,
+    config: Config,
+    state: ServerState,
+    disk: Disk | None,
+    due: Due,
+    ranks: ServerRanks | None,
+    repeated: Replay | None,
+) -> Wires:
     """Make the wires of rank 0. Rank 0.
 
     Args:
@@ -116,13 +125,15 @@ def lead(world: World, config: Config, state: ServerState, disk: Disk | None, du
         disk: where the bases lie; None: in memory.
         due: when an update is due; not used on the wall clock.
         ranks: all ranks of the server; None: it has one.
+        repeated: the record that a replay repeats.
     """
     ordered, model = config.clock != "wall", state.model
+    late = range(config.present, config.clients)
     # On an ordered clock updates wait for their turn, and the model changes before they are measured.
     staging = Staging(model) if not model.x.is_cpu else None
     arguments = (
         world.comm,
-        peers(world.comm, world.seats.leaders),
+        peers(world.comm, world.seats.leaders) + absent(late),
         model.layout.sent,
         world.backoff(config.wait),
         config.clients,
@@ -132,9 +143,10 @@ def lead(world: World, config: Config, state: ServerState, disk: Disk | None, du
         ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
         not model.x.is_cpu,
     )
-    workers = FirstSliceWire(*arguments) if ranks else ServerWire(*arguments)
+    workers: ServerWire = (FirstSliceWire if ranks else OpenWire if late else ServerWire)(*arguments)
     below = Nearest(workers, disk, clients_near(config, model.layout)) if disk else workers
-    clock = OrderedClock(below, due, state.taken_s) if ordered else None
+    meanwhile = repeated.meanwhile if repeated else nobody
+    clock = OrderedClock(below, due, state.taken_s, meanwhile) if ordered else None
     if staging:
         staging.below = clock or workers
     wire: Wire = staging or clock or workers

@@ -61,7 +61,7 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
         batch_size = int(profiles.clients["batch_size"][client])
         return ClientData(data, batch_size, slowdown)
 
-    for client in world.seats.homes(world.rank, config.clients):
+    for client in world.seats.homes(world.rank, config.present):
         client_data(client)  # now, so that faulty data is reported; data of other clients is loaded when they move here
     return client_data
 
@@ -76,15 +76,19 @@ def prepare(
     """
     config, task, rule = plan.config, plan.task, plan.rule
     trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
-    Trial(task, flat, trainer, config).run(world.seats.homes(world.rank, config.clients), client_data)
+    Trial(task, flat, trainer, config).run(world.seats.homes(world.rank, config.present), client_data)
     held_out = HeldOut(task, flat, config) if config.evaluation.client_rounds else None
     if held_out:
-        held_out.try_out(world.seats.homes(world.rank, config.clients))
+        held_out.try_out(world.seats.homes(world.rank, config.present))
     return ClientParts(config, task, flat, profiles, trainer, held_out, client_data)
 
 
-def train_for_server(world: World, parts: ClientParts) -> bool:
-    """Train until the server says stop. Client ranks. Returns whether ranks are lost."""
+def train_for_server(world: World, parts: ClientParts, leaves: Callable[[], bool] = lambda: False) -> bool:
+    """Train until the server says stop, or until `leaves` says at the end of a round that this client leaves. Client ranks.
+
+    Returns:
+        Whether ranks are lost.
+    """
     config, buffer = parts.config, parts.flat.buffer
     host = torch.empty(buffer.shape, pin_memory=True) if not buffer.is_cpu else buffer
     paced = config.clock == "wall"
@@ -92,6 +96,6 @@ def train_for_server(world: World, parts: ClientParts) -> bool:
     def lost_s(order: Order, round_s: float) -> float:
         return parts.profiles.pause_s(order, round_s) if paced else 0.0
 
-    wire = ClientWire(world.comm, host, world.backoff(config.wait), parts.slices)
+    wire = ClientWire(world.comm, host, world.backoff(config.wait), parts.slices, leaves)
     work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
     return wire.ranks_lost

@@ -91,6 +91,7 @@ EVENT = np.dtype(
         ("time_s", np.float64),  # when it began, on the run's clock
         ("kind", "S12"),
         ("client", np.int32),  # -1: of no client
+        ("updates", np.int64),  # how many rows `updates` had then
         ("seconds", np.float64),  # wall time that it took; 0: a moment
         ("text", "S200"),  # UTF-8, cut off
     ]
@@ -98,8 +99,8 @@ EVENT = np.dtype(
 """What happened besides updates.
 
 Kinds: `began` (a job; `text`: the checkpoint, empty for a new run), `evaluated` (from the snapshot to the last batch),
-`checkpoint` (its writing), `refused`, `lost` (a client whose worker was given up), `dropped` (refused too often), `back`,
-`rank` (a rank was given up), `trouble` (the disk) and `stopped` (a job). `evaluated` and `checkpoint` have `seconds`.
+`checkpoint` (its writing), `refused`, `dropped` (refused too often), `rank` (a rank was given up), `trouble` (the disk) and
+`stopped` (a job); and of clients those in attendance.py. `evaluated` and `checkpoint` have `seconds`.
 """
 TABLES = ("updates", "evaluations", "client_evaluations", "events")
 """The tables of a record."""
@@ -168,7 +169,7 @@ class Record:
     def note(self, time_s: float, kind: str, client: int = -1, seconds: float = 0.0, text: str = "") -> None:
         """Add an event that ends now; see EVENT."""
         cut = text.encode()[: EVENT["text"].itemsize].decode(errors="ignore")
-        self.events.append((time.time(), time_s, kind.encode(), client, seconds, cut.encode()))
+        self.events.append((time.time(), time_s, kind.encode(), client, self.updates.count, seconds, cut.encode()))
 
     def write(self) -> None:
         """Hand all rows so far over to the system. Raises OSError if the disk is full; the rows are then kept."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Refused
 
 
 class Sent(NamedTuple):
@@ -27,8 +27,8 @@ class FakeWire:
     """A `wire.Wire` without MPI that plays a script, and fails where the server breaks the wire's contract.
 
     The script has one item for every call of `next`: None where nothing has arrived, (client, w), (client, w, fields of the
-    `Arrival` by name), or a `Refused` or `Lost`, whose clients are not out any more. Versions and epochs of an arrival are
-    those that the client was sent. `events` tells what was done, in order.
+    `Arrival` by name), a `Joined`, or a `Refused` or `Lost`, whose clients are not out any more. Versions and epochs of an
+    arrival are those that the client was sent. `events` tells what was done, in order.
     """
 
     def __init__(self, script: Iterable[object]) -> None:
@@ -39,7 +39,7 @@ class FakeWire:
         self.events: list[str] = []
         self.replies: list[Sent] = []
 
-    def next(self) -> Arrival | Refused | Lost | None:
+    def next(self) -> Arrival | Refused | Lost | Joined | None:
         """See `Wire`."""
         assert self._taken is None, f"the update of client {self._taken.client} was not released"
         self.events.append("next")
@@ -47,8 +47,10 @@ class FakeWire:
         assert item != "end", "the server asks for more updates than the script has"
         if item is None:
             return None
-        if isinstance(item, Refused | Lost):
-            clients = item.clients if isinstance(item, Lost) else (item.client,) if item.answered else ()
+        if isinstance(item, Refused | Lost | Joined):
+            clients = item.clients if isinstance(item, Lost) else ()
+            if isinstance(item, Refused) and item.answered:
+                clients = (item.client,)
             for client in clients:
                 self._out.pop(client, None)
             return item

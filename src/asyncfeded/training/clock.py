@@ -7,17 +7,25 @@ decides nothing but the order.
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 from torch import Tensor
 
-from asyncfeded.wire.messages import Arrival, Lost, Order, Refused, Stuck
+from asyncfeded.store.attendance import ATTENDANCE
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Refused, Stuck
 from asyncfeded.wire.nearest import Nearest
 from asyncfeded.wire.server_wire import ServerWire
 
 Due = Callable[[Order, float], float]
 """Takes an order and the time at which it is given; returns the time when its update is due. Seconds; infinity: never."""
+Meanwhile = Callable[[int], Lost | Joined | None]
+"""Takes the number of updates taken so far; returns who came or went before the next one, one at a time."""
+
+
+def nobody(taken: int) -> None:
+    """`Meanwhile` of a run in which nobody comes or goes."""
 
 
 class OrderedClock:
@@ -30,14 +38,15 @@ class OrderedClock:
         wire: the wire to the workers.
         due: when an update is due.
         start_s: start time of the clock.
+        meanwhile: gives who came or went next, after so many updates were taken; for a run that is repeated.
 
     Attributes:
         due_s: for each client, when the update of its last order is due; infinity: never.
     """
 
-    def __init__(self, wire: ServerWire | Nearest, due: Due, start_s: float = 0.0) -> None:
-        self._wire, self._due = wire, due
-        self._now = start_s
+    def __init__(self, wire: ServerWire | Nearest, due: Due, start_s: float = 0.0, meanwhile: Meanwhile = nobody) -> None:
+        self._wire, self._due, self._meanwhile = wire, due, meanwhile
+        self._now, self._taken = start_s, 0
         self.due_s: dict[int, float] = {}
         self._out: list[tuple[float, int]] = []  # heap of (due, client): orders whose update was not taken yet
         self._answered: dict[int, Arrival | Refused] = {}  # by client: answers that are not yet due
@@ -55,12 +64,13 @@ class OrderedClock:
         else:
             ready(weights.numel())
 
-    def next(self) -> Arrival | Refused | Lost | Stuck | None:
+    def next(self) -> Arrival | Refused | Lost | Joined | Stuck | None:
         """See `Wire`. Rank 0."""
-        while (event := self._wire.next()) is not None:
+        while (event := self._meanwhile(self._taken) or self._wire.next()) is not None:
             if isinstance(event, Lost):
                 self._out = [(due, client) for due, client in self._out if client not in event.clients]
                 heapq.heapify(self._out)
+            if isinstance(event, Lost | Joined):
                 return event
             if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
                 return event
@@ -71,6 +81,7 @@ class OrderedClock:
         if not self._out or self._out[0][1] not in self._answered:
             return None
         self._now, client = heapq.heappop(self._out)
+        self._taken += 1
         return self._answered.pop(client)
 
     def release(self, arrival: Arrival) -> None:
@@ -114,12 +125,16 @@ class Replay:
 
     Args:
         updates: record.UPDATE (n,), in order of arrival.
+        attended: record.EVENT (m,), who came and went meanwhile (store.attendance).
+
+    Attributes:
+        absent: the clients that were not there at the start.
 
     Raises:
         ValueError: that cannot have been the order of a run.
     """
 
-    def __init__(self, updates: np.ndarray) -> None:
+    def __init__(self, updates: np.ndarray, attended: np.ndarray) -> None:
         by_client = updates[np.argsort(updates["client"], kind="stable")]
         again = by_client["client"][1:] == by_client["client"][:-1]
         early = np.flatnonzero(again & (by_client["base_version"][1:] < by_client["version"][:-1]))
@@ -129,20 +144,30 @@ class Replay:
                 f"the record that is repeated is damaged: client {row['client']} made an update to version "
                 f"{before['version']}, and its next one from version {row['base_version']}, which is older"
             )
-        self._times: dict[int, list[float]] = {}
-        self._shares: dict[int, list[float]] = {}
+        self._rounds: dict[tuple[int, int], tuple[float, float]] = {}  # by client and round: time and share
         last = -math.inf
-        for client, time_s, share in zip(*(updates[name].tolist() for name in ("client", "time_s", "share")), strict=True):
+        columns = (updates[name].tolist() for name in ("client", "round", "time_s", "share"))
+        for client, number, time_s, share in zip(*columns, strict=True):
             last = time_s if time_s > last else math.nextafter(last, math.inf)  # no two at once: the order is the record's
-            self._times.setdefault(client, []).append(last)
-            self._shares.setdefault(client, []).append(share)
+            self._rounds[client, number] = last, share
+        at_start = attended["kind"] == b"absent"
+        self.absent: list[int] = attended["client"][at_start].tolist()
+        self._attended = deque(attended[~at_start])
 
     def __call__(self, order: Order, now: float) -> float:
         """When the update was taken, as recorded, or infinity if it was not."""
-        times = self._times.get(order.client, [])
-        return times[order.round] if order.round < len(times) else math.inf
+        return self._rounds.get((order.client, order.round), (math.inf, 1.0))[0]
+
+    def meanwhile(self, taken: int) -> Lost | Joined | None:
+        """Who came or went next, once so many updates have been taken; None if the next update comes first."""
+        if not self._attended or self._attended[0]["updates"] > taken:
+            return None
+        row = self._attended.popleft()
+        client, kind = int(row["client"]), row["kind"].decode()
+        if ATTENDANCE[kind]:
+            return Joined(client, "as it did in the run")
+        return Lost(f"client {client}", (client,), "as it was in the run", left=kind == "left")
 
     def share(self, client: int, number: int) -> float:
         """What a client was told in a round about the part of the run that is done, as recorded; 1 if it did not answer."""
-        shares = self._shares.get(client, [])
-        return shares[number] if number < len(shares) else 1.0
+        return self._rounds.get((client, number), (math.inf, 1.0))[1]

@@ -7,24 +7,21 @@ sizes and epochs.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from asyncfeded.config import Evaluation, Faults, Limits
-from asyncfeded.metric import Metrics
 from asyncfeded.model.global_model import is_finite
 from asyncfeded.rules.contract import Rule, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply, Update
 from asyncfeded.store.record import UpdateRow
 from asyncfeded.training.evaluation import Evaluator, Score
-from asyncfeded.training.rounds import Workload
 from asyncfeded.training.server_refusals import why_refused
-from asyncfeded.training.server_state import ServerState
-from asyncfeded.wire.messages import HEAD, Arrival, Lost, Order, Refused, Stuck, Wire
+from asyncfeded.training.server_state import ServerSettings, ServerState
+from asyncfeded.wire.messages import HEAD, Arrival, Joined, Lost, Order, Refused, Stuck, Wire
 
 INTERRUPTED = "interrupted by a signal"
 """Reason of a run that stopped and may be resumed."""
@@ -54,28 +51,6 @@ class Outcome(NamedTuple):
     """Updates that were under way when the run ended."""
     failed: bool
     """Whether it ended before a limit because clients were lost."""
-
-
-class ServerSettings(NamedTuple):
-    """The settings of a server, from the config."""
-
-    limits: Limits
-    """When to stop."""
-    faults: Faults
-    """What to do about clients that die or that send updates that cannot be merged."""
-    evaluation: Evaluation
-    """How often to evaluate."""
-    metrics: Metrics
-    """What an evaluation gives."""
-    in_idle_moments: bool
-    """Whether evaluations wait for idle moments (wall clock); otherwise they run at their due time (ordered clocks)."""
-    workloads: Sequence[Workload] = ()
-    """What K means for each client: an update must say as many samples and steps. Empty: clients without data."""
-    share: Callable[[int, int], float] | None = None
-    """Gives what a client was told in a round about the part of the run that is done, in a replay. None: it follows from
-    the limits."""
-    sent: int = 0
-    """Elements of a message, where the state has a slice of the model; 0: as many as the model says."""
 
 
 class Observer(Protocol):
@@ -159,13 +134,14 @@ class Server:
         if state.dropped.all():
             self.failed = "no client is left (all were refused too often before)"
         elif state.rounds.any():
-            for client in np.flatnonzero(state.out).tolist():
+            for client in np.flatnonzero(state.out & ~state.lost).tolist():
                 if math.isnan(state.share[client]):  # its base is the same as before
                     state.share[client] = self._share(client)
                 self._give(client, int(state.model.base_version[client]), lambda stop: None)
         else:
-            for client, epochs in enumerate(state.epochs.tolist()):
-                self._send(Reply(client, epochs))
+            for client in np.flatnonzero(~state.lost).tolist():
+                self._send(Reply(client, int(state.epochs[client])))
+        self._begin_without(np.flatnonzero(state.lost).tolist())
         self._observer.tick(self)  # before the first update
         while not (reason := self._reached()):
             event = self._wire.next()
@@ -174,6 +150,8 @@ class Server:
                     self._wire.pause()
             elif isinstance(event, Lost):
                 self._lose(event)
+            elif isinstance(event, Joined):
+                self._welcome(event)
             elif isinstance(event, Stuck):
                 self.failed = event.reason
             else:
@@ -202,6 +180,15 @@ class Server:
             self._note(self._evaluator.score(self.final, state.model.version), seconds)
         assert state.score is not None
         return Outcome(self.failed or reason, seconds, wall_s, state.score, discarded, bool(self.failed))
+
+    def _begin_without(self, absent: list[int]) -> None:
+        """Begin, or go on, without the clients that are not there: they may join."""
+        state = self.state
+        for client in absent:
+            state.out[client] = False
+            state.model.forget(client)
+            for reply in on_loss(self._rule, client, state.model, state.rule, state.out):
+                self._send(reply)
 
     def _reached(self) -> str:
         """The limit that is reached, as a sentence; empty if no limit is."""
@@ -315,12 +302,21 @@ class Server:
     def _lose(self, event: Lost) -> None:
         """Handle a worker that is given up: continue without its clients, or stop."""
         moved = "" if event.clients else "; its clients move to other ranks"
-        self._observer.say(f"{event.worker} is given up: {event.reason}{moved}", "rank")
+        if not event.left:
+            self._observer.say(f"{event.worker} is given up: {event.reason}{moved}", "rank")
         clients = tuple(client for client in event.clients if not (self.state.lost[client] or self.state.dropped[client]))
         self.state.lost[list(clients)] = True
-        self._go_on_without(clients, event.reason, "lost")
-        if self.settings.faults.on_death == "abort":
+        self._go_on_without(clients, event.reason, "left" if event.left else "lost")
+        if self.settings.faults.on_death == "abort" and not event.left:
             self.failed = f"a worker died ({event.reason}; faults.on_death = abort)"
+
+    def _welcome(self, event: Joined) -> None:
+        """Give a client that has joined its first order."""
+        client, state = event.client, self.state
+        state.lost[client], state.refused_in_a_row[client] = False, 0
+        self._observer.say(f"client {client} has joined: {event.where}", "joined", client)
+        if not state.out[client]:
+            self._send(Reply(client, int(state.epochs[client])))
 
     def _go_on_without(self, clients: tuple[int, ...], reason: str, kind: str) -> None:
         """Continue without these clients."""

@@ -1,14 +1,39 @@
-"""The state of a server between two updates: all that a checkpoint must hold so that another server can continue."""
+"""The state of a server between two updates, which a checkpoint holds so that another server can continue; its settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.config import Limits
+from asyncfeded.config import Evaluation, Faults, Limits
+from asyncfeded.metric import Metrics
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.decision import Reply, State
 from asyncfeded.training.evaluation import Score
+from asyncfeded.training.rounds import Workload
+
+
+class ServerSettings(NamedTuple):
+    """The settings of a server, from the config."""
+
+    limits: Limits
+    """When to stop."""
+    faults: Faults
+    """What to do about clients that die or that send updates that cannot be merged."""
+    evaluation: Evaluation
+    """How often to evaluate."""
+    metrics: Metrics
+    """What an evaluation gives."""
+    in_idle_moments: bool
+    """Whether evaluations wait for idle moments (wall clock); otherwise they run at their due time (ordered clocks)."""
+    workloads: Sequence[Workload] = ()
+    """What K means for each client: an update must say as many samples and steps. Empty: clients without data."""
+    share: Callable[[int, int], float] | None = None
+    """Gives what a client was told in a round about the part of the run that is done, in a replay. None: it follows from
+    the limits."""
+    sent: int = 0
+    """Elements of a message, where the state has a slice of the model; 0: as many as the model says."""
 
 
 @dataclass

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from asyncfeded.store.attendance import ATTENDANCE
+
 NOTABLE = 0.05
 """Part of the clients, at least one, that is named as the slowest, and as the stalest."""
 
@@ -66,8 +68,8 @@ class Clients:
         """Enter an event; see record.EVENT."""
         if kind == b"began":  # who was lost gets a new order
             self.lost[:] = False
-        elif kind in (b"lost", b"back"):
-            self.lost[client] = kind == b"lost"
+        elif kind.decode() in ATTENDANCE:
+            self.lost[client] = not ATTENDANCE[kind.decode()]
         elif kind == b"dropped":
             self.dropped[client] = True
 

@@ -10,7 +10,8 @@ class Assignment:
         moving: whether the clients of a lost worker move to the other workers.
 
     Attributes:
-        lost: workers that are given up.
+        lost: workers that are given up, or are not there.
+        absent: the lost workers that have not come yet, or have left.
         silent: the lost workers that may come back.
     """
 
@@ -19,6 +20,7 @@ class Assignment:
         self._moved: dict[int, int] = {}
         self._num_of = [len(range(worker, num_clients, num_workers)) for worker in range(num_workers)]  # clients of each
         self.lost: set[int] = set()
+        self.absent: set[int] = set()
         self.silent: set[int] = set()
 
     def of(self, client: int) -> int:

@@ -18,6 +18,7 @@ from asyncfeded.wire.messages import (
     HEADER,
     HEADER_TAG,
     LAST,
+    LEAVES,
     MAGIC,
     NO_SCORES,
     RANKS_LOST,
@@ -50,12 +51,21 @@ class ClientWire:
             `send`, and to the caller between them.
         backoff: how to wait.
         slices: what each rank of the server holds; empty: rank 0 holds everything.
+        leaves: whether the next update is the last one, after which the server sends a STOP; of a client that has joined.
 
     Attributes:
         ranks_lost: whether the server said at the end that a rank is lost. Ranks then leave without waiting for each other.
     """
 
-    def __init__(self, comm: MPI.Intracomm, buffer: Tensor, backoff: Backoff, slices: Sequence[Slice] = ()) -> None:
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        buffer: Tensor,
+        backoff: Backoff,
+        slices: Sequence[Slice] = (),
+        leaves: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._leaves = leaves
         self._comm, self._backoff, self.ranks_lost, self._size = comm, backoff, False, len(buffer)
         parts = [(rank, *held) for rank, held in enumerate(slices) if held.size] or [(0, 0, len(buffer))]
         self._parts = [(Peer(comm, rank, "the server"), buffer.numpy()[start:stop]) for rank, start, stop in parts]
@@ -105,9 +115,9 @@ class ClientWire:
         Returns when the buffer may be written again.
         """
         asked, done = (order.client, order.epochs, order.round, order.version), (steps, samples, train_loss)
-        flags, row = 0, self._head
+        flags, row = LEAVES if self._leaves() else 0, self._head
         if scores is not NO_SCORES:
-            flags, row, self._scores[:] = TESTED, self._row, scores
+            flags, row, self._scores[:] = flags | TESTED, self._row, scores
         self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, 0.0)
         self._num_sent += 1
         header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)

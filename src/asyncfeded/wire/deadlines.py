@@ -59,6 +59,11 @@ class Deadlines:
         self._rounds.setdefault(client, deque(maxlen=LENGTH)).append((seconds, epochs))
         self._known.pop(client, None)
 
+    def forget(self, client: int) -> None:
+        """Forget the rounds of a client: another process trains it now."""
+        self._rounds.pop(client, None)
+        self._known.pop(client, None)
+
     def deadline_s(self, client: int, epochs: int) -> float:
         """After how many seconds of silence to give up a client that trains this many epochs; infinite at first."""
         if not self._patience:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from asyncfeded.model.disk import Disk
-from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Refused
 from asyncfeded.wire.server_wire import ServerWire
 
 
@@ -42,7 +42,7 @@ class Nearest:
         else:
             self._disk.put_away(weights)
 
-    def next(self) -> Arrival | Refused | Lost | None:
+    def next(self) -> Arrival | Refused | Lost | Joined | None:
         """See `ServerWire`. Rank 0."""
         event = self._wire.next()
         if isinstance(event, Lost):

@@ -34,6 +34,7 @@ from asyncfeded.wire.messages import (
     Arrival,
     Header,
     Incoming,
+    Joined,
     Lost,
     Order,
     PendingOrder,
@@ -94,13 +95,12 @@ class ServerWire:
         self._comm, self._workers, self._size, self._backoff, self._measure = comm, list(workers), size, backoff, measure
         num_workers = len(workers)
         self._deadlines, self.assignment = deadlines or Deadlines(0, 0), Assignment(num_workers, num_clients, reassign)
+        self.assignment.absent.update(worker for worker, peer in enumerate(workers) if not peer.comm)
+        self.assignment.lost |= self.assignment.absent
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
         self._heads, self._scores = self._headers[REST], self._headers["scores"]
-        self._header_requests = [
-            peer.comm.Recv_init([self._headers[i : i + 1].view(np.uint8), MPI.BYTE], peer.rank, HEADER_TAG)
-            for i, peer in enumerate(self._workers)
-        ]
+        self._header_requests = [peer.listen(self._headers[i : i + 1], HEADER_TAG) for i, peer in enumerate(self._workers)]
         # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
         self._buffers = [torch.empty(size, pin_memory=pinned) for _ in range(num_clients)]
         self._arrays = [buffer.numpy() for buffer in self._buffers]
@@ -108,7 +108,7 @@ class ServerWire:
         self._used: set[int] = set()
         self._announced: deque[tuple[int, Header]] = deque()  # header is here, no receive posted for weights
         self._incoming: list[Incoming] = []
-        self._arrived: deque[Arrival | Refused | Lost] = deque()
+        self._arrived: deque[Arrival | Refused | Lost | Joined] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
         self._num_received = [0] * num_workers  # messages of each worker; tags of chunks follow from it
         # HEADER (workers,): rows to send; a row is rewritten only after the worker's next update.
@@ -128,7 +128,12 @@ class ServerWire:
         self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
         self.receiving_s = self._watched_s = self._moved_s = 0.0  # moved: when the last part arrived
         self._start = time.perf_counter() - start_s
-        MPI.Prequest.Startall(self._header_requests)
+        MPI.Prequest.Startall([request for request in self._header_requests if request])
+
+    @property
+    def ranks_lost(self) -> bool:
+        """Whether ranks are lost, for which MPI_Finalize might wait for ever."""
+        return self.assignment.lost != self.assignment.absent
 
     @property
     def buffer_bytes(self) -> int:
@@ -139,7 +144,7 @@ class ServerWire:
         """See `Wire`: wall time since the wire was made, plus `start_s`."""
         return time.perf_counter() - self._start
 
-    def next(self) -> Arrival | Refused | Lost | None:
+    def next(self) -> Arrival | Refused | Lost | Joined | None:
         """See `Wire`. Rank 0."""
         for worker in self._completed():
             self._read(worker)
@@ -188,7 +193,7 @@ class ServerWire:
                 discarded += 1
                 self.release(event)
         present = self._left - self.assignment.lost
-        flags = BYE | RANKS_LOST if self.assignment.lost else BYE
+        flags = BYE | RANKS_LOST if self.ranks_lost else BYE
         sent = [(worker, sending.sent) for worker in present if (sending := self._outgoing[worker])]
         requests = [(worker, request) for worker in present for request in (self._stops[worker], self._flag(worker, flags))]
         sent += [(worker, request.Test) for worker, request in requests if request]
@@ -363,13 +368,7 @@ class ServerWire:
                 self._give_up(worker, f"{self._workers[worker].name} was silent for {silent_s:.1f} s, {allowed}")
 
     def _give_up(self, worker: int, reason: str, gone: bool = False) -> None:
-        """Expect nothing more of a worker.
-
-        Args:
-            worker: index of the worker.
-            reason: a sentence.
-            gone: whether it cannot come back.
-        """
+        """Expect nothing more of a worker; if it has `gone`, it cannot come back either."""
         receiving = any(incoming.worker == worker for incoming in self._incoming)
         if gone:
             self.assignment.silent.discard(worker)

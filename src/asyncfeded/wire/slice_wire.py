@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
-from asyncfeded.wire.messages import Arrival, Lost, Order, PendingOrder, Refused, Stuck, Wire
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, PendingOrder, Refused, Stuck, Wire
 from asyncfeded.wire.server_ranks import ServerRanks, What, Word
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import Peer, Receiving, Sending
@@ -78,8 +78,8 @@ class LeadingWire:
         """See `Wire`: what the clock below showed at the last call of `next`."""
         return self._now
 
-    def next(self) -> Arrival | Refused | Lost | Stuck | None:
-        """See `Wire`. Rank 0."""
+    def next(self) -> Arrival | Refused | Lost | Joined | Stuck | None:
+        """See `Wire`. Rank 0. Nobody joins a run whose server has several ranks."""
         event = self._below.next()
         self._now = self._below.now()
         if isinstance(event, Arrival | Refused | Lost):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asyncfeded import accelerator
 from asyncfeded.model.global_model import GlobalModel
-from asyncfeded.wire.messages import Arrival, Lost, Order, Refused, Stuck, Wire
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Refused, Stuck, Wire
 from asyncfeded.wire.transfer import CHUNK
 
 
@@ -45,7 +45,7 @@ class Staging:
         """Take a part of an update that has arrived. The wire below calls this. See `GlobalModel.measure`."""
         self._model.measure(client, self._stage(client, w, start, stop), start, stop)
 
-    def next(self) -> Arrival | Refused | Lost | Stuck | None:
+    def next(self) -> Arrival | Refused | Lost | Joined | Stuck | None:
         """See `Wire`. The weights of an arrival are in the memory of the model."""
         event = self.below.next()
         if not isinstance(event, Arrival):

@@ -33,6 +33,10 @@ class Peer(NamedTuple):
     name: str
     """For the user, such as `rank 2`."""
 
+    def listen(self, row: np.ndarray, tag: int) -> MPI.Prequest:
+        """A receive that may be started again and again; none where nobody is."""
+        return self.comm.Recv_init([row.view(np.uint8), MPI.BYTE], self.rank, tag) if self.comm else MPI.Prequest()
+
 
 def peers(comm: MPI.Intracomm, ranks: Iterable[int]) -> list[Peer]:
     """These ranks of a communicator."""

@@ -25,8 +25,8 @@ from asyncfeded.studies.scaling.queueing import Times
 from asyncfeded.studies.study import quartiles
 from asyncfeded.training.evaluation import Evaluator, NoEvaluator, Score
 from asyncfeded.training.heterogeneity import draw
-from asyncfeded.training.server import Server, ServerSettings
-from asyncfeded.training.server_state import ServerState
+from asyncfeded.training.server import Server
+from asyncfeded.training.server_state import ServerSettings, ServerState
 from asyncfeded.wire.messages import Arrival, Order
 
 PARAMS = 10_000
