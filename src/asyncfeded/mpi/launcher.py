@@ -74,7 +74,7 @@ def find_mpiexec() -> str:
     raise ValueError(
         f"no mpiexec found that belongs to {vendor()} ({library() or 'path unknown'}); looked at "
         f"{', '.join(candidates) or 'PATH'}. Put the one of your MPI first in PATH, or install one: "
-        f"pip install 'asyncfeded[mpich]'"
+        f"pip install 'asyncfeded[mpich]'; or leave out --ranks and start it by your site's launcher (PALS, srun, flux run)"
     )
 
 
