@@ -23,4 +23,5 @@ def test_lines_tell_who_came_and_went():
     rows = events(("absent", 2, 0), ("absent", 3, 0), ("joined", 3, 15), ("evaluated", -1, 16))
     rows["text"][2] = b"client 3 has joined: node1"
     assert lines(rows) == ["at the start nobody trained client 2, 3", "1.5 s: client 3 has joined: node1"]
+    assert lines(events(("lost", 3, 20))) == ["2.0 s: client 3 is lost"]
     assert lines(rows[:0]) == []

@@ -354,6 +354,8 @@ class ServerRun:
             f"{len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
         )
         self.say("\n".join(placement.table(self._parts.places)))
+        if isinstance(self.wire, OpenWire):
+            self.say(f"{config.late} clients are absent until somebody joins: asyncfeded join {self._parts.run_dir}")
         self.say(
             f"server holds {self._num_bytes // (4 * layout.size)} models of {layout.num_params} parameters: "
             f"{self._num_bytes / 1e6:.1f} MB, {most_held(config, layout, self._num_bytes)}; "

@@ -33,7 +33,7 @@ def lines(events: np.ndarray) -> list[str]:
     rows = attendance(events)
     first = rows["client"][rows["kind"] == b"absent"].tolist()
     found = [f"at the start nobody trained client {', '.join(map(str, first))}"] if first else []
-    return found + [
-        f"{row['time_s']:.1f} s: {row['text'].decode(errors='replace') or row['kind'].decode()}"
-        for row in rows[rows["kind"] != b"absent"]
-    ]
+    for row in rows[rows["kind"] != b"absent"]:
+        told = row["text"].decode(errors="replace") or f"client {row['client']} is {row['kind'].decode()}"
+        found.append(f"{row['time_s']:.1f} s: {told}")
+    return found
