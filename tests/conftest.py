@@ -37,7 +37,7 @@ def tables(updates=(), evaluations=(), client_evaluations=(), events=(), metrics
 def places(*hosts, threads=1):
     """The map of a job: the server on the first host, a worker on each of the others."""
     roles = ["server", *["worker"] * (len(hosts) - 1)]
-    return np.array([(host, role, "cpu", 1.0, threads) for host, role in zip(hosts, roles, strict=True)], PLACE)
+    return np.array([(host, role, "cpu", 1.0, threads, -1) for host, role in zip(hosts, roles, strict=True)], PLACE)
 
 
 def num_calls(work):

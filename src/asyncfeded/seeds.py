@@ -39,6 +39,11 @@ def seed_globals(seed: int, stream: Stream, *indices: int) -> None:
     _seed(torch.manual_seed if accelerator.kind() else torch.default_generator.manual_seed, seed, stream, *indices)
 
 
+def generator(seed: int, stream: Stream, *indices: int) -> torch.Generator:
+    """A generator of torch that draws what torch's global one draws after `seed_globals`."""
+    return torch.Generator().manual_seed(_state(seed, stream, *indices)[0])
+
+
 @contextmanager
 def seeded(seed: int, *key: int) -> Iterator[None]:
     """Seed the CPU's global generators for a stream and its indices; afterwards they go on as if nothing had been drawn."""
@@ -53,7 +58,13 @@ def seeded(seed: int, *key: int) -> Iterator[None]:
 
 
 def _seed(seed_torch: Callable[[int], object], seed: int, *key: int) -> None:
-    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
-    seed_torch(int(state[0]))
-    random.seed(int(state[0]))
+    first, state = _state(seed, *key)
+    seed_torch(first)
+    random.seed(first)
     np.random.seed(state.view(np.uint32))
+
+
+def _state(seed: int, *key: int) -> tuple[int, np.ndarray]:
+    """What a stream is seeded with: as one number, and as uint64 (1,)."""
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return int(state[0]), state

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from asyncfeded.mpi.lifeline import Lifeline
 from asyncfeded.mpi.origin import launched_by
-from asyncfeded.mpi.world import join_job, leave_job
+from asyncfeded.mpi.seats import Part
+from asyncfeded.mpi.world import Backoff, join_job, leave_job
+from asyncfeded.wire.group import Group
 
 if launched_by():
     collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if "_wire_" not in path.name]
@@ -24,3 +27,14 @@ def comm(world):
     comm = world.comm.Dup()
     yield comm
     comm.Free()
+
+
+@pytest.fixture
+def group(comm):
+    """All ranks as those of one client."""
+    made = Group(comm, Part(comm.rank, comm.size), Backoff(spin=False), Lifeline(comm), "group 0")
+    made.connect(10.0)
+    yield made
+    comm.Barrier()
+    made.lifeline.close()
+    made.undo.close()

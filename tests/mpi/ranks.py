@@ -46,8 +46,13 @@ def together(body):
     return test
 
 
+def alone(comm):
+    """All ranks but the server's, each a worker."""
+    return peers(comm, [(rank,) for rank in range(1, comm.size)])
+
+
 def server(comm, size, pool=2, measure=None):
-    return ServerWire(comm, peers(comm, range(1, comm.size)), size, Backoff(**BACKOFF), pool, measure)
+    return ServerWire(comm, alone(comm), size, Backoff(**BACKOFF), pool, measure)
 
 
 def client(comm, size):

@@ -1,6 +1,7 @@
 """GPUs, near cores, quotas and the map, on systems made of files."""
 
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from asyncfeded.mpi import placement
-from asyncfeded.mpi.placement import PLACE, numbers, table
+from asyncfeded.mpi.placement import PLACE, check_groups, numbers, table
 from conftest import places
 
 # --- GPUs
@@ -146,6 +147,33 @@ def test_the_map_has_a_row_for_every_rank():
     ]
 
 
+def test_the_map_says_which_ranks_train_a_client_together():
+    together = places("a", "a", "b")
+    together["group"] = [-1, 0, 0]
+    assert table(together) == [
+        "rank  host  role    device  cores  threads  group",
+        "0     a     server  cpu     1      1",
+        "1     a     worker  cpu     1      1        0",
+        "2     b     worker  cpu     1      1        0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        (["cpu", "cuda:0"], "ranks 1-2 train a client together, some on cpu and some on cuda; set device = cpu, or start"),
+        (["cuda:1 0000:86:00.0"] * 2, "ranks 1-2 train a client together, and share a GPU: each needs one of its own; take"),
+        (["cuda:0", "cuda:1"], ""),
+        (["cpu", "cpu"], ""),
+    ],
+)
+def test_ranks_of_a_client_need_a_device_each(devices, words):
+    together = places("a", "b", "b")
+    together["device"][1:] = devices
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        check_groups([(1, 2)], together)
+
+
 def test_many_equal_ranks_share_a_row():
     """1 server and 4 hosts of 5 workers with 2 GPUs: on each host 3 on the first, 2 on the second."""
     large = places("head", *(f"n{i // 5}" for i in range(20)))
@@ -169,4 +197,4 @@ def test_ranks_are_told_as_ranges(some, words):
 
 def test_the_fields_of_the_map_are_frozen():
     """They stand in records."""
-    assert PLACE.names == ("host", "role", "device", "cores", "threads")
+    assert PLACE.names == ("host", "role", "device", "cores", "threads", "group")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asyncfeded.mpi.seats import Seats, deal
+from asyncfeded.mpi.seats import Part, Seats, deal
 
 HOSTS = ["a", "a", "a", "b", "b", "b"]
 
@@ -46,3 +46,11 @@ def test_a_worker_has_ranks_of_one_host_as_far_as_possible():
 def test_ranks_that_do_not_suffice_or_are_left_over_are_refused(asked, words):
     with pytest.raises(ValueError, match=words):
         deal(HOSTS, **asked)
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "parts"),
+    [(10, 1, [range(10)]), (10, 4, [range(3), range(3, 6), range(6, 8), range(8, 10)]), (1, 2, [range(1), range(1, 1)])],
+)
+def test_a_batch_is_cut_into_parts_of_almost_equal_size(samples, size, parts):
+    assert [Part(rank, size).of(samples) for rank in range(size)] == parts

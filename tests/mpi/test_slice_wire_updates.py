@@ -20,7 +20,7 @@ ROUNDS = 3
 
 def wire_of(comm, ranks, measure=None):
     """What a rank of the server takes updates from."""
-    workers = peers(comm, range(SERVERS, comm.size))
+    workers = peers(comm, [(rank,) for rank in range(SERVERS, comm.size)])
     if comm.rank:
         return SliceWire(ranks, workers, Backoff(**BACKOFF), measure, lambda: torch.full((ranks.mine.size,), 7.0))
     first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(**BACKOFF), len(workers), measure)

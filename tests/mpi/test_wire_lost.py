@@ -12,8 +12,8 @@ from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import HEADER_TAG, Lost, Order, Refused
 from asyncfeded.wire.server_wire import ServerWire
-from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG, peers
-from mpi.ranks import BACKOFF, RANKS, SERVER, answer, client, header, send, take, together
+from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
+from mpi.ranks import BACKOFF, RANKS, SERVER, alone, answer, client, header, send, take, together
 
 
 class Attentive(Deadlines):
@@ -35,7 +35,15 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
     if world.rank == SERVER:
         patience, start = Attentive(1.0, 60.0), time.perf_counter()
         wire = ServerWire(
-            comm, peers(comm, range(1, comm.size)), size, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience, reassign
+            comm,
+            alone(comm),
+            size,
+            Backoff(**BACKOFF),
+            comm.size - 1,
+            None,
+            0.0,
+            patience,
+            reassign,
         )
         buffers = [torch.full((size,), float(i)) for i in range(comm.size - 1)]
         for i, buffer in enumerate(buffers):
@@ -96,7 +104,16 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
 def impatient(comm):
     """The wire of a server that gives client 0, who has an order, up after 0.2 s."""
     patience = Attentive(1.0, 60.0)
-    wire = ServerWire(comm, peers(comm, range(1, comm.size)), 5, Backoff(**BACKOFF), comm.size - 1, None, 0.0, patience)
+    wire = ServerWire(
+        comm,
+        alone(comm),
+        5,
+        Backoff(**BACKOFF),
+        comm.size - 1,
+        None,
+        0.0,
+        patience,
+    )
     wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
     patience.limit = 0.2
     return wire

@@ -175,10 +175,17 @@ def test_after_a_reset_the_next_pause_is_short(slept):
     ],
 )
 def test_gpus_are_dealt_to_the_clients_of_a_host_and_then_to_the_server(neighbours, server, turns):
-    dealt = {
-        rank: World(None, rank, 8, [], None, neighbours, 1.0, False, deal(["h0"] * 8)).turn(server) for rank in neighbours
-    }
-    assert dealt == turns
+    seats = deal(["h0"] * 8, server)
+    assert {rank: World(None, rank, 8, [], None, neighbours, 1.0, False, seats).turn(seats) for rank in neighbours} == turns
+
+
+def test_gpus_are_dealt_to_whole_groups():
+    """Two hosts of 4 ranks, which the launcher has dealt in turn: ranks 1, 3, 5, 7 are of the second."""
+    seats = deal(["a", "b"] * 4, ranks_per_client=2, server=1, servers=2)
+    assert seats.groups == ((2, 3), (4, 5), (6, 7))
+    assert seats.order == (1, 2, 0, 4, 6, 3, 5, 7)
+    turns = {rank: World(None, rank, 8, [], None, [0, 2, 4, 6], 1.0, False, seats).turn(seats) for rank in (0, 2, 4, 6)}
+    assert turns == {0: 0, 4: 1, 6: 2, 2: 3}
 
 
 def place(cores, crowded):

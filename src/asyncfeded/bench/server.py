@@ -234,7 +234,7 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
     measured, size = (staging or model).measure, model.layout.sent
     wire = ServerWire(
         world.comm,
-        peers(world.comm, world.seats.leaders),
+        peers(world.comm, world.seats.groups),
         size,
         world.backoff(wait),
         clients,

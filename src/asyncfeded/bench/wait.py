@@ -97,7 +97,7 @@ def _idle_as_server(world: World, backoff: Backoff, seconds: float) -> tuple[np.
         For each of the PINGS updates, the seconds within which it was noticed.
     """
     weights = torch.zeros(SIZE)  # never written, so that every reply may be sent from it
-    wire = ServerWire(world.comm, peers(world.comm, world.seats.leaders), SIZE, backoff, world.size - 1)
+    wire = ServerWire(world.comm, peers(world.comm, world.seats.groups), SIZE, backoff, world.size - 1)
     figures = np.zeros((1 + ROUNDS, 3))
     for row in figures:
         together(world)

@@ -73,6 +73,10 @@ class Training(Settings):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Type in which the client computes (torch.autocast); model, gradients and optimizer stay float32. fp16 scales the loss,
     anew in every round from 1024 on, leaves out steps whose gradients are not finite, and needs a GPU."""
+    sync_batch_norm: bool = False
+    """Whether batch norm, in training, normalises by the whole batch where several ranks train a client (ranks_per_client).
+    Every batch must then have a sample for each rank. false: each rank normalises by its own part of the batch, and the
+    statistics of the first rank are the client's."""
     compile: bool = False
     """Whether torch.compile makes the model faster; it needs a C++ compiler and some seconds at the first batch of each
     size. Results are then the same to the bit only where the compiler makes the same code, such as on processors of one

@@ -57,7 +57,7 @@ def examine(run_dir: Path) -> int:
         if launched and launched.rank:
             return 0  # as in run.train: no status of another rank may end rank 0 before rank 0 has printed why
         return _conclude({"mpi": launcher.vendor()}, [Problem(str(error), stops=True)])
-    device = placement.device("cpu" if world.rank == 0 else "auto", world.turn(0))
+    device = placement.device("cpu" if world.rank == 0 else "auto", world.turn(world.seats))
     placement.take(device)
     world = share_cores(world)
     role = "worker" if world.rank else "server"

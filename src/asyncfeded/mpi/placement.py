@@ -13,9 +13,10 @@ import torch
 
 from asyncfeded import accelerator
 
-COLUMNS = ("host", "role", "device", "cores", "threads")
-PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32), strict=True)))
-"""Where one rank runs. device: `cpu`, or `cuda:0` and its PCI address, where torch gives it."""
+COLUMNS = ("host", "role", "device", "cores", "threads", "group")
+PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32, np.int32), strict=True)))
+"""Where one rank runs. device: `cpu`, or `cuda:0` and its PCI address, where torch gives it. group: the number of the ranks
+that train clients together, of which it is one; -1: it trains alone, or not at all."""
 ROWS = 16
 """Up to this many ranks, a map shows them one by one. If there are more, equal ranks share a row."""
 
@@ -95,13 +96,40 @@ def table(places: np.ndarray) -> list[str]:
     groups: dict[tuple[object, ...], list[int]] = {}
     for rank, place in enumerate(places.tolist()):
         groups.setdefault(place[1:] if grouped else (rank,), []).append(rank)
-    rows = [("rank", *COLUMNS)]
+    several = bool((places["group"] >= 0).any())
+    rows = [("rank", *COLUMNS[: 6 if several else 5])]
     for ranks in groups.values():
-        host, role, device, cores, threads = places[ranks[0]].tolist()
+        host, role, device, cores, threads, group = places[ranks[0]].tolist()
         hosts = len(np.unique(places["host"][ranks]))
         where = host.decode() if hosts == 1 else f"{hosts} hosts"
-        rows.append((numbers(ranks), where, role.decode(), device.decode(), f"{cores:.3g}", str(threads)))
+        row = (numbers(ranks), where, role.decode(), device.decode(), f"{cores:.3g}", str(threads))
+        rows.append((*row, str(group) if group >= 0 else "")[: len(rows[0])])
     return columns(rows)
+
+
+def check_groups(groups: Iterable[Sequence[int]], places: np.ndarray) -> None:
+    """Whether the ranks of every group can add up their gradients.
+
+    Args:
+        groups: the ranks of each.
+        places: PLACE (ranks,).
+
+    Raises:
+        ValueError: they compute on devices of several kinds, or two of them on one GPU.
+    """
+    for ranks in map(list, groups):
+        devices = [device.decode() for device in places["device"][ranks]]
+        if len(kinds := sorted({device.partition(":")[0] for device in devices})) > 1:
+            raise ValueError(
+                f"ranks {numbers(ranks)} train a client together, some on {kinds[0]} and some on {kinds[1]}; set "
+                f"device = {kinds[0]}, or start ranks where all hosts have as many GPUs"
+            )
+        taken = list(zip(places["host"][ranks].tolist(), devices, strict=True))
+        if devices[0] != "cpu" and len(set(taken)) < len(ranks):
+            raise ValueError(
+                f"ranks {numbers(ranks)} train a client together, and share a GPU: each needs one of its own; take a "
+                f"smaller ranks_per_client, or device = cpu"
+            )
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -27,6 +27,11 @@ class Seats(NamedTuple):
         return tuple(group[0] for group in self.groups)
 
     @property
+    def grouped(self) -> bool:
+        """Whether a worker has several ranks."""
+        return any(len(group) > 1 for group in self.groups)
+
+    @property
     def workers(self) -> int:
         """Number of workers."""
         return len(self.groups)
@@ -43,6 +48,19 @@ class Seats(NamedTuple):
         """The clients that live on a seat at the start, none on the server's; client 0 lives on the first worker."""
         worker = self.worker(seat)
         return range(worker, num_clients, self.workers) if worker >= 0 else range(0)
+
+
+class Part(NamedTuple):
+    """Which part of every batch a rank takes."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, samples: int) -> range:
+        """Its samples among so many; the first ranks have one more where they do not divide."""
+        each, more = divmod(samples, self.size)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
 
 
 def deal(

@@ -109,9 +109,10 @@ class World:
         """How many threads this rank may run at a time."""
         return max(1, int(self.cores))
 
-    def turn(self, server: int) -> int:
-        """How many ranks of this host get a GPU before this one does: first the clients by rank, then the server."""
-        return sorted(self.neighbours, key=lambda rank: (rank == server, rank)).index(self.rank)
+    def turn(self, seats: Seats) -> int:
+        """How many ranks of this host get a GPU before this one does: first the workers by their seats, then the others."""
+        turns = [(seats.worker(seat) < 0, seat, rank) for seat, rank in enumerate(seats.order) if rank in self.neighbours]
+        return [rank for _, _, rank in sorted(turns)].index(self.rank)
 
     def backoff(self, wait: str) -> Backoff:
         """How this rank waits, according to the config's `wait`."""
@@ -158,10 +159,16 @@ def join_job(least: int = 2) -> World:
     return share_cores(World(comm, comm.rank, comm.size, names, local, neighbours.tolist(), 0.0, False, seats))
 
 
-def imagine_job(size: int, rank: int) -> World:
-    """The place of a rank in a job that was not started, all of it on this host. Its communicators cannot be used."""
+def imagine_job(size: int, rank: int, hosts: list[str] | None = None) -> World:
+    """The place of a rank in a job that was not started. Its communicators cannot be used.
+
+    Args:
+        size: number of ranks.
+        rank: of this one.
+        hosts: the host of each rank; None: this one.
+    """
     nowhere, cores = MPI.Intracomm(), len(os.sched_getaffinity(0)) / size
-    hosts = [socket.gethostname()] * size
+    hosts = hosts or [socket.gethostname()] * size
     return World(nowhere, rank, size, hosts, nowhere, list(range(size)), cores, cores < 1, deal(hosts))
 
 
@@ -187,9 +194,9 @@ def take_seats(world: World, seats: Seats) -> World:
     return replace(world, comm=comm, rank=comm.rank, hosts=hosts, neighbours=neighbours, seats=seats)
 
 
-def gather_places(world: World, role: str, device: str, threads: int) -> np.ndarray:
-    """Where all ranks run: placement.PLACE (ranks,). Collective. Role, device and threads are those of this rank."""
-    mine = np.array([(world.hosts[world.rank].encode(), role, device, world.cores, threads)], placement.PLACE)
+def gather_places(world: World, role: str, device: str, threads: int, group: int = -1) -> np.ndarray:
+    """Where all ranks run: placement.PLACE (ranks,). Collective. Role, device, threads and group are those of this rank."""
+    mine = np.array([(world.hosts[world.rank].encode(), role, device, world.cores, threads, group)], placement.PLACE)
     found = np.zeros(world.size, placement.PLACE)
     world.comm.Allgather(mine.view(np.uint8), found.view(np.uint8))
     return found

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from asyncfeded import accelerator
-from asyncfeded.config import load_config
+from asyncfeded.config import Config, load_config
 from asyncfeded.model.flat import FlatModel, ModuleState
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import limits
+from asyncfeded.mpi.seats import Part
 from asyncfeded.mpi.world import imagine_job
 from asyncfeded.rules import contract
 from asyncfeded.rules.decision import Update
@@ -31,6 +32,7 @@ from asyncfeded.run.run import Loaded, flatten, load, make_module
 from asyncfeded.run.work import ClientParts
 from asyncfeded.training.evaluation import Evaluator
 from asyncfeded.training.heterogeneity import ClientProfiles
+from asyncfeded.wire.group import imagine_group
 from asyncfeded.wire.messages import HEAD, Order
 
 LOAD_S = 10.0
@@ -68,15 +70,18 @@ def _check(path: Path, overrides: list[str], ranks: int | None) -> Checked:
     config = load_config(path, overrides)
     if config.run_dir and not folder.is_unbegun(Path(config.run_dir)):
         folder.check_free(Path(config.run_dir))
-    size = 1 + (config.clients or 4 if config.clock == "wall" else min(config.clients, 4)) if ranks is None else ranks
-    held, job = limits.process_memory()[0], imagine_job(size, config.server)
+    size, hosts = _ranks(config, ranks)
+    held, job = limits.process_memory()[0], imagine_job(size, config.server, hosts)
     plan = read_plan(job, path, overrides, None)
     use_threads(job, plan.config)
     profiles, module, state = make_module(plan)
-    parts, loaded, tried = _try_worker(read_plan(imagine_job(size, not config.server), path, overrides, None), profiles)
+    parts, loaded, tried = _try_worker(
+        read_plan(imagine_job(size, not config.server, hosts), path, overrides, None), profiles
+    )
     flat = flatten(plan, module, loaded.changed, [])
     evaluator, remarks = make_evaluator(plan, flat)
-    figures = {"run": f"{plan.config.clock} clock, 1 server and {plan.config.clients} clients on {size} ranks"}
+    together = f" of {len(plan.seats.groups[0])} ranks" if plan.seats.grouped else ""
+    figures = {"run": f"{plan.config.clock} clock, 1 server and {plan.config.clients} clients{together} on {size} ranks"}
     figures |= _times(parts, evaluator, profiles) | {"metrics": f"{plan.metrics.columns}; goal: {plan.metrics.goal}"}
     _try_rule(plan, parts, flat)
     figures |= _tensors(state, parts.flat) | _bytes(size, held, plan, parts)
@@ -94,8 +99,24 @@ def _try_worker(plan: Plan, profiles: ClientProfiles) -> tuple[ClientParts, Load
     took_s, taken = time.monotonic() - began_s, limits.process_memory()[0] - held
     every = max(1, math.ceil(num_clients * took_s / LOAD_S), math.ceil(num_clients * taken / (room / 2)))
     worker = imagine_job(every + 1, 1)  # home to each of so many clients
-    flat = flatten(plan, make_module(plan)[1], loaded.changed, loaded.own)
-    return work.prepare(worker, plan, flat, profiles, loaded.client_data), loaded, len(worker.seats.homes(1, num_clients))
+    together = len(plan.seats.groups[0])
+    for place in sorted(
+        {0, together - 1}, reverse=True
+    ):  # of a group: the rank with the smallest parts, and then the leader
+        group = imagine_group(Part(place, together)) if together > 1 else None
+        flat = flatten(plan, make_module(plan)[1], loaded.changed, loaded.own, group)
+        parts = work.prepare(worker, plan, flat, profiles, loaded.client_data, group)
+    return parts, loaded, len(worker.seats.homes(1, num_clients))
+
+
+def _ranks(config: Config, ranks: int | None) -> tuple[int, list[str] | None]:
+    """How many ranks the run has, and on which hosts: on this one, or one for each client that takes all ranks of a host."""
+    workers = config.clients or 4 if config.clock == "wall" else min(config.clients, 4)
+    if config.ranks_per_client != "node":
+        return (1 + workers * config.ranks_per_client if ranks is None else ranks), None
+    size = 1 + workers if ranks is None else ranks
+    workers = min(config.clients or 1, size - 1) if config.clock == "wall" else 1
+    return size, ["server", *(f"host {rank * workers // (size - 1)}" for rank in range(size - 1))]
 
 
 def _try_rule(plan: Plan, parts: ClientParts, flat: FlatModel) -> None:
@@ -171,7 +192,9 @@ def _bytes(size: int, held: int, plan: Plan, parts: ClientParts) -> dict[str, st
     """Bytes of an update, and the memory of the ranks. `held`: of this process before it had a model."""
     config, layout = plan.config, parts.flat.layout
     server = 4 * layout.size + server_need(config, plan.rule, layout, plan.device.type != "cpu").touched
-    worker = 4 * layout.size + worker_need(config, plan.rule.proximal, layout, not parts.flat.buffer.is_cpu).touched
+    together = len(plan.seats.groups[0])
+    need = worker_need(config, plan.rule.proximal, layout, not parts.flat.buffer.is_cpu, together)
+    worker = 4 * layout.size + need.touched
     in_all = server + (size - 1) * worker + size * held
     return {
         "update": f"{HEAD + 4 * layout.sent} bytes, and as many for the reply",

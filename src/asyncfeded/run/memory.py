@@ -23,6 +23,7 @@ from asyncfeded.mpi.world import World, make_statement
 from asyncfeded.rules.contract import Rule, init, versions_held
 from asyncfeded.run.plan import agree_on
 from asyncfeded.training.optimizer import vectors_held
+from asyncfeded.wire.transfer import CHUNK, UNDER_WAY
 
 
 class Need(NamedTuple):
@@ -124,16 +125,17 @@ def make_model(
     return GlobalModel(initial, layout, clients, 1, disk.new), disk
 
 
-def worker_need(config: Config, proximal: float, layout: Layout, pinned: bool = False) -> Need:
-    """What a worker will take of host memory besides its model, and the data of its clients.
+def worker_need(config: Config, proximal: float, layout: Layout, pinned: bool = False, ranks: int = 1) -> Need:
+    """What a rank of a worker will take of host memory besides its model, and the data of its clients.
 
-    That is gradient, what the optimizer gathers (unless the task makes it), the anchor x_s, and what is a client's own; on
-    a GPU (`pinned`) only the copy for the wire.
+    That is gradient, what the optimizer gathers (unless the task makes it), the anchor x_s, what is a client's own, and the
+    parts of gradients that arrive from the other `ranks` of the worker; on a GPU (`pinned`) only the copy for the wire.
     """
     if pinned:
         return Need(4 * layout.sent, 4 * layout.sent)
     vectors = 1 + vectors_held(config.training) + bool(config.training.proximal or proximal)
-    needed = 4 * (layout.num_params * vectors + layout.sent - layout.size)
+    arriving = UNDER_WAY * ranks * min(CHUNK, layout.num_params // ranks) if ranks > 1 else 0
+    needed = 4 * (layout.num_params * vectors + layout.sent - layout.size + arriving)
     return Need(needed, needed)
 
 

@@ -127,16 +127,17 @@ def read_plan(
         rule = rules.check_rule(rule, config.rule["name"])
     task, rule = task or tasks.load_task(config.task), rule or rules.load_rule(config.rule)
     origin = digest_origin(config)
-    for key in ("evaluator", "ranks_per_client"):
+    for key in ("evaluator",):
         if getattr(config, key) != Config.model_fields[key].default:
             raise ValueError(f"{key} = {getattr(config, key)}: not possible yet; leave it out")
     if config.servers > 1 and (resumed or config.checkpoint.every_updates or config.checkpoint.every_s):
         raise ValueError(f"servers = {config.servers}: a run with checkpoints has one server rank as yet")
     seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
-    workers = seats.workers
+    config, workers = fix_groups(config, seats), seats.workers
     num_clients = config.clients or workers + config.late
     if config.clock == "wall" and num_clients != workers + config.late:
-        needed, late = num_clients + world.size - workers - config.late, f", and late = {config.late}" * bool(config.late)
+        needed = seats.groups[0][0] + (num_clients - config.late) * len(seats.groups[0])
+        late = f", and late = {config.late}" * bool(config.late)
         raise ValueError(
             f"clients = {num_clients}, but {world.size} ranks make 1 server and {workers} clients{late}; start it with "
             f"--ranks {needed} (mpiexec -n {needed}), or set clients={workers + config.late}"
@@ -144,7 +145,7 @@ def read_plan(
     if config.late and config.clock == "wall":
         check_late(config)
     wanted, key = (config.server_device, "server_device") if seats.serves(world.rank) else (config.device, "device")
-    device = placement.device(wanted, world.turn(config.server), key)
+    device = placement.device(wanted, world.turn(seats), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
     return Plan(config, CheckedTask(task, config.task["name"], tasks.load_initial(config.task)), rule, device, origin, seats)
 
@@ -162,18 +163,43 @@ def check_late(config: Config) -> None:
         )
 
 
+def fix_groups(config: Config, seats: Seats) -> Config:
+    """The config with the number of ranks that train a client, where it names none: results depend on it.
+
+    Raises:
+        ValueError: hosts have different numbers of ranks, and the result must not depend on where a client trains.
+    """
+    sizes = sorted({len(group) for group in seats.groups})
+    if config.ranks_per_client != "node" or (len(sizes) > 1 and config.clock == "wall"):
+        return config
+    if len(sizes) > 1:
+        raise ValueError(
+            f"ranks_per_client = node: the hosts have {sizes[0]} to {sizes[-1]} ranks for clients, and with "
+            f"clock = {config.clock} the result must not depend on the host that a client trains on; start as many on each "
+            f"host, or set ranks_per_client to a number"
+        )
+    return config.model_copy(update={"ranks_per_client": sizes[0]})
+
+
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     """Take the GPU, move to the cores near it, and use as many threads as this rank then has cores. Collective.
 
     Returns:
         The ranks with their new shares of cores, and the places of all: placement.PLACE (ranks,), by rank in MPI_COMM_WORLD.
+
+    Raises:
+        RefusedError: ranks that train together cannot do so on their devices.
     """
     config, device = plan.config, plan.device
     placement.take(device)
     world = share_cores(world)
     use_threads(world, config)
     role = "server" if plan.seats.serves(world.rank) else "worker"
-    return world, gather_places(world, role, placement.describe_device(device), torch.get_num_threads())
+    group = plan.seats.worker(plan.seats.order.index(world.rank)) if plan.seats.grouped else -1
+    places = gather_places(world, role, placement.describe_device(device), torch.get_num_threads(), group)
+    ranks = [[plan.seats.order[seat] for seat in group] for group in plan.seats.groups]
+    agree_on(world, lambda: placement.check_groups(ranks, places), lambda _: make_statement())
+    return world, places
 
 
 def use_threads(world: World, config: Config) -> None:

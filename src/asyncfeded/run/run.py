@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,11 +47,13 @@ from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import most_threads
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.contract import TaskError
+from asyncfeded.training.batch_norm import synchronize
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
 from asyncfeded.training.server import DivergedError
 from asyncfeded.training.trial import find_own, find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
+from asyncfeded.wire.group import Group, GroupLostError, gather_group
 from asyncfeded.wire.server_ranks import ServerRankLostError, ServerRanks
 
 
@@ -110,12 +111,16 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
     agree_on_digests(world, plan.origin)
     cleanup = ExitStack()  # gives up the run's folder
     try:
-        plan, owned = agree_on(world, lambda: _own_folder(world, plan, read, resumed, cleanup), lambda _: make_statement())
+        plan, owned = agree_on(world, lambda: _own_folder(world, plan, read, resumed, cleanup), _nothing_to_tell)
         world, places = take_place(world, plan)
         seated = take_seats(world, plan.seats)  # rank 0 of `seated` is the server
         profiles, module, state = agree_on(world, lambda: make_module(plan), lambda made: _statement(made[2]))
         agree_on_memory(world, *needed_memory(seated, plan, state))
-        loaded = agree_on(world, lambda: load(seated, plan, profiles), lambda _: make_statement())
+        if group := gather_group(seated, plan.config.wait):
+            cleanup.callback(group.undo.close)
+        if seated.seats.grouped:
+            agree_on(world, lambda: group.connect(plan.config.faults.patience_s) if group else None, _nothing_to_tell)
+        loaded = agree_on(world, lambda: load(seated, plan, profiles), _nothing_to_tell)
         statistics, frozen = _share_module(seated, state, loaded.changed)
         offered = terms.offer(plan, state, profiles, plan.origin)
         plan = plan._replace(origin=plan.origin + frozen)
@@ -130,18 +135,19 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
             lambda: _prepare(
                 seated,
                 plan,
-                flatten(plan, module, statistics, own if seated.rank >= plan.config.servers else []),
+                flatten(plan, module, statistics, own if seated.rank >= plan.config.servers else [], group),
                 own,
                 profiles,
                 places,
                 owned,
                 loaded,
+                group,
                 resumed,
                 cleanup,
                 slices,
                 ranks,
             ),
-            lambda _: make_statement(),
+            _nothing_to_tell,
         )
     except RefusedError:
         with suppress(OSError):
@@ -163,6 +169,9 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
             if isinstance(parts, SliceParts):
                 return 0, follow(seated, parts), run_dir
             return 0, work.train_for_server(seated, parts), run_dir
+        except GroupLostError as error:
+            print(f"asyncfeded: rank {world.rank} leaves: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            return 0, True, run_dir
         except (ServerLostError, ServerRankLostError) as error:
             if seated.rank in (0, seated.seats.leaders[0]):
                 print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
@@ -206,7 +215,8 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
         layout = cut(layout.sent, servers)[world.rank].of(layout) if servers > 1 else layout
         need = server_need(config, plan.rule, layout, plan.device.type != "cpu")
     else:
-        need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu")
+        ranks = max(len(group) for group in world.seats.groups)
+        need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu", ranks)
     kept = f" and {layout.sent - num_params} numbers of the optimizer's state" if layout.own else ""
     return need, f"the server holds a model of {num_params} parameters{kept} for each of {config.clients} clients"
 
@@ -259,12 +269,14 @@ def _share_module(world: World, state: ModuleState, changed: list[str]) -> tuple
     return statistics, digests
 
 
-def flatten(plan: Plan, module: nn.Module, statistics: list[str], own: list[Shape]) -> FlatModel:
-    """The model at its start.
+def flatten(plan: Plan, module: nn.Module, statistics: list[str], own: list[Shape], group: Group | None = None) -> FlatModel:
+    """The model at its start; `group`: the ranks that train it with this one.
 
     Raises:
         TaskError: it cannot be sent or merged.
     """
+    if group and plan.config.training.sync_batch_norm:
+        synchronize(module, group, plan.device)
     try:
         flat = FlatModel(module, plan.device, statistics, own)
         flat.check_finite()
@@ -282,6 +294,7 @@ def _prepare(
     places: np.ndarray,
     owned: Ownership | None,
     loaded: Loaded,
+    group: Group | None,
     resumed: Path | None,
     cleanup: ExitStack,
     slices: list[Slice],
@@ -297,7 +310,11 @@ def _prepare(
     if ranks:
         state, _ = begin(plan, flat, own, profiles, ranks)
         return SliceParts(plan.config, plan.metrics, plan.rule, profiles.workloads, state, ranks)
-    return replace(work.prepare(world, plan, flat, profiles, loaded.client_data), slices=slices)
+    return work.prepare(world, plan, flat, profiles, loaded.client_data, group, slices)
+
+
+def _nothing_to_tell(_: object) -> np.ndarray:
+    return make_statement()
 
 
 def _statement(state: ModuleState) -> np.ndarray:

@@ -133,7 +133,7 @@ def lead(
     staging = Staging(model) if not model.x.is_cpu else None
     arguments = (
         world.comm,
-        peers(world.comm, world.seats.leaders) + absent(late),
+        peers(world.comm, world.seats.groups) + absent(late),
         model.layout.sent,
         world.backoff(config.wait),
         config.clients,
@@ -185,7 +185,7 @@ def follow(world: World, parts: SliceParts) -> bool:
     staging = Staging(model) if not model.x.is_cpu else None
     wire = SliceWire(
         ranks,
-        peers(world.comm, world.seats.leaders),
+        peers(world.comm, world.seats.groups),
         world.backoff(config.wait),
         None if ordered else (staging or model).measure,
         lambda: model.x,

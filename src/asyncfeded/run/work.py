@@ -19,7 +19,9 @@ from asyncfeded.training.held_out import HeldOut
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.loader import Loader
 from asyncfeded.training.trial import Trial
-from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.client_wire import ClientWire, cut
+from asyncfeded.wire.group import Group
+from asyncfeded.wire.member_wire import MemberWire
 from asyncfeded.wire.messages import Order
 
 
@@ -36,6 +38,8 @@ class ClientParts:
     """What tests the models that clients receive; None: they do not."""
     client_data: Callable[[int], ClientData]
     """Returns the data of a client; loads it if the client has moved to this worker."""
+    group: Group | None = None
+    """The ranks that train with this one; None: it trains alone."""
     slices: Sequence[Slice] = ()
     """What each rank of the server holds; empty: it has one."""
 
@@ -57,7 +61,8 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
     def client_data(client: int) -> ClientData:
         seed_globals(config.seed, Stream.DATA, client)
         data = loader.add(task.client_data(client, config.clients, config.seed), int(profiles.clients["samples"][client]))
-        slowdown = float(profiles.clients["slowdown"][client]) if config.clock == "wall" else 1.0
+        paced = config.clock == "wall" and world.rank in world.seats.leaders  # the others wait for the leader in every step
+        slowdown = float(profiles.clients["slowdown"][client]) if paced else 1.0
         batch_size = int(profiles.clients["batch_size"][client])
         return ClientData(data, batch_size, slowdown)
 
@@ -67,7 +72,13 @@ def load(world: World, plan: Plan, profiles: ClientProfiles) -> Callable[[int], 
 
 
 def prepare(
-    world: World, plan: Plan, flat: FlatModel, profiles: ClientProfiles, client_data: Callable[[int], ClientData]
+    world: World,
+    plan: Plan,
+    flat: FlatModel,
+    profiles: ClientProfiles,
+    client_data: Callable[[int], ClientData],
+    group: Group | None = None,
+    slices: Sequence[Slice] = (),
 ) -> ClientParts:
     """Make what trains the clients of this worker, and try it.
 
@@ -75,12 +86,13 @@ def prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, task, rule = plan.config, plan.task, plan.rule
-    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed)
+    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed, group)
     Trial(task, flat, trainer, config).run(world.seats.homes(world.rank, config.present), client_data)
-    held_out = HeldOut(task, flat, config) if config.evaluation.client_rounds else None
+    tests = config.evaluation.client_rounds and not (group and group.rank)  # the leader's model is that of all
+    held_out = HeldOut(task, flat, config) if tests else None
     if held_out:
         held_out.try_out(world.seats.homes(world.rank, config.present))
-    return ClientParts(config, task, flat, profiles, trainer, held_out, client_data)
+    return ClientParts(config, task, flat, profiles, trainer, held_out, client_data, group, slices)
 
 
 def train_for_server(world: World, parts: ClientParts, leaves: Callable[[], bool] = lambda: False) -> bool:
@@ -88,14 +100,26 @@ def train_for_server(world: World, parts: ClientParts, leaves: Callable[[], bool
 
     Returns:
         Whether ranks are lost.
+
+    Raises:
+        ServerLostError: MPI reports that the server has died.
+        GroupLostError: a rank of this rank's group has died.
     """
-    config, buffer = parts.config, parts.flat.buffer
+    config, buffer, group = parts.config, parts.flat.buffer, parts.group
     host = torch.empty(buffer.shape, pin_memory=True) if not buffer.is_cpu else buffer
-    paced = config.clock == "wall"
+    paced = config.clock == "wall" and not (group and group.rank)  # the others wait for the leader in every step
 
     def lost_s(order: Order, round_s: float) -> float:
         return parts.profiles.pause_s(order, round_s) if paced else 0.0
 
-    wire = ClientWire(world.comm, host, world.backoff(config.wait), parts.slices, leaves)
+    wire: ClientWire | MemberWire
+    if group and group.rank:
+        wire = MemberWire(group, [part for _, part in cut(host, parts.slices)])
+    else:
+        wire = ClientWire(world.comm, host, world.backoff(config.wait), parts.slices, leaves, group)
+    if group:
+        group.begun, group.watch = True, wire.stopped
     work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
+    if group and not wire.ranks_lost:
+        group.undo.close()
     return wire.ranks_lost

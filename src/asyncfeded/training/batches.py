@@ -7,9 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asyncfeded.mpi.seats import Part
 from asyncfeded.seeds import Stream
 from asyncfeded.tasks.classification import Batch, Data
 from asyncfeded.training.loader import Stored, Wanted
+
+WHOLE = Part()
+"""All of a batch."""
 
 
 class ClientData(NamedTuple):
@@ -70,7 +74,12 @@ def in_order(data: Data | Stored, batch_size: int) -> Iterator[range]:
 
 
 def read(
-    data: Data | Stored, batches: Iterable[Tensor | range], key: tuple[int, ...], where: str, first: int = 0
+    data: Data | Stored,
+    batches: Iterable[Tensor | range],
+    key: tuple[int, ...],
+    where: str,
+    first: int = 0,
+    part: Part = WHOLE,
 ) -> Iterator[tuple[Batch, int]]:
     """Read batches, on the device; each comes with its number of samples.
 
@@ -81,29 +90,53 @@ def read(
         key: Stream and indices of their random numbers, before the number of the batch.
         where: whose they are, for messages.
         first: number of the first batch.
+        part: what to read of each batch; that may be nothing, unless it is the whole.
 
     Raises:
         TaskError: the task's code raises something, or a batch cannot be made or sent.
     """
     if isinstance(data, Data):
         for rows in batches:
-            part = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
-            yield (data.inputs[part], data.targets[part]), len(rows)
+            mine = _of(part, rows)
+            place = slice(mine.start, mine.stop) if isinstance(mine, range) else mine
+            yield (data.inputs[place], data.targets[place]), len(mine)
         return
-    wanted = (
-        Wanted(data.number, rows if isinstance(rows, range) else rows.tolist(), (*key, number), where, data.samples >= 0)
-        for number, rows in enumerate(batches, first)
-    )
-    for got in data.loader.read(wanted):
-        if not got.samples:
+    for got in data.loader.read(_wanted(data, batches, key, where, first, part)):
+        if not got.samples and part is WHOLE:
             return
         yield got.batch, got.samples
 
 
+def _wanted(
+    data: Stored, batches: Iterable[Tensor | range], key: tuple[int, ...], where: str, first: int, part: Part
+) -> Iterator[Wanted]:
+    """What `read` asks a loader for."""
+    drawn = () if part is WHOLE else (part.rank,)  # no two ranks draw the same for their samples
+    for number, rows in enumerate(batches, first):
+        kept = part.of(len(rows)) if data.stream and part is not WHOLE else None  # a stream is read whole
+        mine = _of(part, rows) if kept is None else rows
+        listed = mine if isinstance(mine, range) else mine.tolist()
+        yield Wanted(data.number, listed, (*key, number, *drawn), where, data.samples >= 0, kept)
+
+
+def _of(part: Part, rows: Tensor | range) -> Tensor | range:
+    """A part of the rows of a batch."""
+    if part is WHOLE:
+        return rows
+    mine = part.of(len(rows))
+    return rows[mine.start : mine.stop]
+
+
 def read_round(
-    data: ClientData, sizes: list[int], num_batches: int, client: int, number: int
+    data: ClientData,
+    sizes: list[int],
+    num_batches: int,
+    client: int,
+    number: int,
+    part: Part = WHOLE,
+    shuffling: torch.Generator | None = None,
 ) -> Iterator[tuple[Batch, int]]:
-    """Read the batches of a round, epoch after epoch, each shuffled by torch's global generator when it begins; see `read`.
+    """Read the batches of a round, epoch after epoch, each shuffled when it begins; see `read`.
 
     Args:
         data: of the client.
@@ -111,12 +144,15 @@ def read_round(
         num_batches: of the round.
         client: the client.
         number: of its round.
+        part: what to read of each batch.
+        shuffling: the generator that shuffles; None: torch's global one.
     """
     for done in range(0, num_batches, len(sizes)):
         epoch = sizes[: num_batches - done]
         if isinstance(data.data, Stored) and data.data.stream:
             batches: Iterable[Tensor | range] = successive(epoch)
         else:
-            rows = torch.randperm(data.samples)[: sum(epoch)]
+            rows = torch.randperm(data.samples, generator=shuffling)[: sum(epoch)]
             batches = torch.split(rows.to(data.data.targets.device) if isinstance(data.data, Data) else rows, epoch)
-        yield from read(data.data, batches, (Stream.BATCH, client, number), f"round {number} of client {client}", done)
+        where = f"round {number} of client {client}"
+        yield from read(data.data, batches, (Stream.BATCH, client, number), where, done, part)

@@ -8,13 +8,15 @@ from torch import Tensor
 from asyncfeded import accelerator
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
-from asyncfeded.seeds import Stream, seed_globals
+from asyncfeded.seeds import Stream, generator, seed_globals
 from asyncfeded.tasks.contract import CheckedTask, TaskError
-from asyncfeded.training.batches import ClientData, batch_sizes, read_round
+from asyncfeded.training.batches import WHOLE, ClientData, batch_sizes, read_round
 from asyncfeded.training.held_out import HeldOut
 from asyncfeded.training.rounds import Workload
 from asyncfeded.training.step import Stepper
 from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.group import Group
+from asyncfeded.wire.member_wire import MemberWire
 from asyncfeded.wire.messages import NO_SCORES, Order
 
 
@@ -27,14 +29,24 @@ class Trainer:
         training: how to train.
         proximal: mu of the proximal term.
         seed: seed of the run.
+        group: the ranks that train each client together; None: this one.
 
     Raises:
         ValueError: see `Stepper`.
     """
 
-    def __init__(self, task: CheckedTask, flat: FlatModel, training: Training, proximal: float, seed: int) -> None:
+    def __init__(
+        self,
+        task: CheckedTask,
+        flat: FlatModel,
+        training: Training,
+        proximal: float,
+        seed: int,
+        group: Group | None = None,
+    ) -> None:
         self._name, self._flat, self._training, self._seed = task.name, flat, training, seed
-        self._stepper = Stepper(task, flat, training, proximal)
+        self._group, self.part = group, group.part if group else WHOLE
+        self._stepper = Stepper(task, flat, training, proximal, group)
         self.samples, self.steps, self.loss = 0, 0, 0.0
 
     def round(self, order: Order, client_data: ClientData, stopped: Callable[[], bool]) -> bool:
@@ -46,32 +58,40 @@ class Trainer:
         Args:
             order: client, round and K.
             client_data: data and pace of this client.
-            stopped: is called after every step; says whether to give up.
+            stopped: is called in every step; says whether to give up. In a group, one rank that gives up is enough.
 
         Returns:
             Whether the round was finished.
+
+        Raises:
+            GroupLostError: a rank of the group has died.
         """
         self._flat.as_made.restore()
-        seed_globals(self._seed, Stream.TRAINING, order.client, order.round)
+        stream = (Stream.TRAINING, order.client, order.round)
+        seed_globals(self._seed, *stream, *([self.part.rank] if self._group else []))
         self._flat.module.train()
         workload = Workload(client_data.samples, client_data.batch_size, self._training)
         work = workload.of(order.epochs)
         self._stepper.begin(order, work.steps)
         sizes = batch_sizes(client_data.samples, client_data.batch_size, self._training.last_batch)
-        batches = read_round(client_data, sizes, work.batches, order.client, order.round)
+        # All ranks of a group shuffle alike, though each draws its own numbers for its own samples.
+        shuffling = generator(self._seed, *stream) if self._group else None
+        batches = read_round(client_data, sizes, work.batches, order.client, order.round, self.part, shuffling)
         self.samples = self.steps = 0
         while self.steps < work.steps:
             began = time.perf_counter()
             samples = workload.samples_of(self.steps)
-            self._stepper.take(batches, samples)
+            if self._stepper.take(batches, workload.batches_of(self.steps), samples, stopped):
+                return False
             self.samples += samples
             self.steps += 1
             if client_data.slowdown > 1:
                 accelerator.synchronize(self._flat.buffer.device)
                 time.sleep((client_data.slowdown - 1) * (time.perf_counter() - began))
-            if stopped():
+            if self._group is None and stopped():
                 return False
-        self.loss = float(self._stepper.loss_sum) / self.samples
+        loss_sum = float(self._stepper.loss_sum)
+        self.loss = (self._group.total(loss_sum) if self._group else loss_sum) / self.samples
         try:
             self._stepper.end()
             self._flat.check_views()
@@ -81,7 +101,7 @@ class Trainer:
 
 
 def work(
-    wire: ClientWire,
+    wire: ClientWire | MemberWire,
     trainer: Trainer,
     client_data: Callable[[int], ClientData],
     lost_s: Callable[[Order, float], float],

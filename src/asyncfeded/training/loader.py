@@ -59,6 +59,8 @@ class Wanted(NamedTuple):
     where: str
     whole: bool
     """Whether no sample of it may be missing."""
+    kept: range | None = None
+    """Which of the rows to keep, of a stream; None: all."""
 
 
 class Got(NamedTuple):
@@ -106,7 +108,7 @@ class Shelf(Dataset[Got | TaskError]):
 
     def _read(self, wanted: Wanted) -> list[Any]:
         samples, items = self.samples[wanted.number], list[Any]()
-        if hasattr(samples, "__getitems__"):  # of several at once
+        if hasattr(samples, "__getitems__") and wanted.rows:  # of several at once
             with suppress(Exception):  # one by one they tell which one fails
                 items = list(samples.__getitems__(list(wanted.rows)))
                 if len(items) == len(wanted.rows):
@@ -128,14 +130,15 @@ class Shelf(Dataset[Got | TaskError]):
                 f"task {self._name}, {wanted.where}: the samples end after {wanted.rows[0] + len(items)}, but sizes "
                 f"says that there are more"
             )
-        return items
+        return items if wanted.kept is None else items[wanted.kept.start : wanted.kept.stop]
 
     def _make_batch(self, wanted: Wanted, items: list[Any]) -> Batch:
         collate = self._collate or default_collate
         try:
             return collate(items)
         except (Exception, SystemExit) as error:
-            row, advice = wanted.rows[_odd_one(collate, items)], "" if self._collate else COLLATE
+            row = wanted.rows[(wanted.kept or range(1)).start + _odd_one(collate, items)]
+            advice = "" if self._collate else COLLATE
             raise fault(self._name, f"{wanted.where}, a batch with sample {row}", error, advice) from None
 
 

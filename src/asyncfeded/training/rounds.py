@@ -43,6 +43,11 @@ class Workload:
         whole, rest = divmod(epochs, steps)
         return Work(epochs, whole * samples + rest * self._full, whole * batches + rest * self._accumulate)
 
+    def batches_of(self, step: int) -> int:
+        """The batches of a step, from 0, of a round."""
+        steps, _, batches = self._epoch
+        return self._accumulate if (step + 1) % steps else batches - (steps - 1) * self._accumulate
+
     def samples_of(self, step: int) -> int:
         """The samples of a step, from 0, of a round."""
         steps, samples, _ = self._epoch

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
@@ -15,10 +15,12 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.tasks.at import At
 from asyncfeded.tasks.classification import Batch
 from asyncfeded.tasks.contract import CheckedTask, check_loss, fault
+from asyncfeded.training.gradients import Gradients
 from asyncfeded.training.kept import Kept
 from asyncfeded.training.loader import with_parts
 from asyncfeded.training.optimizer import MadeAnew, find_descent
 from asyncfeded.training.schedule import find_schedule
+from asyncfeded.wire.group import Group
 from asyncfeded.wire.messages import Order
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,6 +38,7 @@ class Stepper:
         flat: the model; its parameters are trained in its buffer.
         training: how to train.
         proximal: mu of the proximal term.
+        group: the ranks that take each step together; None: this one.
 
     Raises:
         ValueError: the device or the task cannot do what the config asks for, or its optimizer cannot be made.
@@ -45,13 +48,16 @@ class Stepper:
         loss_sum: float64, sum of the losses of the samples seen in this round.
     """
 
-    def __init__(self, task: CheckedTask, flat: FlatModel, training: Training, proximal: float) -> None:
+    def __init__(
+        self, task: CheckedTask, flat: FlatModel, training: Training, proximal: float, group: Group | None = None
+    ) -> None:
         self._task, self._mu, self._clip_norm = task, proximal, training.clip_norm
         device = flat.buffer.device
         check_device(training, device)
-        check_task(task, training, proximal)
+        check_task(task, training, proximal, group)
         parameters = {name: p for name, p in flat.module.named_parameters() if p.requires_grad}
         self._params = list(parameters.values())
+        self._gradients = Gradients(self._params, group) if group else None
         self.descent = find_descent(parameters, task, training)
         self._kept = Kept(flat) if flat.layout.own else None
         self._schedule = find_schedule(task, training)
@@ -88,26 +94,38 @@ class Stepper:
         if self._kept:
             self._kept.store(self.descent.state())
 
-    def take(self, batches: Iterator[tuple[Batch, int]], samples: int) -> None:
-        """Take a step.
+    def take(
+        self, batches: Iterator[tuple[Batch, int]], num_batches: int, samples: int, stopped: Callable[[], bool]
+    ) -> bool:
+        """Take a step, together with the other ranks of the group.
 
         Args:
-            batches: gives the batches of this step, and those of later ones, each with its number of samples.
-            samples: of this step.
+            batches: gives the batches of this step, and those of later ones, each with its number of samples. In a group,
+                they are this rank's part of each, and may be empty.
+            num_batches: of this step.
+            samples: of this step, on all ranks.
+            stopped: whether to give up.
+
+        Returns:
+            Whether a group was told to give up, so that no rank of it has taken the step.
         """
         if self._task.step:
             self._let_task_step(*next(batches))
         else:
             self._forget_gradients()
-            left = samples
-            while left > 0:
+            for _ in range(num_batches):
                 batch, count = next(batches)
-                self._add_gradients(batch, count, samples)
-                left -= count
+                if count:
+                    self._add_gradients(batch, count, samples)
+            if self._gradients and self._gradients.add_up(stopped()):
+                return True
             self._descend()
         self._at = self._at._replace(step=self._at.step + 1)
+        return False
 
     def _forget_gradients(self) -> None:
+        if self._gradients:
+            self._gradients.forget()
         for p in self._params:
             p.grad = None
 
@@ -176,7 +194,7 @@ def check_device(training: Training, device: torch.device) -> None:
         raise ValueError(f"training.precision = bf16 needs a later GPU than {device}; set it to fp16 or float32")
 
 
-def check_task(task: CheckedTask, training: Training, proximal: float) -> None:
+def check_task(task: CheckedTask, training: Training, proximal: float, group: Group | None = None) -> None:
     """Whether a task that takes its steps itself is asked for what happens inside a step.
 
     Raises:
@@ -187,6 +205,7 @@ def check_task(task: CheckedTask, training: Training, proximal: float) -> None:
         "training.clip_norm": bool(training.clip_norm),
         "training.precision": training.precision != "float32",
         "training.proximal, or a rule with such a term": bool(proximal),
+        "ranks_per_client": group is not None,
     }
     if task.step and (key := next((key for key, is_asked in asked.items() if is_asked), "")):
         raise ValueError(f"task {task.name} takes its steps itself, which {key} would change; do that in its step() instead")

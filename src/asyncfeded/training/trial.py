@@ -133,13 +133,16 @@ class Trial:
 
         Raises:
             TaskError: something is wrong with the task or its data; the message says what to change.
+            ValueError: a batch has too few samples for the ranks of a client.
         """
         clients, x = list(clients), self._flat.buffer.clone()
         sizes: dict[int, int] = {}  # a client for each size of batch
         for client in clients:
             data = client_data(client)
             for size in set(batch_sizes(data.samples, data.batch_size, self._config.training.last_batch)):
-                sizes.setdefault(size, client)
+                self._check_batch(client, size)
+                if mine := len(self._trainer.part.of(size)):
+                    sizes.setdefault(mine, client)
         largest = max(sizes, default=0)
         for size, client in sorted(sizes.items(), reverse=True):
             self._forward(client, client_data(client), range(size), size < largest)
@@ -160,6 +163,15 @@ class Trial:
         self._flat.buffer.copy_(x)
         self._flat.as_made.restore()
 
+    def _check_batch(self, client: int, size: int) -> None:
+        """Whether every rank of a group has a sample of a batch, where batch norm needs one of each."""
+        ranks = self._trainer.part.size
+        if size < ranks and self._config.training.sync_batch_norm:
+            raise ValueError(
+                f"training.sync_batch_norm: client {client} has a batch of {size}, and each of the {ranks} ranks that train "
+                f'it needs a sample; set training.last_batch = "join" or "drop", or a smaller ranks_per_client'
+            )
+
     @torch.no_grad()
     def _forward(self, client: int, data: ClientData, rows: Tensor | range, smaller: bool) -> None:
         """Compute the loss of a batch in training mode; `smaller`: the model has taken a larger one."""
@@ -170,7 +182,7 @@ class Trial:
         try:
             loss = self._task.loss(self._flat.module, batch)
         except (Exception, SystemExit) as error:
-            raise _batch_fault(self._task.name, client, size, data, smaller, error) from None
+            raise _batch_fault(self._task.name, client, size, data, smaller, error, self._trainer.part.size) from None
         value = float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else 0.0
         if not math.isfinite(value) and self._config.faults.bad_loss == "refuse":
             broken = _broken_rows(data.data).tolist() if isinstance(data.data, Data) else []
@@ -207,10 +219,16 @@ def _batch(client: int, size: int, data: ClientData) -> str:
     return f"a batch of {size} in training (client {client} has {data.samples} samples, in batches of {data.batch_size})"
 
 
-def _batch_fault(name: str, client: int, size: int, data: ClientData, smaller: bool, error: BaseException) -> TaskError:
+def _batch_fault(
+    name: str, client: int, size: int, data: ClientData, smaller: bool, error: BaseException, ranks: int = 1
+) -> TaskError:
     """What the model or the loss has raised for a batch, with what to change if that may be its size."""
     advice = ""
-    if data.samples > data.batch_size and size % data.batch_size:
+    if ranks > 1 and (smaller or size == 1):
+        advice = (
+            f"each of the {ranks} ranks of the client has a part of a batch: set a larger batch_size, or training.last_batch"
+        )
+    elif data.samples > data.batch_size and size % data.batch_size:
         advice = 'set training.last_batch = "join" or "drop", or another training.batch_size'
     elif smaller or size == 1:
         advice = "if the model needs more than so many (batch norm does), give the client more samples, or lower clients"

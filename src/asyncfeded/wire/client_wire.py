@@ -13,6 +13,8 @@ from torch import Tensor
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
+from asyncfeded.wire.group import Group
+from asyncfeded.wire.member_wire import Onward
 from asyncfeded.wire.messages import (
     HEAD,
     HEADER,
@@ -52,6 +54,7 @@ class ClientWire:
         backoff: how to wait.
         slices: what each rank of the server holds; empty: rank 0 holds everything.
         leaves: whether the next update is the last one, after which the server sends a STOP; of a client that has joined.
+        group: the ranks that train with this one, their leader; None: there are none. GroupLostError: one has died.
 
     Attributes:
         ranks_lost: whether the server said at the end that a rank is lost. Ranks then leave without waiting for each other.
@@ -64,11 +67,13 @@ class ClientWire:
         backoff: Backoff,
         slices: Sequence[Slice] = (),
         leaves: Callable[[], bool] = lambda: False,
+        group: Group | None = None,
     ) -> None:
         self._leaves = leaves
         self._comm, self._backoff, self.ranks_lost, self._size = comm, backoff, False, len(buffer)
-        parts = [(rank, *held) for rank, held in enumerate(slices) if held.size] or [(0, 0, len(buffer))]
-        self._parts = [(Peer(comm, rank, "the server"), buffer.numpy()[start:stop]) for rank, start, stop in parts]
+        self._parts = [(Peer(comm, rank, "the server"), part) for rank, part in cut(buffer, slices)]
+        self._onward = Onward(group, [part for _, part in self._parts]) if group else None
+        self._look: Callable[[], object] = group.look if group else int  # a function that does nothing
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
         self._read, self._written, self._scores = self._inbox[REST], self._outbox[REST], self._outbox["scores"][0]
         self._row = self._outbox.view(np.uint8)
@@ -83,16 +88,24 @@ class ClientWire:
         self._backoff.reset()
         while not _or_server_lost(self._request.Test):
             self._backoff.pause()
+            self._look()
         _, _, flags, client, epochs, number, version, steps, *_, share = self._read[0].item()
         if flags & STOP:
             return None
         receiving, none = [Receiving(*part) for part in self._parts], [None] * len(self._parts)
+        if self._onward:
+            self._onward.begin(self._inbox.view(np.uint8)[:HEAD])
         while not all(part.complete for part in receiving):
             come = [_or_server_lost(part.poll) for part in receiving]
             if come != none:
                 self._backoff.reset()
             else:
                 self._backoff.pause()
+                self._look()
+            if self._onward:
+                self._onward.push([part.done for part in receiving])
+        if self._onward:
+            self._onward.finish()
         self._request.Start()
         return Order(client, number, version, epochs, steps, share)
 
@@ -143,6 +156,15 @@ class ClientWire:
                 self._backoff.pause()
         self.ranks_lost = bool(self._inbox[0]["flags"] & RANKS_LOST)
         self._request.Free()
+        if self._onward:
+            self._onward.begin(self._inbox.view(np.uint8)[:HEAD])
+            self._onward.finish()
+
+
+def cut(buffer: Tensor, slices: Sequence[Slice]) -> list[tuple[int, np.ndarray]]:
+    """The parts of a wire's buffer that go side by side, each with the rank of the server that holds it."""
+    held = [(rank, start, stop) for rank, (start, stop) in enumerate(slices) if stop > start] or [(0, 0, len(buffer))]
+    return [(rank, buffer.numpy()[start:stop]) for rank, start, stop in held]
 
 
 def _or_server_lost(call: Callable[[], T]) -> T:

@@ -157,7 +157,7 @@ class ServerRanks:
         """
         self.say(What.COLLECT)
         into[: len(mine)].copy_(mine)
-        for peer, held in zip(peers(self._comm, self._others), self.slices[1:], strict=True):
+        for peer, held in zip(peers(self._comm, [(rank,) for rank in self._others]), self.slices[1:], strict=True):
             part = into[held.start : held.stop]
             there = part if part.is_cpu else part.cpu()
             receiving = Receiving(peer, there.numpy())

@@ -338,8 +338,8 @@ class ServerWire:
             return None
 
     def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
-        comm, rank, _ = self._workers[worker]
-        return self._test(worker, lambda: comm.Isend([row, MPI.BYTE], rank, HEADER_TAG))
+        peer = self._workers[worker]
+        return self._test(worker, lambda: peer.comm.Isend([row, MPI.BYTE], peer.rank, HEADER_TAG))
 
     def _watch(self) -> None:
         """Give up the workers that have died, or have been silent for too long."""
@@ -351,8 +351,8 @@ class ServerWire:
             failed = self._comm.Get_failed()
             dead = failed.Translate_ranks(range(failed.size), self._group) if failed.size else ()
             for worker, peer in enumerate(self._workers):
-                if peer.comm == self._comm and peer.rank in dead:
-                    self._give_up(worker, f"MPI reports that {peer.name} has died", gone=True)
+                if peer.comm == self._comm and (ended := set(peer.group).intersection(dead)):
+                    self._give_up(worker, f"MPI reports that rank {min(ended)} has died", gone=True)
             failed.Free()
         for worker, _ in self._announced:  # these wait for the server
             self._sign_s[worker] = now

@@ -32,15 +32,17 @@ class Peer(NamedTuple):
     """In `comm`; of the other group, if that is an intercommunicator."""
     name: str
     """For the user, such as `rank 2`."""
+    group: tuple[int, ...] = ()
+    """The ranks that it speaks for, in `comm`."""
 
     def listen(self, row: np.ndarray, tag: int) -> MPI.Prequest:
         """A receive that may be started again and again; none where nobody is."""
         return self.comm.Recv_init([row.view(np.uint8), MPI.BYTE], self.rank, tag) if self.comm else MPI.Prequest()
 
 
-def peers(comm: MPI.Intracomm, ranks: Iterable[int]) -> list[Peer]:
-    """These ranks of a communicator."""
-    return [Peer(comm, rank, f"rank {rank}") for rank in ranks]
+def peers(comm: MPI.Intracomm, groups: Iterable[tuple[int, ...]]) -> list[Peer]:
+    """The first rank of each group of a communicator."""
+    return [Peer(comm, group[0], f"rank {group[0]}", group) for group in groups]
 
 
 class Receiving:
@@ -57,7 +59,7 @@ class Receiving:
     """
 
     def __init__(self, source: Peer, weights: np.ndarray, number: int = 0) -> None:
-        self._comm, self._source, _ = source
+        self._comm, self._source = source.comm, source.rank
         self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
         self.fault = ""
         self._requests: deque[MPI.Request] = deque()
@@ -109,7 +111,7 @@ class Sending:
     """
 
     def __init__(self, target: Peer, weights: np.ndarray, header: MPI.Request | None = None, number: int = 0) -> None:
-        self._comm, self._target, _ = target
+        self._comm, self._target = target.comm, target.rank
         self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
         self._requests = deque([header] if header else [])
         self.given = 0

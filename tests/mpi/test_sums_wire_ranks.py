@@ -1,0 +1,44 @@
+"""Sums over the ranks of a group. On every rank (see ranks.py)."""
+
+import numpy as np
+import pytest
+import torch
+
+from asyncfeded.wire.sums import DeviceSum, Sum
+from asyncfeded.wire.transfer import CHUNK, UNDER_WAY
+from mpi.ranks import nothing_left, together
+
+
+@pytest.mark.parametrize("size", [1, 3, 1001, 4 * (UNDER_WAY + 2) * CHUNK + 7], ids=str)
+@together
+def test_a_sum_is_in_the_order_of_ranks_to_the_bit(world, comm, group, size):
+    group.begun = True
+    made = Sum(group, size)
+    vectors = [np.random.default_rng(rank).standard_normal(size, np.float32) for rank in range(comm.size)]
+    expected = vectors[0].copy()
+    for vector in vectors[1:]:
+        expected += vector
+    for _ in range(2):
+        made.vector.copy_(torch.from_numpy(vectors[comm.rank]))
+        made.add()
+        assert made.vector.numpy().tobytes() == expected.tobytes()
+    assert nothing_left(comm)
+
+
+@together
+def test_until_the_group_has_begun_each_rank_is_alone(world, comm, group):
+    made = Sum(group, 3)
+    made.vector.fill_(world.rank)
+    made.add()
+    assert made.vector.tolist() == [world.rank] * 3
+
+
+@together
+def test_torch_distributed_adds_where_vectors_are_not_in_host_memory(world, comm, group):
+    """By gloo, whose vectors are. It finds the ranks through MPI."""
+    group.begun = True
+    made = DeviceSum(group, 5, torch.device("cpu"))
+    for factor in (1, 10):
+        made.vector.fill_(factor * (world.rank + 1))
+        made.add()
+        assert made.vector.tolist() == [factor * comm.size * (comm.size + 1) / 2] * 5
