@@ -1,4 +1,4 @@
-"""Commands that measure: bench client, bench kernel, bench server, bench wait."""
+"""Commands that measure: bench client, bench group, bench kernel, bench server, bench wait."""
 
 from typing import Annotated
 
@@ -20,6 +20,25 @@ def bench_client(
         client.measure(seconds, threads)
     except ValueError as error:
         fail(str(error))
+
+
+@bench.command("group", epilog=example("asyncfeded bench group --params 1000000 --ranks 2"))
+def bench_group(
+    params: Annotated[int, typer.Option(help="Elements of the gradient.")],
+    ranks: Ranks = None,
+    batch: Annotated[int, typer.Option(help="Samples of a step, on all ranks.")] = 64,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 0.5,
+    wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
+) -> None:
+    """Measure how the ranks of a client add up their gradients, against a raw Allreduce, and the steps that they take."""
+    if ranks is not None or not origin.launched_by():
+        arguments = ["--params", str(params), "--batch", str(batch), "--seconds", str(seconds), "--wait", wait]
+        start(at_least(2, "--ranks", ranks), ["bench", "group", *arguments])
+    with load_launcher().guard():
+        from asyncfeded.bench import group as room
+
+        status = room.measure(params, batch, seconds, wait)
+    raise typer.Exit(status)
 
 
 @bench.command("kernel", epilog=example("asyncfeded bench kernel --params 25000000 --threads 2"))
