@@ -44,6 +44,23 @@ def test_the_client_is_measured(tmp_path):
     assert (refused.status, refused.stderr) == (2, "asyncfeded: --threads 0: expected a number of threads, at least 1\n")
 
 
+# the ranks of a client
+
+
+def test_the_sum_of_gradients_and_the_steps_of_a_group_are_measured(own_mpi, tmp_path):
+    group = ("bench", "group", "--ranks", 2, "--seconds", 0.01)
+    done = run_asyncfeded(*group, "--params", 1000, cwd=tmp_path, env=own_mpi.env)
+    assert done.status == 0, str(done)
+    assert list(done.result) == ["params", "ranks", "batch", "sum_s", "allreduce_s", "sum_over_allreduce", "steps_per_s"]
+    assert done.result["sum_over_allreduce"] == pytest.approx(done.result["sum_s"] / done.result["allreduce_s"], rel=1e-2)
+    assert list(done.result["steps_per_s"]) == ["1", "2"]
+    refused = run_asyncfeded(*group, "--params", 10, "--batch", 1, cwd=tmp_path, env=own_mpi.env)
+    assert (refused.status, refused.stderr) == (
+        2,
+        "asyncfeded: --params 10 --batch 1: expected at least 1, and a sample for each rank\n",
+    )
+
+
 # the kernel
 
 

@@ -45,7 +45,7 @@ def test_a_group_gets_what_its_leader_gets(world, comm, size):
     else:
         buffer = torch.zeros(size)
         leads = group.rank == 0
-        wire = ClientWire(comm, buffer, Backoff(**BACKOFF), group) if leads else MemberWire(group, [buffer.numpy()])
+        wire = ClientWire(comm, buffer, Backoff(**BACKOFF), group=group) if leads else MemberWire(group, [buffer.numpy()])
         for number in range(2):
             assert wire.receive() == Order(0, number, number, 3, 7, 0.5)
             assert buffer.numpy().tobytes() == bits(size, number).tobytes()

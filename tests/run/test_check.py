@@ -120,3 +120,15 @@ def test_the_command(folder):
     done = run_asyncfeded("check", "run.toml", "run_dir=taken", cwd=folder)
     assert done.status == 2, str(done)
     assert done.stderr.startswith("asyncfeded: run_dir = 'taken' holds model.h5, which the run would replace"), str(done)
+
+
+def test_it_tries_the_parts_of_every_rank_of_a_client(own):
+    """Batch norm cannot train on one sample, which the last of 4 ranks gets of a batch of 7."""
+    path, overrides = own
+    keys = [*overrides, "ranks_per_client=4", "clients=2", "training.last_batch=drop"]
+    with pytest.raises(ValueError, match=r"a batch of 1 in training .*each of the 4 ranks of the client has a part"):
+        check(path, [*keys, "training.batch_size=7"])
+    with pytest.raises(ValueError, match=r"client 0 has a batch of 3, and each of the 4 ranks that train it needs a sample"):
+        check(path, [*keys, "training.batch_size=3", "training.sync_batch_norm=true"])
+    found = check(path, [*keys, "training.batch_size=8"])
+    assert found.figures["run"].endswith("1 server and 2 clients of 4 ranks on 9 ranks")

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from asyncfeded.config import Config
+from asyncfeded.mpi.seats import deal
+from asyncfeded.run.plan import fix_groups
 from asyncfeded.store import record
 from conftest import run, run_asyncfeded
 
@@ -115,3 +118,34 @@ def test_a_server_elsewhere_that_raises_is_told_as_the_server(mpi, folder):
     done = run(mpi.command((3, [sys.executable, "broken.py", "train", "run.toml", "server=2"])), folder, mpi.env)
     assert done.status != 0, str(done)
     assert f"asyncfeded: rank 2 (server) on {HOST}: uncaught error, ending the job\nTraceback" in done.stderr, str(done)
+
+
+# --- ranks that train together
+
+
+CONFIG = Config(ranks_per_client="node", limits={"updates": 1})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "clock", "ranks_per_client"),
+    [(["a", "b", "b"], "virtual", 2), (["a", "b", "b", "c"], "wall", "node"), (["a", "b", "c"], "wall", 1)],
+)
+def test_the_ranks_of_a_client_are_a_number_where_hosts_have_as_many(hosts, clock, ranks_per_client):
+    """So that a resume on other hosts goes on with as many."""
+    config = CONFIG.model_copy(update={"clock": clock})
+    assert fix_groups(config, deal(hosts, ranks_per_client="node")).ranks_per_client == ranks_per_client
+
+
+def test_unequal_hosts_are_refused_where_the_result_must_not_depend_on_them():
+    config, seats = CONFIG.model_copy(update={"clock": "virtual"}), deal(["a", "b", "b", "c"], ranks_per_client="node")
+    with pytest.raises(ValueError, match=r"ranks_per_client = node: the hosts have 1 to 2 ranks for clients"):
+        fix_groups(config, seats)
+
+
+def test_clients_of_several_ranks_give_the_same_bits_wherever_they_train(own_mpi, mpi, folder):
+    """Three clients on one group and on two, which the map tells."""
+    one = own_mpi.train(3, "run.toml", "run_dir=one", "ranks_per_client=2", "training.momentum=0.5", cwd=folder)
+    two = mpi.train(5, "run.toml", "run_dir=two", "ranks_per_client=2", "training.momentum=0.5", cwd=folder)
+    assert (one.status, two.status) == (0, 0), f"{one}\n{two}"
+    assert one.result["model_sha256"] == two.result["model_sha256"]
+    assert record.read_record(folder / "two").attributes["placement"]["group"].tolist() == [-1, 0, 0, 1, 1]

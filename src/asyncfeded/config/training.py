@@ -113,6 +113,10 @@ class Training(Settings):
                 f"momentum = {self.momentum:g} is that of sgd, but optimizer = {self.optimizer}; give {self.optimizer} what "
                 f"it knows in training.optimizer_options"
             )
+        if self.compile and self.sync_batch_norm:
+            raise ValueError(
+                "compile cannot compile what ranks tell each other in sync_batch_norm; set one of them to false"
+            )
         for key in self.optimizer_options.keys() & {*OWN_KEYS, *(["momentum"] if self.optimizer == "sgd" else [])}:
             own = {"params": "which the program gives", "lr": "set training.learning_rate"}
             raise ValueError(f"optimizer_options has {key}; {own.get(key, f'set training.{key}')}")
