@@ -274,6 +274,7 @@ OTHER = {
     "training.optimizer_state": "kept",
     "training.optimizer_options": {"nesterov": True},
     "training.precision": "bf16",
+    "training.sync_batch_norm": True,
     "training.compile": True,
     "training.channels_last": True,
 }
