@@ -270,6 +270,7 @@ OTHER = {
     "limits.updates": 6,
     "faults.on_death": "abort",
     "faults.bad_loss": "take",
+    "record.trackers": ["wandb"],
     "training.last_batch": "join",
     "training.optimizer_state": "kept",
     "training.optimizer_options": {"nesterov": True},

@@ -83,17 +83,36 @@ def resume(
     raise typer.Exit(status)
 
 
-@app.command(epilog=example("asyncfeded export runs/mine --to model.pt"))
+@app.command(
+    epilog=example(
+        "asyncfeded export runs/mine --to model.pt",
+        "asyncfeded export runs/mine --to csv",
+        "asyncfeded export runs/mine --to parquet --output tables",
+    )
+)
 def export(
     run_dir: RunDir,
-    to: Annotated[Path, typer.Option(help="The file: NAME.pt or NAME.safetensors; none is replaced.")],
+    to: Annotated[
+        str, typer.Option(help="The model: NAME.pt or NAME.safetensors. The record: csv, parquet or tensorboard.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="Folder for a record; default: csv, ... in the run's folder.")] = None,
 ) -> None:
-    """Write the newest model of a run, also one that goes on, as a state dict, which `load_state_dict` takes strictly."""
+    """Give the newest model of a run, or its record, to other programs; also of a run that goes on. No file is replaced.
+
+    The model is a state dict, which `load_state_dict` takes strictly. The record becomes a file for each table (csv,
+    parquet), or points as a tracker writes them (tensorboard).
+    """
     load_launcher()
     from asyncfeded.run import export as room
+    from asyncfeded.run import tables
 
     try:
-        print(room.export(run_dir, to))  # noqa: T201
+        if to in tables.KINDS:
+            print(tables.export_tables(run_dir, to, output or run_dir / to))  # noqa: T201
+        elif output:
+            fail(f"--output is the folder of a record; leave it out with --to {to}, or take --to {', '.join(tables.KINDS)}")
+        else:
+            print(room.export(run_dir, Path(to)))  # noqa: T201
     except ValueError as error:
         fail(str(error))
 
@@ -119,6 +138,6 @@ def replay(
         setting("run_dir", str(output or run_dir / "replay")),
     ]
     overrides += [f"limits.updates={accepted}", "limits.seconds=0", "limits.target=0", "evaluation.every_s=1e9"]
-    overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0"]
+    overrides += ["checkpoint.every_updates=0", "checkpoint.every_s=0", "record.trackers=[]"]
     arguments = ["train", str(run_dir / "config.toml"), *overrides]
     start(len(about["placement"]) if ranks is None else ranks, arguments, lasting=True)

@@ -134,6 +134,15 @@ class Checkpoint(Settings):
     """How many checkpoints are kept (the newest ones)."""
 
 
+class Recording(Settings):
+    """Where the numbers of a run go besides its record."""
+
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Trackers that follow the run, each in a process of its own beside the server: tensorboard (files in the run's folder),
+    mlflow and wandb (a server, or the run's folder). One that hangs or is offline loses its points, not the run. Each needs
+    the extra of its name."""
+
+
 class Faults(Settings):
     """What happens when a client dies, falls silent, or sends what cannot be merged.
 
@@ -223,6 +232,7 @@ class Config(Settings):
     heterogeneity: Heterogeneity = Heterogeneity()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    record: Recording = Recording()
     faults: Faults = Faults()
 
     @field_validator("task", "rule")

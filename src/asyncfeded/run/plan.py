@@ -17,6 +17,7 @@ from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.seats import Seats, deal
 from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
+from asyncfeded.run.sinks import check_sinks
 from asyncfeded.tasks.contract import CheckedTask, declared_metrics
 from asyncfeded.wire.messages import NO_SCORES
 
@@ -144,6 +145,8 @@ def read_plan(
         )
     if config.late and config.clock == "wall":
         check_late(config)
+    if seats.serves(world.rank):
+        check_sinks(config.record.trackers)
     wanted, key = (config.server_device, "server_device") if seats.serves(world.rank) else (config.device, "device")
     device = placement.device(wanted, world.turn(seats), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)

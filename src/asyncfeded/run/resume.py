@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "limits",
     "evaluation",
     "checkpoint",
+    "record",
     "faults",
     "wait",
     "device",

@@ -32,6 +32,7 @@ from asyncfeded.run.progress import Progress
 from asyncfeded.run.slices import TellingEvaluator, begin, describe, lead
 from asyncfeded.run.stopping import asked
 from asyncfeded.run.terms import Terms
+from asyncfeded.run.trackers import Trackers
 from asyncfeded.store import record
 from asyncfeded.store.attendance import attendance as attended
 from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
@@ -163,7 +164,12 @@ def serve(world: World, parts: ServerParts, terms: Terms) -> tuple[int, bool]:
     Returns:
         The exit status, and whether ranks are lost.
     """
-    with parts.open_record() as book, Progress(parts.run_dir / "log.txt", parts.owned.check) as progress:
+    trackers, after = parts.config.record.trackers, parts.state.model.version
+    with (
+        parts.open_record() as book,
+        Progress(parts.run_dir / "log.txt", parts.owned.check) as progress,
+        Trackers(trackers, parts.run_dir, after, progress.say),
+    ):
         run = ServerRun(world, parts, book, progress)
         if isinstance(run.wire, OpenWire):
             run.wire.open_door(parts.run_dir / door.NAME, terms.welcome)
