@@ -1,5 +1,6 @@
 """Commands that look at one run: watch, trace."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,3 +27,21 @@ def watch(
         fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+@app.command(epilog=example("asyncfeded trace runs/mine"))
+def trace(
+    run_dir: RunDir,
+    output: Annotated[Path | None, typer.Option(help="The file; default: trace.json.gz in the run's folder.")] = None,
+) -> None:
+    """Write a run as a trace for ui.perfetto.dev: what the server and each client did when, and arrows between them.
+
+    A client has receive, train, send and wait; the server has its updates, tests and checkpoints. On the virtual clock the
+    seconds are simulated, and the trace says so.
+    """
+    from asyncfeded.watch.trace import write_trace
+
+    try:
+        print(write_trace(run_dir, output or run_dir / "trace.json.gz"))  # noqa: T201
+    except ValueError as error:
+        fail(str(error))

@@ -1,0 +1,119 @@
+"""A trace is valid for ui.perfetto.dev: slices of a track nest, arrows lie in slices; and it shows what the record knows."""
+
+import gzip
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from asyncfeded.store.record import UPDATE
+from asyncfeded.watch.trace import CLIENTS, SERVE, SERVER, rounds, write_trace
+from conftest import tables
+from watch.runs import open_record, update
+
+
+def check(path):
+    """Whether a file is a valid trace. Returns its slices by track, in order: (name, start, end), microseconds."""
+    raw = path.read_bytes()
+    events = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)["traceEvents"]
+    slices, arrows, named = defaultdict(list), defaultdict(list), set()
+    for event in events:
+        track = event["pid"], event["tid"]
+        if event["ph"] == "M":
+            named.add(track)
+        elif event["ph"] == "X":
+            assert event["dur"] >= 0
+            assert event["ts"] >= 0
+            slices[track].append((event["name"], event["ts"], event["ts"] + event["dur"]))
+        elif event["ph"] in "stf":
+            arrows[event["id"]].append((event["ph"], track, event["ts"]))
+        else:
+            assert event["ph"] == "i"
+    for track, found in slices.items():
+        assert track in named
+        found.sort(key=lambda one: (one[1], -one[2]))
+        open_until = []
+        for _, start, end in found:  # each begins behind the end of those before, or ends within them
+            while open_until and open_until[-1] <= start + 1e-3:
+                open_until.pop()
+            assert not open_until or end <= open_until[-1] + 1e-3
+            open_until.append(end)
+    for ends in arrows.values():
+        assert "".join(kind for kind, *_ in ends) in ("st", "stf")
+        assert sorted(ends, key=lambda one: one[2]) == ends
+        for _, track, at in ends:
+            assert any(start - 0.02 <= at <= end + 0.02 for _, start, end in slices[track]), (track, at)
+    return slices, arrows
+
+
+def test_what_lies_between_two_updates_of_a_client():
+    """One client on the wall clock. The second update was taken 4 s after the end of the first reply, of which it trained
+    3 s: 1 s for two ways. The third had 2 s beside its training: so a way takes 0.5 s, and the third waited 1 s."""
+    rows = [
+        update(3.0, 0, version=1, compute_s=1.0, service_s=0.5),
+        update(7.5, 0, version=2, base_version=1, compute_s=3.0, service_s=0.5),
+        update(11.0, 0, version=3, base_version=2, compute_s=1.0, service_s=0.5),
+    ]
+    times = rounds(tables(rows), "wall")
+    assert times.ordered.tolist() == [0.0, 3.5, 8.0]
+    assert times.began.tolist() == [0.5, 4.0, 8.5]
+    assert times.trained.tolist() == [1.5, 7.0, 9.5]
+    assert times.sent.tolist() == [2.0, 7.5, 10.0]
+    assert times.answered.tolist()[:2] == [3.5, 8.0]
+    assert np.isnan(times.answered[2])
+
+
+def test_a_reply_that_waits_for_others_leaves_with_the_update_that_it_carries():
+    """Clients 0 and 1 with a barrier: client 0 is answered when client 1 is there; it starts from version 1."""
+    rows = [
+        update(1.0, 0, compute_s=1.0, service_s=0.25),
+        update(2.0, 1, version=1, compute_s=2.0, service_s=0.25),
+        update(4.0, 0, version=1, base_version=1, compute_s=1.5),
+    ]
+    times = rounds(tables(rows), "wall")
+    assert times.ordered.tolist() == [0.0, 0.0, 2.25]
+    assert times.answered.tolist()[0] == 2.25
+
+
+@pytest.mark.parametrize("clock", ["wall", "virtual"])
+def test_a_trace_is_valid(tmp_path, clock):
+    """Two jobs: the second goes on from 6 s, and tests again what the first has tested behind that."""
+    rng = np.random.default_rng(0)
+    config = {"clock": clock} if clock == "wall" else {"clock": clock, "checkpoint": {"every_s": 1}}
+    with open_record(tmp_path, 3, **config) as book:
+        book.note(0.0, "began")
+        version, base = 0, [0, 0, 0]
+        for number, time_s in enumerate(np.sort(rng.random(60)) * 10):
+            client, good = int(rng.integers(3)), number % 7 != 3
+            version += good
+            numbers = {"version": version, "base_version": base[client], "compute_s": rng.random() / 5, "service_s": 0.02}
+            book.updates.append(update(time_s, client, **numbers, gamma=np.nan if number == 5 else 0.5, accepted=good))
+            base[client] = version
+        for time_s in (2.0, 5.9, 8.0):
+            book.note(time_s, "evaluated", seconds=0.5, text="version 1")
+        book.note(3.0, "checkpoint", seconds=0.25, text="checkpoint-1.h5")
+        book.note(6.0, "began", text="checkpoint-1.h5")
+        book.note(8.1, "evaluated", seconds=0.5, text="version 9")
+        book.note(9.0, "lost", 1, text='goes on without client 1: "silent"')
+    said = write_trace(tmp_path, tmp_path / "trace.json.gz")
+    assert said.endswith(f"{'real' if clock == 'wall' else 'simulated'} seconds; open it in ui.perfetto.dev")
+    slices, arrows = check(tmp_path / "trace.json.gz")
+    names = {track: {name for name, *_ in found} for track, found in slices.items()}
+    if clock == "wall":
+        assert names[CLIENTS, 1] == {"receive", "train", "send", "wait"}
+        assert [start for _, start, _ in slices[SERVER, 2]] == [2e6, 8.1e6]
+        assert names[SERVER, 3] == {"checkpoint"}
+    else:
+        assert names[CLIENTS, 1] == {"train"}
+    assert (names[SERVER, 1], len(slices[SERVER, 1])) == ({SERVE}, 60)
+    assert (len(arrows), sum(len(ends) == 3 for ends in arrows.values())) == (60, 57)
+
+
+def test_an_empty_run_has_a_trace_and_a_file_that_cannot_be_written_is_told(tmp_path):
+    open_record(tmp_path, 3).close()
+    write_trace(tmp_path, tmp_path / "trace.json")
+    assert check(tmp_path / "trace.json") == ({}, {})
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_trace(tmp_path, tmp_path / "no" / "trace.json")
+    assert UPDATE.names[0] == "time_s"
