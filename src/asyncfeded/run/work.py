@@ -10,6 +10,7 @@ from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.world import World
+from asyncfeded.run.nvtx import mark
 from asyncfeded.run.plan import Plan
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.tasks.contract import CheckedTask
@@ -119,6 +120,8 @@ def train_for_server(world: World, parts: ClientParts, leaves: Callable[[], bool
         wire = ClientWire(world.comm, host, world.backoff(config.wait), parts.slices, leaves, group)
     if group:
         group.begun, group.watch = True, wire.stopped
+    mark(wire, receive="wait", send="send")
+    mark(parts.trainer, round="train")
     work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
     if group and not wire.ranks_lost:
         group.undo.close()

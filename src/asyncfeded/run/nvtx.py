@@ -1,0 +1,36 @@
+"""NVTX ranges for Nsight Systems, with the names that `asyncfeded trace` uses, while nsys records this process."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+RECORDING = ("NSYS_PROFILING_SESSION_ID", "NVTX_INJECTION64_PATH")
+"""Variables that nsys sets in the processes that it records."""
+
+
+def mark(owner: object, **names: str) -> None:
+    """Put a range around each call of methods of an object, by method its name.
+
+    Where nsys does not record, or torch was built without CUDA, the object stays as it is: a call then costs what it did.
+    """
+    if not any(name in os.environ for name in RECORDING) or torch.version.cuda is None:
+        return
+    for method, name in names.items():
+        setattr(owner, method, _ranged(getattr(owner, method), name))
+
+
+def _ranged(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    nvtx: Any = torch.cuda.nvtx
+
+    @wraps(method)
+    def ranged(*given: Any, **named: Any) -> Any:  # noqa: ANN401, as the method that it stands for
+        nvtx.range_push(name)
+        try:
+            return method(*given, **named)
+        finally:
+            nvtx.range_pop()
+
+    return ranged
