@@ -72,3 +72,8 @@ def sums(device: torch.device) -> torch.dtype:
 
 def _functions(kind: str) -> Any:  # noqa: ANN401, torch.cuda, torch.xpu and so on have no type in common
     return getattr(torch, kind)
+
+
+def nvtx() -> Any:  # noqa: ANN401, torch gives it no types
+    """Functions of NVIDIA's profilers, `range_push` and `range_pop`; None where torch was built without CUDA."""
+    return torch.cuda.nvtx if torch.version.cuda is not None else None

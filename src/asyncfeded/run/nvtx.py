@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
+from asyncfeded import accelerator
 
 RECORDING = ("NSYS_PROFILING_SESSION_ID", "NVTX_INJECTION64_PATH")
 """Variables that nsys sets in the processes that it records."""
@@ -16,14 +16,14 @@ def mark(owner: object, **names: str) -> None:
 
     Where nsys does not record, or torch was built without CUDA, the object stays as it is: a call then costs what it did.
     """
-    if not any(name in os.environ for name in RECORDING) or torch.version.cuda is None:
+    if not any(name in os.environ for name in RECORDING) or accelerator.nvtx() is None:
         return
     for method, name in names.items():
         setattr(owner, method, _ranged(getattr(owner, method), name))
 
 
 def _ranged(method: Callable[..., Any], name: str) -> Callable[..., Any]:
-    nvtx: Any = torch.cuda.nvtx
+    nvtx = accelerator.nvtx()
 
     @wraps(method)
     def ranged(*given: Any, **named: Any) -> Any:  # noqa: ANN401, as the method that it stands for
