@@ -28,7 +28,7 @@ def test_points_are_means_over_neighbours_at_the_time_of_the_run():
         update(2, accepted=False),
         update(4, gamma=3.0),
     ]
-    events = [(1000.0, 0.0, b"began", -1, 0.0, b""), (1500.0, 1.0, b"began", -1, 0.0, b"checkpoint")]
+    events = [(1000.0, 0.0, b"began", -1, 0, 0.0, b""), (1500.0, 1.0, b"began", -1, 0, 0.0, b"checkpoint")]
     given = tables(rows, [(1.25, 2, 0.75, 1.5)], events=events)
     news = News(given.updates, given.evaluations, given.client_evaluations, given.events, True)
     first, test, last = Points(METRICS).of(news, 2)
