@@ -116,7 +116,7 @@ class Life:
         rule, epochs, profiles = rules.load_rule(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, PROFILE)
         wire, toml = Workers(num_workers, rng or random.Random(0)), self.config.to_toml()
         state = ServerState(model, rule.init(model, epochs), epochs)
-        self.point = resume.find(folder, self.config, METRICS, layout, state.rule) if resumed else None
+        self.point = resume.find(folder, self.config, METRICS, layout, state) if resumed else None
         if at := self.point and self.point.snapshot:
             clock = OrderedClock(wire, Resumed(resume.kept_due(at), due), at.time_s)
             self.record = resume.reopen(self.config, METRICS, places("here"), profiles, self.point)
@@ -130,7 +130,7 @@ class Life:
             config.checkpoint,
             self.writer,
             self.record,
-            lambda server: resume.snapshot(server, self.record, toml, clock.due_s, num_workers),
+            lambda server: resume.snapshot(server, self.record, toml, clock.due_s, num_workers, layout),
             self.told,
             at and at.updates,
         )

@@ -5,37 +5,7 @@ import pytest
 from asyncfeded.model.kernel import CHUNK
 from asyncfeded.model.slices import cut
 from asyncfeded.run.slices import describe
-from asyncfeded.store import record
-
-RUN = """
-seed = 3
-clock = "virtual"
-clients = 4
-[limits]
-updates = 12
-[task]
-name = "synthetic"
-model = "mlp"
-hidden = 9000
-sizes_given = [40, 60, 80, 100]
-[training]
-epochs = 1
-batch_size = 20
-learning_rate = 0.01
-momentum = 0.5
-optimizer_state = "kept"
-[heterogeneity]
-round_s = [1.0, 1.3, 0.7, 2.1]
-[evaluation]
-every_s = 2.0
-[rule]
-name = "asyncfeded"
-distance = "mahalanobis"
-"""
-"""A model of 3 chunks, and as much momentum of each client behind it: 5 chunks in a message."""
-
-
-MEASURED = ("compute_s", "wait_s", "service_s")
+from run.sliced import RUN, differing, told
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +20,6 @@ def whole(own_mpi, folder):
     """A run whose server is one rank."""
     assert own_mpi.train(2, "run.toml", "run_dir=whole", cwd=folder).result
     return told(folder / "whole")
-
-
-def told(run_dir):
-    """The bits of a run by name, but for what the wall clock measured."""
-    tables = record.read_record(run_dir)
-    rows = {name: tables.updates[name].tobytes() for name in tables.updates.dtype.names if name not in MEASURED}
-    rows |= {name: tables.evaluations[name].tobytes() for name in tables.evaluations.dtype.names}
-    return rows | {"model": (run_dir / "model.h5").read_bytes()}
-
-
-def differing(one, other):
-    return [name for name in one if one[name] != other[name]]
 
 
 @pytest.mark.parametrize("servers", [2, 3])

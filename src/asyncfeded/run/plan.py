@@ -131,8 +131,6 @@ def read_plan(
     for key in ("evaluator",):
         if getattr(config, key) != Config.model_fields[key].default:
             raise ValueError(f"{key} = {getattr(config, key)}: not possible yet; leave it out")
-    if config.servers > 1 and (resumed or config.checkpoint.every_updates or config.checkpoint.every_s):
-        raise ValueError(f"servers = {config.servers}: a run with checkpoints has one server rank as yet")
     seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
     config, workers = fix_groups(config, seats), seats.workers
     num_clients = config.clients or workers + config.late

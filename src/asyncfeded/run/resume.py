@@ -16,6 +16,7 @@ from asyncfeded.config import Checkpoint, Config, section
 from asyncfeded.files.plain import parse_toml
 from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout
+from asyncfeded.model.slices import Slice
 from asyncfeded.rules.decision import Reply, State
 from asyncfeded.run import folder, result
 from asyncfeded.run.progress import Progress
@@ -26,24 +27,10 @@ from asyncfeded.training.server import Server
 from asyncfeded.training.server_state import ServerState
 
 MAY_CHANGE = (
-    "limits",
-    "evaluation",
-    "checkpoint",
-    "record",
-    "faults",
-    "wait",
-    "device",
-    "late",
-    "server",
-    "server_device",
-    "bases",
-    "bases_dir",
-    "bases_gb",
-    "training.loader_workers",
-)
+    "limits", "evaluation", "checkpoint", "record", "faults", "wait", "device", "late", "server", "servers", "server_device",
+    "bases", "bases_dir", "bases_gb", "training.loader_workers",
+)  # fmt: skip
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
-
-
 NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluation_due_s")
 """Fields of `ServerState` that have the same name in a snapshot."""
 BY_CLIENT = {
@@ -73,7 +60,9 @@ class ResumePoint(NamedTuple):
     """Newer checkpoints that cannot be used, each with the reason."""
 
 
-def find(run_dir: Path, config: Config, metrics: Metrics, layout: Layout, state: State) -> ResumePoint:
+def find(
+    run_dir: Path, config: Config, metrics: Metrics, layout: Layout, state: ServerState, held: Slice | None = None
+) -> ResumePoint:
     """Find the newest good checkpoint of a run, and check that the run can continue from it.
 
     Args:
@@ -81,7 +70,8 @@ def find(run_dir: Path, config: Config, metrics: Metrics, layout: Layout, state:
         config: config for the rest of the run, resolved.
         metrics: those of the task.
         layout: layout of the model.
-        state: state of the rule at the start, for its names, shapes and dtypes.
+        state: at the start, for the names, shapes and dtypes of the rule's state.
+        held: the slice that this server rank reads; None: everything.
 
     Raises:
         ValueError: there is no checkpoint, the run has ended behind it, or the config or the model is not that of the run.
@@ -98,7 +88,7 @@ def find(run_dir: Path, config: Config, metrics: Metrics, layout: Layout, state:
         _check_state(path, snapshot, config.clients, layout, state)
         _check_record(run_dir, path, snapshot, tables)
 
-    found = checkpoint.newest(run_dir, check)
+    found = checkpoint.newest(run_dir, check, held, vectors(state.rule))
     snapshot, where = found.snapshot, found.path
     rows = {name: getattr(tables, name)[:count] for name, count in snapshot.rows.items()}
     if (ended := result.updates_at_end(run_dir)) > snapshot.updates:
@@ -131,9 +121,9 @@ def _check_config(run_dir: Path, path: Path, snapshot: Snapshot, config: Config)
         )
 
 
-def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layout, state: State) -> None:
+def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layout, state: ServerState) -> None:
     """Whether a checkpoint holds a state that this program can have. Raises ValueError if not."""
-    start = _in_host_memory(state)
+    start, num_own = _in_host_memory(state.rule), state.model.layout.sent - state.model.layout.size
     shapes = {name: (array.shape, array.dtype) for name, array in start.items()}
     if (
         snapshot.layout.with_own(()) != layout.with_own(())
@@ -141,7 +131,7 @@ def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layou
         or {name: (array.shape, array.dtype) for name, array in snapshot.rule.items()} != shapes
     ):
         raise ValueError(f"{path}: holds another model, or another state of the rule, than this version of the program")
-    if snapshot.own_names != layout.own_names or any(len(own) != layout.sent - layout.size for own in snapshot.own.values()):
+    if snapshot.own_names != layout.own_names or any(len(own) != num_own for own in snapshot.own.values()):
         raise ValueError(f"{path}: holds another state of the optimizer than this version of the program, or of torch, has")
     for name, array in snapshot.rule.items():
         if array.dtype.kind == "f" and np.isfinite(start[name]).all() and not np.isfinite(array).all():
@@ -230,7 +220,14 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
         state.score = Score(at.score_version, dict(zip(at.metrics.by_name, at.score.tolist(), strict=True)))
 
 
-def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[int, float], workers: float) -> Snapshot:
+def vectors(state: State) -> tuple[str, ...]:
+    """The names of a rule's vectors of model size: those that are tensors."""
+    return tuple(name for name, value in state.items() if isinstance(value, torch.Tensor))
+
+
+def snapshot(
+    server: Server, book: record.Record, config: str, due_s: Mapping[int, float], workers: float, layout: Layout
+) -> Snapshot:
     """Take the state of a server between two updates, or after it has stopped.
 
     The arrays of the snapshot share the server's memory, unless the model is on a GPU.
@@ -241,6 +238,7 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         config: the resolved config, as TOML.
         due_s: for each client, when the update of its last order is due; empty on the wall clock.
         workers: their number.
+        layout: of a whole message.
     """
     state = server.state
     model, metrics = state.model, server.settings.metrics
@@ -269,17 +267,18 @@ def snapshot(server: Server, book: record.Record, config: str, due_s: Mapping[in
         score_version=score.version,
         score=np.array(list(score.values.values()), np.float64),
         metrics=metrics,
-        layout=model.layout.with_own(()),
+        layout=layout.with_own(()),
         model=model.x.cpu().numpy(),
         bases={
             version: model.base[client].cpu().numpy()
             for client, (out, version) in enumerate(zip(state.out.tolist(), model.base_version.tolist(), strict=True))
             if out and version != model.version
         },
-        own_names=model.layout.own_names,
+        own_names=layout.own_names,
         own={client: model.own(client).cpu().numpy() for client in range(len(clients) if model.layout.own else 0)},
         clients=clients,
         rule=_in_host_memory(state.rule),
+        vectors=vectors(state.rule),
         **{name: getattr(state, name) for name in NUMBERS},
     )
 

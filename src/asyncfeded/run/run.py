@@ -40,7 +40,7 @@ from asyncfeded.run import folder, serve, stopping, terms, work
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, agree_on_digests, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
-from asyncfeded.run.slices import SliceParts, begin, cut_model, follow
+from asyncfeded.run.slices import SliceParts, begin, cut_model, follow, go_on_from
 from asyncfeded.run.work import ClientParts
 from asyncfeded.seeds import Stream, seed_globals
 from asyncfeded.store.ownership import Ownership
@@ -149,11 +149,15 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
             ),
             _nothing_to_tell,
         )
+        run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
+        if plan.config.servers > 1:
+            newest = broadcast_text(seated, parts.newest if isinstance(parts, ServerParts) else "")
+            whole = partial(go_on_from, Path(run_dir), newest, parts)
+            parts = agree_on(world, whole, lambda _: make_statement())
     except RefusedError:
         with suppress(OSError):
             cleanup.close()
         raise
-    run_dir = broadcast_text(seated, plan.config.run_dir)  # without a name in the config, the server has named it
     resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
     role = "server" if seated.rank < plan.config.servers else "worker"
     with launcher.guard(role, told=(CodeError, DivergedError)):

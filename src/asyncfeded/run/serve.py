@@ -30,6 +30,7 @@ from asyncfeded.run.memory import most_held
 from asyncfeded.run.nvtx import mark
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
+from asyncfeded.run.slice_writers import FirstSliceWriter
 from asyncfeded.run.slices import TellingEvaluator, begin, describe, lead
 from asyncfeded.run.stopping import asked
 from asyncfeded.run.terms import Terms
@@ -141,7 +142,7 @@ def prepare(
         book = folder.open_run(config, metrics, places, profiles.clients, owned, cleanup, data)
         changed = attendance.begin(state, absent, None, 0)
         return made(due, repeated, changed, evaluator, lambda: book, "", remarks, owned, layout, ranks)
-    point = resume.find(resumed, config, metrics, layout, state.rule)
+    point = resume.find(resumed, config, metrics, layout, state, ranks.mine if ranks else None)
     check_data(resumed, point.record, data, profiles.clients)
     resume.restore(state, point.snapshot)
 
@@ -206,9 +207,9 @@ class ServerRun:
         repeated = parts.repeated
         self._wires = lead(world, config, state, parts.disk, parts.due, parts.ranks, repeated)
         self.wire = self._wires.workers
-        writer = Writer(
-            parts.run_dir / FOLDER, config.checkpoint.keep, Path(parts.newest) if parts.newest else None, book.sync
-        )
+        newest = Path(parts.newest) if parts.newest else None
+        arguments = (parts.run_dir / FOLDER, config.checkpoint.keep, newest, book.sync)
+        writer = FirstSliceWriter(parts.ranks, *arguments) if parts.ranks else Writer(*arguments)
         self._keeper = resume.Keeper(
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
@@ -379,5 +380,6 @@ class ServerRun:
 
     def _snapshot(self, server: Server) -> Snapshot:
         due_s = self._wires.clock.due_s if self._wires.clock else {}
-        at = resume.snapshot(server, self._record, self._parts.config.to_toml(), due_s, self._workers)
+        toml = self._parts.config.to_toml()
+        at = resume.snapshot(server, self._record, toml, due_s, self._workers, self._parts.layout)
         return replace(at, busy_s=at.busy_s + self.wire.receiving_s)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from typing import NamedTuple, cast
+from pathlib import Path
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
@@ -17,8 +18,11 @@ from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import World
 from asyncfeded.own import CodeError
 from asyncfeded.rules import Rule, contract
+from asyncfeded.run import resume
 from asyncfeded.run.memory import clients_near, make_model
 from asyncfeded.run.plan import Plan
+from asyncfeded.run.slice_writers import SliceWriter, slice_snapshot
+from asyncfeded.store.checkpoint import FOLDER, read_checkpoint
 from asyncfeded.store.record import UpdateRow
 from asyncfeded.training.clock import Due, OrderedClock, Replay, nobody
 from asyncfeded.training.evaluation import Evaluator, Score
@@ -36,6 +40,7 @@ from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SliceWire
 from asyncfeded.wire.staging import Staging
 from asyncfeded.wire.transfer import peers
 
+T = TypeVar("T")
 TOLD_S = 30.0
 """How long a server rank with an error waits for rank 0, which has the same error, to tell it and to end the job."""
 
@@ -183,12 +188,14 @@ def follow(world: World, parts: SliceParts) -> bool:
     config, metrics, rule, workloads, state, ranks = parts
     ordered, model = config.clock != "wall", state.model
     staging = Staging(model) if not model.x.is_cpu else None
+    keeper = SliceWriter(ranks, Path(config.run_dir) / FOLDER)
     wire = SliceWire(
         ranks,
         peers(world.comm, world.seats.groups),
         world.backoff(config.wait),
         None if ordered else (staging or model).measure,
         lambda: model.x,
+        keeper,
         state.taken_s,
         not model.x.is_cpu,
     )
@@ -197,8 +204,10 @@ def follow(world: World, parts: SliceParts) -> bool:
     if not ordered:
         state.evaluation_due_s = math.inf  # rank 0 asks for its snapshots
     settings = ServerSettings(config.limits, config.faults, config.evaluation, metrics, False, workloads)
+    server = Server(staging or wire, rule, state, cast(Evaluator, ToldEvaluator(wire, metrics)), settings, Silent())
+    keeper.take = lambda number: slice_snapshot(server, number)
     try:
-        Server(staging or wire, rule, state, cast(Evaluator, ToldEvaluator(wire, metrics)), settings, Silent()).run()
+        server.run()
     except (CodeError, DivergedError):
         if not wire.ended:
             time.sleep(TOLD_S)  # rank 0 ends the job meanwhile
@@ -276,3 +285,27 @@ class Silent:
 
     def say(self, sentence: str, kind: str = "", client: int = -1) -> None:
         """See `Observer`."""
+
+
+def go_on_from(run_dir: Path, newest: str, parts: T) -> T:
+    """Take this rank's slice of the checkpoint that rank 0 goes on from. Server ranks except rank 0; on others nothing.
+
+    Args:
+        run_dir: folder of the run.
+        newest: file name of the checkpoint; empty: the run is new.
+        parts: what the rank has prepared.
+
+    Raises:
+        ValueError: this rank cannot read the folder.
+    """
+    if not isinstance(parts, SliceParts):
+        return parts
+    if not (run_dir / "config.toml").exists():
+        raise ValueError(
+            f"{run_dir}: not there on this rank of the server; all of them write checkpoints into the run's folder: put it "
+            f"on a disk that they share"
+        )
+    if newest:
+        at = read_checkpoint(run_dir / FOLDER / newest, parts.ranks.mine, resume.vectors(parts.state.rule))
+        resume.restore(parts.state, at)
+    return parts._replace(config=parts.config.model_copy(update={"run_dir": str(run_dir)}))

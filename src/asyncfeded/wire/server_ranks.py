@@ -39,7 +39,9 @@ class What(IntEnum):
     """Send your slice of the global model to rank 0."""
     SCORE = 7
     """The values of an evaluation follow."""
-    END = 8
+    CHECKPOINT = 8
+    """Write your slice of the checkpoint of this number."""
+    END = 9
     """The wire is closed."""
 
 
@@ -65,7 +67,9 @@ WORD = np.dtype(
 )
 HERE = np.dtype([("worker", np.int64), ("number", np.int64), ("fault", "S160")])
 """What another server rank tells rank 0: its slice of a worker's message is here, and what is wrong with it."""
-WORD_TAG, BEHIND_TAG, HERE_TAG = 1, 3, 4
+WRITTEN = np.dtype([("line", "S160"), ("problem", "S320")])
+"""What another server rank tells rank 0 of a checkpoint: the line that names its slice, or why it could not be written."""
+WORD_TAG, BEHIND_TAG, HERE_TAG, WRITTEN_TAG = 1, 3, 4, 5
 
 
 class ServerRankLostError(RuntimeError):
@@ -100,6 +104,7 @@ class ServerRanks:
         self._said: deque[tuple[MPI.Request, np.ndarray]] = deque()  # what MPI may still read
         self._here: dict[tuple[int, int], list[str]] = {}  # by worker and number: what those with their slice said of it
         self._ended = False
+        self._written: list[tuple[MPI.Request, np.ndarray]] = []  # what the others will tell of the checkpoint under way
         rows = len(self._others) if comm.rank == 0 else 1
         self._inbox = np.zeros(rows, HERE if comm.rank == 0 else WORD)
         source, tag = (1, HERE_TAG) if comm.rank == 0 else (0, WORD_TAG)
@@ -110,9 +115,14 @@ class ServerRanks:
             request.Start()
 
     @property
+    def index(self) -> int:
+        """Which rank of the server this is."""
+        return self._comm.rank
+
+    @property
     def mine(self) -> Slice:
         """The slice of this rank."""
-        return self.slices[self._comm.rank]
+        return self.slices[self.index]
 
     def numbers_of_all(self, mine: np.ndarray) -> np.ndarray:
         """See `slices.Gather`."""
@@ -180,6 +190,19 @@ class ServerRanks:
         """What is wrong with a message that is everywhere, as a sentence; empty if nothing is. Rank 0; asked once."""
         return next(filter(None, self._here.pop((worker, number), ())), "")
 
+    def begin_checkpoint(self, number: int) -> None:
+        """Let all others write their slice of a checkpoint. Rank 0; the one before must be `written`."""
+        self.say(What.CHECKPOINT, number=number)
+        rows = [np.zeros(1, WRITTEN) for _ in self._others]
+        ranks = zip(rows, self._others, strict=True)
+        self._written = [(self._comm.Irecv([row.view(np.uint8), MPI.BYTE], rank, WRITTEN_TAG), row) for row, rank in ranks]
+
+    def written(self) -> list[tuple[str, str]] | None:
+        """The line and the problem of each other rank, once all have written; None before. Rank 0. Never waits."""
+        if not all([_or_lost(request.Test) for request, _ in self._written]):  # noqa: C419  # each must be tested
+            return None
+        return [(row["line"][0].decode(), row["problem"][0].decode()) for _, row in self._written]
+
     # The others
 
     def hear(self) -> Word | None:
@@ -199,6 +222,11 @@ class ServerRanks:
     def tell_here(self, worker: int, number: int, fault: str) -> None:
         """Tell rank 0 that this rank's slice of a worker's message is here. Server ranks except rank 0."""
         self._say(np.array([(worker, number, fault.encode()[:160])], HERE).view(np.uint8), 0, HERE_TAG)
+
+    def tell_written(self, line: str, problem: str) -> None:
+        """Tell rank 0 how writing the slice of a checkpoint went. Server ranks except rank 0."""
+        told = np.array([(line.encode(), problem.encode()[:320])], WRITTEN)
+        self._say(told.view(np.uint8), 0, WRITTEN_TAG)
 
     def give(self, mine: Tensor) -> None:
         """Send this rank's slice of the global model, float32, to rank 0. Server ranks except rank 0."""

@@ -5,6 +5,7 @@ the same, so that all ranks decide the same.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -106,6 +107,19 @@ class LeadingWire:
         return discarded
 
 
+class SliceKeeper(Protocol):
+    """Writes the slices of checkpoints of a server rank other than rank 0."""
+
+    def begin(self, number: int) -> None:
+        """Begin to write the slice of the checkpoint of this number, as the state is now."""
+
+    def poll(self) -> None:
+        """Tell rank 0 of a slice that was written. Never waits."""
+
+    def finish(self) -> None:
+        """Wait until the slice under way is written, and tell rank 0."""
+
+
 class SliceWire:
     """The `Wire` of the other server ranks: it does what rank 0 says.
 
@@ -115,6 +129,7 @@ class SliceWire:
         backoff: how to wait.
         measure: as for `ServerWire`.
         x: gives this rank's slice of the global model.
+        keeper: writes this rank's slice of checkpoints.
         start_s: what the clock shows at the start.
         pinned: whether to receive into pinned memory.
 
@@ -131,10 +146,12 @@ class SliceWire:
         backoff: Backoff,
         measure: Callable[[int, Tensor, int, int], None] | None,
         x: Callable[[], Tensor],
+        keeper: SliceKeeper | None = None,
         start_s: float = 0.0,
         pinned: bool = False,
     ) -> None:
         self._ranks, self._workers, self._backoff, self._measure, self._x = ranks, list(workers), backoff, measure, x
+        self._keeper = keeper
         self._size, self._now, self._pinned = ranks.mine.size, start_s, pinned
         self._buffers: dict[int, Tensor] = {}  # by slot
         self._replies: dict[int, np.ndarray] = {}  # by client: what it is sent next
@@ -175,6 +192,8 @@ class SliceWire:
         while not self.ended:
             if self.next() is None:
                 self.pause()
+        if self._keeper:
+            self._keeper.finish()
         self._ranks.close()
         return 0
 
@@ -197,6 +216,8 @@ class SliceWire:
             self._ranks.give(self._x())
         elif what is What.SCORE:
             self.score = behind
+        elif what is What.CHECKPOINT and self._keeper:
+            self._keeper.begin(int(fields["number"]))
         elif what is What.END:
             self.ended, self.ranks_lost = True, bool(fields["flag"])
         elif what is What.TAKE:
@@ -212,6 +233,8 @@ class SliceWire:
 
     def _move(self) -> None:
         """Take the parts that have arrived, and go on sending."""
+        if self._keeper:
+            self._keeper.poll()
         for word, receiving in list(self._incoming):
             worker, client, slot, number = (int(word.fields[name]) for name in ("worker", "client", "slot", "number"))
             try:

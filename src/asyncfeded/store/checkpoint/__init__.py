@@ -18,6 +18,10 @@ A file is HDF5 after a head that holds its checksum (`file.py`). Nothing in it i
     score           float64 (metrics,), the values of the last evaluation
     rule/<name>     the rule's state
 
+Where the server has several ranks, the vectors (model, bases, own, and those of the rule) lie in files beside it, one for
+each rank (slices.py); the checkpoint then has `slices`, text (ranks,), name and checksum of each file, and `shapes`, text,
+the shapes of the tensors as JSON.
+
 A checkpoint holds no state of a random generator and no position in the data: both follow from the config's seed, the
 client and the number of its round (seeds.py). To load the weights into a module (it keeps its own masks and integer
 buffers, hence `strict=False`; `model.h5` holds these too):
@@ -28,6 +32,7 @@ buffers, hence `strict=False`; `model.h5` holds these too):
 """
 
 from asyncfeded.store.checkpoint.reading import MOST_EPOCHS, Found, checkpoints, describe_checkpoint, newest, read_checkpoint
+from asyncfeded.store.checkpoint.slices import save_slice
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, Snapshot, save, save_model
 from asyncfeded.store.checkpoint.writer import Writer, Written
 
@@ -45,4 +50,5 @@ __all__ = [
     "read_checkpoint",
     "save",
     "save_model",
+    "save_slice",
 ]

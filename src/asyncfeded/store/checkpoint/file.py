@@ -105,6 +105,12 @@ def checksum(path: Path, advice: str = "") -> str:
     raise FileFaultError(f"{path}: is damaged: its checksum is not the one it was written with")
 
 
+def written_checksum(path: Path) -> str:
+    """The SHA-256 that a file was written with, in hexadecimal, from its head. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(HEAD).rpartition(b"sha256 ")[2][:64].decode()
+
+
 def _head(size: int, digest: str) -> bytes:
     return f"asyncfeded, HDF5 behind 512 bytes\nbytes {size}\nsha256 {digest}\n".encode().ljust(HEAD, b"\0")
 

@@ -1,8 +1,9 @@
 """Reads checkpoints back, whoever made them: a file gives a state whose every number is in its range, or one sentence."""
 
+import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,9 @@ from asyncfeded.files.hdf5 import Group, open_hdf5
 from asyncfeded.files.plain import FileFaultError, parse_toml
 from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Entry, Layout, named_views
+from asyncfeded.model.slices import Slice
 from asyncfeded.store.checkpoint.file import checksum
+from asyncfeded.store.checkpoint.slices import Vectors, read_slices
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, SCHEMA, Snapshot, numbers
 
 N = TypeVar("N", int, float)
@@ -34,22 +37,34 @@ class Found(NamedTuple):
     """The newer checkpoints that cannot be used: the file, and what is wrong with it."""
 
 
-def read_checkpoint(path: Path) -> Snapshot:
+def read_checkpoint(path: Path, held: Slice | None = None, vectors: Collection[str] = ()) -> Snapshot:
     """Read a checkpoint, and verify its checksum.
+
+    Args:
+        path: of the checkpoint.
+        held: the slice of a message to read of all vectors; None: everything.
+        vectors: the arrays of the rule's state that are vectors.
 
     Raises:
         ValueError: it cannot be read, is damaged, or is not a checkpoint that this program knows.
     """
     checksum(path)
-    return _load(path)
+    return _load(path, held, vectors)
 
 
-def newest(run_dir: Path, check: Callable[[Path, Snapshot], None] = lambda path, snapshot: None) -> Found:
+def newest(
+    run_dir: Path,
+    check: Callable[[Path, Snapshot], None] = lambda path, snapshot: None,
+    held: Slice | None = None,
+    vectors: Collection[str] = (),
+) -> Found:
     """The newest good checkpoint of a run.
 
     Args:
         run_dir: folder of the run.
         check: raises ValueError for a checkpoint that cannot be used, though it is whole.
+        held: see `read_checkpoint`.
+        vectors: likewise.
 
     Raises:
         ValueError: there is none. The message names the checkpoints that cannot be used.
@@ -57,7 +72,7 @@ def newest(run_dir: Path, check: Callable[[Path, Snapshot], None] = lambda path,
     damaged: list[str] = []
     for path in reversed(checkpoints(run_dir / FOLDER)):
         try:
-            snapshot = read_checkpoint(path)
+            snapshot = read_checkpoint(path, held, vectors)
             if path.name != snapshot.file_name:
                 raise ValueError(f"{path}: holds what was written as {snapshot.file_name}")
             check(path, snapshot)
@@ -98,7 +113,7 @@ def describe_checkpoint(path: Path) -> dict[str, str]:
     }
 
 
-def _load(path: Path) -> Snapshot:
+def _load(path: Path, held: Slice | None = None, vectors: Collection[str] = ()) -> Snapshot:
     """Read a checkpoint whose checksum is right. Whoever made the file, nothing but numbers in their range comes out."""
     with open_hdf5(path, sealed=True) as file:
         attributes = file.attributes()
@@ -110,19 +125,30 @@ def _load(path: Path) -> Snapshot:
                 f"{path}: expected a checkpoint of schema {SCHEMA}, this has schema {schema}{by}; go on with that version"
             )
         values: dict[str, Any] = {name: _number(path, attributes, name, kind) for name, kind in numbers().items()}
-        layout, model = _model(path, file, _number(path, attributes, "num_params", int))
+        layout = _layout(path, file, _number(path, attributes, "num_params", int))
+        rule = {name: file.group("rule").array(name).read() for name in _members(file, "rule")}
+        if file.kind("slices"):
+            found = read_slices(path.parent, file.array("slices").texts(), held)
+            vectors = found.rule
+        else:
+            bases, own = _numbered(file, "bases", layout.size), _numbered(file, "own")
+            found = Vectors(_model(file, layout), bases, own, {name: rule[name] for name in vectors if name in rule})
+            found = found.cut(held) if held else found
+        if held is None and len(found.model) != layout.size:
+            raise FileFaultError(f"{path}: its slices hold {len(found.model)} elements, expected {layout.size}")
         snapshot = Snapshot(
             config=file.array("config").text(),
             provenance={name: value for name, value in attributes.items() if isinstance(value, str)},
             layout=layout,
-            model=model,
-            bases=_numbered(file, "bases", layout.size),
-            own_names=tuple(file.array("own_names").texts()) if file.kind("own") else (),
-            own=_numbered(file, "own"),
+            model=found.model,
+            bases=found.bases,
+            own_names=tuple(file.array("own_names").texts()) if file.kind("own") or file.kind("own_names") else (),
+            own=found.own,
             clients=_clients(file),
             metrics=(metrics := Metrics.of_rows((told := file.array("metrics")).read(), told.where)),
             score=_score(file, metrics),
-            rule={name: file.group("rule").array(name).read() for name in _members(file, "rule")},
+            rule=rule | found.rule,
+            vectors=tuple(vectors),
             **values,
         )
     parse_toml(snapshot.config, f"{path}: config")
@@ -131,18 +157,42 @@ def _load(path: Path) -> Snapshot:
     return snapshot
 
 
-def _model(path: Path, file: Group, num_params: int) -> tuple[Layout, np.ndarray]:
-    """The layout, and the model as one buffer, float32 (size,)."""
-    names, tensors, entries, size = file.array("names").texts(), file.group("model"), [], 0
-    for name in names:
-        entries.append(Entry(name, tensors.array(name).shape, size))
-        size += prod(entries[-1].shape)
-    if not 0 <= num_params <= size or len(set(names)) < len(names) or size > path.stat().st_size:
+def _layout(path: Path, file: Group, num_params: int) -> Layout:
+    """What lies where in the model."""
+    names, entries, size = file.array("names").texts(), [], 0
+    sliced = file.kind("slices")
+    shapes = _shapes(file) if sliced else [file.group("model").array(name).shape for name in names]
+    for name, shape in zip(names, shapes, strict=False):
+        entries.append(Entry(name, shape, size))
+        size += prod(shape)
+    if (
+        not 0 <= num_params <= size
+        or len({*names}) < len(shapes)
+        or len(names) != len(shapes)
+        or (size > path.stat().st_size and not sliced)
+    ):
         raise FileFaultError(f"{path}: names {len(names)} tensors of {size} elements, {num_params} of them parameters")
-    layout, model = Layout(tuple(entries), num_params, size), np.empty(size, np.float32)
+    return Layout(tuple(entries), num_params, size)
+
+
+def _shapes(file: Group) -> list[tuple[int, ...]]:
+    """The shapes of the tensors of a model that lies in slices."""
+    told = file.array("shapes")
+    try:
+        shapes = [tuple(shape) for shape in json.loads(told.text())]
+    except (TypeError, ValueError):
+        shapes = [(-1,)]
+    if not all(isinstance(length, int) and length >= 0 for shape in shapes for length in shape):
+        raise FileFaultError(f"{told.where}: holds no shapes of tensors")
+    return shapes
+
+
+def _model(file: Group, layout: Layout) -> np.ndarray:
+    """The model as one buffer, float32 (size,)."""
+    model, tensors = np.empty(layout.size, np.float32), file.group("model")
     for name, view in named_views(torch.from_numpy(model), layout).items():
         view.numpy()[...] = _floats(tensors, name)
-    return layout, model
+    return model
 
 
 def _numbered(file: Group, what: str, size: int | None = None) -> dict[int, np.ndarray]:

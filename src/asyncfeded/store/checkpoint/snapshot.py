@@ -1,6 +1,7 @@
 """What a run needs for a resume, and how it becomes a file (reading.py reads it); also writes a model alone."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -89,6 +90,8 @@ class Snapshot:
     """CLIENT_STATE (clients,)."""
     rule: dict[str, np.ndarray]
     """State of the rule."""
+    vectors: tuple[str, ...] = ()
+    """Which arrays of `rule` have the length of the model, or of its parameters."""
 
     @property
     def rows(self) -> dict[str, int]:
@@ -102,31 +105,49 @@ class Snapshot:
         return f"checkpoint-{self.update_rows:010d}.h5"
 
 
-def save(path: Path, snapshot: Snapshot) -> int:
+def save(path: Path, snapshot: Snapshot, slices: Sequence[str] = ()) -> int:
     """Write a checkpoint. Returns its size in bytes.
+
+    Args:
+        path: the file; replaced if it exists.
+        snapshot: the state.
+        slices: file name and checksum of each slice, in order, where slices.py has written all vectors; empty: the snapshot
+            has them whole, and they are written here.
 
     Raises:
         OSError: the file cannot be written; `path` is unchanged.
     """
-    layout = snapshot.layout
+    layout, there = snapshot.layout, snapshot.vectors if slices else ()
     names = [entry.name.encode() for entry in layout.entries]
+    vectors: Arrays = (
+        {
+            "slices": text([line.encode() for line in slices]),
+            "shapes": text(json.dumps([entry.shape for entry in layout.entries]).encode()),
+        }
+        if slices
+        else {
+            **{
+                f"model/{name}": view.numpy() for name, view in named_views(torch.from_numpy(snapshot.model), layout).items()
+            },
+            **numbered("bases", snapshot.bases),
+            **numbered("own", snapshot.own),
+        }
+    )
     arrays: Arrays = {
         "config": text(snapshot.config.encode()),
         "names": text(names),
         "clients": snapshot.clients,
         "metrics": snapshot.metrics.rows(),
         "score": snapshot.score,
-        **{f"model/{name}": view.numpy() for name, view in named_views(torch.from_numpy(snapshot.model), layout).items()},
-        **_numbered("bases", snapshot.bases),
-        **_numbered("own", snapshot.own),
-        **({"own_names": text([name.encode() for name in snapshot.own_names])} if snapshot.own else {}),
-        **{f"rule/{name}": array for name, array in snapshot.rule.items()},
+        **vectors,
+        **({"own_names": text([name.encode() for name in snapshot.own_names])} if snapshot.own_names else {}),
+        **{f"rule/{name}": array for name, array in snapshot.rule.items() if name not in there},
     }
     values = {name: getattr(snapshot, name) for name in numbers()}
     return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | values | snapshot.provenance)
 
 
-def _numbered(what: str, rows: Mapping[int, np.ndarray]) -> Arrays:
+def numbered(what: str, rows: Mapping[int, np.ndarray]) -> Arrays:
     """Arrays of one shape as one array, beside their numbers; nothing where there is none."""
     if not rows:
         return {}

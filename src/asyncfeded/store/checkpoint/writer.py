@@ -106,17 +106,29 @@ class Writer:
         try:
             self._before()
             if not self._folder.is_dir():
-                self._folder.mkdir()
+                self._folder.mkdir(exist_ok=True)
                 sync(self._folder.parent)
-            for leftover in self._folder.glob("checkpoint-*.part"):  # left by a crash
-                leftover.unlink()
-            num_bytes = save(path, snapshot)
-            self._good = [*(name for name in self._good if name != path.name), path.name][-self._keep :]
-            for other in checkpoints(self._folder):
-                if other.name not in self._good:
-                    other.unlink()
+            num_bytes = self._store(path, snapshot)
         except Exception as error:  # whatever it is, training goes on, and `poll` reports it
             why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
             last = self._good[-1] if self._good else "none"
             problem = f"checkpoint {path}: {why}; the last good one: {last}"
         self._written = Written(path, num_bytes, time.perf_counter() - began, problem)
+
+    def _store(self, path: Path, snapshot: Snapshot) -> int:
+        """Write a checkpoint, and remove what is too old. Returns its size."""
+        for leftover in self._folder.glob("checkpoint-*.part"):  # left by a crash
+            leftover.unlink()
+        num_bytes = self._save(path, snapshot)
+        self._good = [*(name for name in self._good if name != path.name), path.name][-self._keep :]
+        for other in checkpoints(self._folder):
+            if other.name not in self._good:
+                other.unlink()
+        kept = {name[len("checkpoint-") : -len(".h5")] for name in self._good}
+        for part in self._folder.glob("slice-*"):
+            if part.name.split("-")[1] not in kept:
+                part.unlink()
+        return num_bytes
+
+    def _save(self, path: Path, snapshot: Snapshot) -> int:
+        return save(path, snapshot)
