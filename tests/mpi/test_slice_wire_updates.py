@@ -8,7 +8,7 @@ from asyncfeded.model.slices import cut
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.client_wire import ClientWire
-from asyncfeded.wire.messages import Arrival, Order, Refused
+from asyncfeded.wire.messages import Arrival, Order, Refused, Stuck
 from asyncfeded.wire.server_ranks import What
 from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SliceWire
 from asyncfeded.wire.transfer import CHUNK, peers
@@ -67,6 +67,7 @@ def test_slices_arrive_bit_for_bit_and_all_server_ranks_see_the_same(world, comm
         assert wire.stop() == 0
         if comm.rank:
             assert wire.score.tolist() == [0.5, 0.25]
+            assert isinstance(wire.next(), Stuck)  # the loop ends, whatever the reason
         assert len(parts) == clients * ROUNDS * ranks.mine.chunks
     else:
         buffer = torch.zeros(size)

@@ -164,9 +164,11 @@ class SliceWire:
         """See `Wire`: what rank 0 said last."""
         return self._now
 
-    def next(self) -> Arrival | Refused | Lost | None:
+    def next(self) -> Arrival | Refused | Lost | Stuck | None:
         """See `Wire`. Server ranks except rank 0."""
         self._move()
+        if self.ended:
+            return Stuck("rank 0 has ended the training")  # for a reason that it alone knows, such as a signal
         while not self.ended and (word := self._ranks.hear()) is not None:
             self._backoff.reset()
             if (event := self._do(word)) is not None:
