@@ -35,7 +35,7 @@ def test_a_client_joins_leaves_and_joins_again(world, comm, size):
     """Client 1 is absent at first. Rank 2 joins in its place, leaves after its second round, and joins once more."""
     pairs = [comm.Split(comm.rank in (0, 2), comm.rank) for _ in range(2)]  # what MPI makes when it connects two jobs
     if world.rank == SERVER:
-        workers = peers(comm, [1]) + absent([1])
+        workers = peers(comm, [(1,)]) + absent([1])
         wire = OpenWire(comm, workers, size, Backoff(**BACKOFF), 2, None)
         assert wire._free_clients() == [1]
         buffers = [torch.full((size,), float(i)) for i in range(2)]
