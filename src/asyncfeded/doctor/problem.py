@@ -83,11 +83,12 @@ def of_places(places: np.ndarray) -> list[Problem]:
         places: placement.PLACE (ranks,).
     """
     noticed, crowded, gpus = [], defaultdict(list), defaultdict(list)
-    for rank, (host, _, device, cores, _) in enumerate(places.tolist()):
-        if cores < 1 - 1e-9:
-            crowded[host.decode()].append(rank)
-        if b" " in device:  # it has an address; without one, equal names may be different GPUs, one visible to each rank
-            gpus[host.decode(), device.decode()].append(rank)
+    for rank, place in enumerate(places):
+        host, device = place["host"].decode(), place["device"].decode()
+        if place["cores"] < 1 - 1e-9:
+            crowded[host].append(rank)
+        if " " in device:  # it has an address; without one, equal names may be different GPUs, one visible to each rank
+            gpus[host, device].append(rank)
     for host, ranks in crowded.items():
         cores = places["cores"][ranks].sum()
         noticed.append(
