@@ -128,9 +128,6 @@ def read_plan(
         rule = rules.check_rule(rule, config.rule["name"])
     task, rule = task or tasks.load_task(config.task), rule or rules.load_rule(config.rule)
     origin = digest_origin(config)
-    for key in ("evaluator",):
-        if getattr(config, key) != Config.model_fields[key].default:
-            raise ValueError(f"{key} = {getattr(config, key)}: not possible yet; leave it out")
     seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
     config, workers = fix_groups(config, seats), seats.workers
     num_clients = config.clients or workers + config.late
@@ -195,7 +192,7 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     placement.take(device)
     world = share_cores(world)
     use_threads(world, config)
-    role = "server" if plan.seats.serves(world.rank) else "worker"
+    role = "server" if plan.seats.serves(world.rank) else "tester" if world.rank == config.evaluator else "worker"
     group = plan.seats.worker(plan.seats.order.index(world.rank)) if plan.seats.grouped else -1
     places = gather_places(world, role, placement.describe_device(device), torch.get_num_threads(), group)
     ranks = [[plan.seats.order[seat] for seat in group] for group in plan.seats.groups]

@@ -36,7 +36,8 @@ from asyncfeded.mpi.world import (
 )
 from asyncfeded.own import CodeError
 from asyncfeded.rules import Rule
-from asyncfeded.run import folder, serve, stopping, terms, work
+from asyncfeded.run import evaluate, folder, serve, stopping, terms, work
+from asyncfeded.run.evaluate import TesterParts
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
 from asyncfeded.run.plan import Plan, agree_on, agree_on_digests, read_plan, take_place
 from asyncfeded.run.serve import ServerParts
@@ -55,6 +56,7 @@ from asyncfeded.training.trial import find_own, find_statistics, new_module
 from asyncfeded.wire.client_wire import ServerLostError
 from asyncfeded.wire.group import Group, GroupLostError, gather_group
 from asyncfeded.wire.server_ranks import ServerRankLostError, ServerRanks
+from asyncfeded.wire.snapshots import EvaluatorLostError
 
 
 class Ended(NamedTuple):
@@ -135,7 +137,7 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
             lambda: _prepare(
                 seated,
                 plan,
-                flatten(plan, module, statistics, own if seated.rank >= plan.config.servers else [], group),
+                flatten(plan, module, statistics, own if seated.seats.worker(seated.rank) >= 0 else [], group),
                 own,
                 profiles,
                 places,
@@ -160,7 +162,7 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
         raise
     resumable = f"the server is dead; go on with: asyncfeded resume {shlex.quote(str(run_dir))}"
     role = "server" if seated.rank < plan.config.servers else "worker"
-    with launcher.guard(role, told=(CodeError, DivergedError)):
+    with launcher.guard(role, told=(CodeError, DivergedError, EvaluatorLostError)):
         shield.note(resumable if role == "server" else "")
         if not isinstance(parts, ServerParts):
             # A launcher forwards signals to all ranks. Rank 0 does what they ask, and stops the others.
@@ -172,6 +174,8 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
                 return *serve.serve(seated, parts, of_run), run_dir
             if isinstance(parts, SliceParts):
                 return 0, follow(seated, parts), run_dir
+            if isinstance(parts, TesterParts):
+                return 0, evaluate.serve_snapshots(seated, parts), run_dir
             return 0, work.train_for_server(seated, parts), run_dir
         except GroupLostError as error:
             print(f"asyncfeded: rank {world.rank} leaves: {error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -218,6 +222,8 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
     if world.rank < servers:
         layout = cut(layout.sent, servers)[world.rank].of(layout) if servers > 1 else layout
         need = server_need(config, plan.rule, layout, plan.device.type != "cpu")
+    elif world.rank == world.seats.evaluator:
+        need = Need(4 * num_params, 4 * num_params)
     else:
         ranks = max(len(group) for group in world.seats.groups)
         need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu", ranks)
@@ -303,17 +309,19 @@ def _prepare(
     cleanup: ExitStack,
     slices: list[Slice],
     ranks: ServerRanks | None,
-) -> ServerParts | SliceParts | ClientParts:
+) -> ServerParts | SliceParts | TesterParts | ClientParts:
     """Make and check everything else that needs no message.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
     if owned:
-        return serve.prepare(plan, flat, own, profiles, places, owned, resumed, cleanup, ranks)
+        return serve.prepare(world, plan, flat, own, profiles, places, owned, resumed, cleanup, ranks)
     if ranks:
         state, _ = begin(plan, flat, own, profiles, ranks)
         return SliceParts(plan.config, plan.metrics, plan.rule, profiles.workloads, state, ranks)
+    if world.rank == world.seats.evaluator:
+        return evaluate.prepare(plan, flat)
     return work.prepare(world, plan, flat, profiles, loaded.client_data, group, slices)
 
 

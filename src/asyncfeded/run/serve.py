@@ -25,7 +25,7 @@ from asyncfeded.mpi import launcher, placement
 from asyncfeded.mpi.world import World
 from asyncfeded.run import RESUMABLE, attendance, folder, result, resume
 from asyncfeded.run.data import check_data
-from asyncfeded.run.evaluate import make_evaluator
+from asyncfeded.run.evaluate import evaluate_elsewhere, make_evaluator
 from asyncfeded.run.memory import most_held
 from asyncfeded.run.nvtx import mark
 from asyncfeded.run.plan import Plan
@@ -41,6 +41,7 @@ from asyncfeded.store.checkpoint import FOLDER, Snapshot, Writer, save_model
 from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import Record, UpdateRow
 from asyncfeded.training.clock import Due, Replay, Resumed
+from asyncfeded.training.elsewhere import Elsewhere
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.rounds import Workload
@@ -50,6 +51,7 @@ from asyncfeded.wire import door
 from asyncfeded.wire.messages import Arrival
 from asyncfeded.wire.open_wire import OpenWire
 from asyncfeded.wire.server_ranks import ServerRanks
+from asyncfeded.wire.snapshots import EvaluatorLostError
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ServerParts:
     """The record that a replay repeats."""
     attendance: dict[int, str]
     """Kind of event by client, of those who have no rank in this job, or have one again."""
-    evaluator: Evaluator
+    evaluator: Evaluator | Elsewhere
     open_record: Callable[[], Record]
     """Opens the record; call it once. The record of a resumed run then loses its rows after the checkpoint."""
     newest: str
@@ -97,6 +99,7 @@ class ServerParts:
 
 
 def prepare(
+    world: World,
     plan: Plan,
     flat: FlatModel,
     own: list[Shape],
@@ -110,6 +113,7 @@ def prepare(
     """Make and check everything that needs no message. Rank 0.
 
     Args:
+        world: all ranks.
         plan: the run.
         flat: the model at its start; the server evaluates snapshots in it.
         own: what is each client's own.
@@ -125,7 +129,11 @@ def prepare(
     """
     config, metrics, rule = plan.config, plan.metrics, plan.rule
     (state, disk), layout = begin(plan, flat, own, profiles, ranks), flat.layout.with_own(own)
-    evaluator, remarks = make_evaluator(plan, flat)
+    evaluator: Evaluator | Elsewhere
+    if plan.seats.evaluator >= 0:
+        evaluator, remarks = evaluate_elsewhere(world, plan, flat.layout.size), tuple(plan.task.remarks())
+    else:
+        evaluator, remarks = make_evaluator(plan, flat)
     due: Due = profiles.due
     repeated = None
     data = digest_files(plan.task.paths()) + plan.origin
@@ -236,7 +244,13 @@ class ServerRun:
         self._record.note(self._server.elapsed_s, "began", text=self._parts.newest)
         for client, kind in self._parts.attendance.items():
             self._record.note(self._server.elapsed_s, kind, client)
-        outcome = self._server.run()
+        try:
+            outcome = self._server.run()
+        except EvaluatorLostError as error:
+            again = f"go on with: asyncfeded resume {shlex.quote(str(self._parts.run_dir))}"
+            raise EvaluatorLostError(f"{error}; {again}") from None
+        if isinstance(self._parts.evaluator, Elsewhere):
+            self._parts.evaluator.stop(bool(self.wire.assignment.lost))
         self._keeper.finish()
         dropped = f"unfinished rounds were dropped, and {outcome.discarded} finished ones"
         self.say(f"stopped: {outcome.reason}; {dropped}", "stopped")
@@ -362,8 +376,8 @@ class ServerRun:
         """Report what will be trained, and where."""
         config, layout, world = self._parts.config, self._parts.layout, self._world
         self.say(
-            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {world.size - 1} ranks of "
-            f"{len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
+            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {world.seats.workers} "
+            f"ranks of {len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
         )
         self.say("\n".join(placement.table(self._parts.places)))
         if isinstance(self.wire, OpenWire):
@@ -379,6 +393,7 @@ class ServerRun:
             self.say(sentence)
 
     def _snapshot(self, server: Server) -> Snapshot:
+        server.evaluations.settle()
         due_s = self._wires.clock.due_s if self._wires.clock else {}
         toml = self._parts.config.to_toml()
         at = resume.snapshot(server, self._record, toml, due_s, self._workers, self._parts.layout)

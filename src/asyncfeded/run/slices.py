@@ -25,6 +25,7 @@ from asyncfeded.run.slice_writers import SliceWriter, slice_snapshot
 from asyncfeded.store.checkpoint import FOLDER, read_checkpoint
 from asyncfeded.store.record import UpdateRow
 from asyncfeded.training.clock import Due, OrderedClock, Replay, nobody
+from asyncfeded.training.elsewhere import Elsewhere
 from asyncfeded.training.evaluation import Evaluator, Score
 from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.rounds import Workload
@@ -223,7 +224,9 @@ class TellingEvaluator:
         ranks: all ranks of the server.
     """
 
-    def __init__(self, evaluator: Evaluator, ranks: ServerRanks) -> None:
+    elsewhere = False
+
+    def __init__(self, evaluator: Evaluator | Elsewhere, ranks: ServerRanks) -> None:
         self._evaluator, self._ranks = evaluator, ranks
         self.start, self.step = evaluator.start, evaluator.step
 
@@ -247,7 +250,7 @@ class TellingEvaluator:
 class ToldEvaluator:
     """An `Evaluator` of the other server ranks: rank 0 tells them the scores."""
 
-    running = False
+    running = elsewhere = False
 
     def __init__(self, wire: SliceWire, metrics: Metrics) -> None:
         self._wire, self._metrics = wire, metrics

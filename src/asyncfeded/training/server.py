@@ -18,7 +18,9 @@ from asyncfeded.model.global_model import is_finite
 from asyncfeded.rules.contract import Rule, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply, Update
 from asyncfeded.store.record import UpdateRow
+from asyncfeded.training.elsewhere import Elsewhere
 from asyncfeded.training.evaluation import Evaluator, Score
+from asyncfeded.training.evaluations import Evaluations
 from asyncfeded.training.server_refusals import why_refused
 from asyncfeded.training.server_state import ServerSettings, ServerState
 from asyncfeded.wire.messages import HEAD, Arrival, Joined, Lost, Order, Refused, Stuck, Wire
@@ -87,6 +89,7 @@ class Server:
     Attributes:
         state: the current state.
         settings: as given.
+        evaluations: the tests of the global model.
         recent: gamma and eta of the last 200 updates.
         failed: why the run cannot continue: no client is left, a worker died and none may die, or an evaluation gave no
             number; empty: it continues.
@@ -100,16 +103,17 @@ class Server:
         wire: Wire,
         rule: Rule,
         state: ServerState,
-        evaluator: Evaluator,
+        evaluator: Evaluator | Elsewhere,
         settings: ServerSettings,
         observer: Observer,
         whole: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
-        self._wire, self._rule, self.state, self._evaluator = wire, rule, state, evaluator
+        self._wire, self._rule, self.state = wire, rule, state
         self.settings, self._observer, self._whole = settings, observer, whole
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
         self.failed, self.interrupted, self.stopping, self.final = "", False, "", state.model.x
         self._began, self._update_bytes = time.perf_counter(), HEAD + 4 * (settings.sent or state.model.layout.sent)
+        self.evaluations = Evaluations(evaluator, state, settings, observer.on_evaluation, whole)
 
     @property
     def elapsed_s(self) -> float:
@@ -146,7 +150,7 @@ class Server:
         while not (reason := self._reached()):
             event = self._wire.next()
             if event is None:
-                if not (self.settings.in_idle_moments and self._evaluate()):
+                if not (self.settings.in_idle_moments and self.evaluations.go_on(self.elapsed_s)):
                     self._wire.pause()
             elif isinstance(event, Lost):
                 self._lose(event)
@@ -156,7 +160,7 @@ class Server:
                 self.failed = event.reason
             else:
                 if not self.settings.in_idle_moments:
-                    self._evaluate_up_to(self.elapsed_s)
+                    self.evaluations.make_up_to(self.elapsed_s)
                 if isinstance(event, Refused):
                     self._refuse(event)
                 elif self._reached():  # by the time of the arrival, or by an evaluation before it
@@ -166,8 +170,9 @@ class Server:
                     self._take(event)
                     late_s = self.elapsed_s - state.evaluation_due_s
                     if self.settings.in_idle_moments and late_s > self.settings.evaluation.every_s:
-                        self._evaluate()  # no idle moment for a whole period
+                        self.evaluations.go_on(self.elapsed_s)  # no idle moment for a whole period
             self._observer.tick(self)
+        self.evaluations.settle()
         self.stopping, seconds, wall_s = reason, self.elapsed_s, self.wall_s
         self.final = self._whole(state.model.x)
         self._observer.tick(self)
@@ -176,8 +181,8 @@ class Server:
         discarded += self._wire.stop()
         if not is_finite(self.final):
             raise DivergedError(state.updates)
-        if state.score is None or state.score.version != state.model.version:
-            self._note(self._evaluator.score(self.final, state.model.version), seconds)
+        self.evaluations.finish(self.final, seconds)
+        self.failed = self.failed or self.evaluations.failed
         assert state.score is not None
         return Outcome(self.failed or reason, seconds, wall_s, state.score, discarded, bool(self.failed))
 
@@ -193,6 +198,7 @@ class Server:
     def _reached(self) -> str:
         """The limit that is reached, as a sentence; empty if no limit is."""
         limits = self.settings.limits
+        self.failed = self.failed or self.evaluations.failed
         if self.failed:
             return self.failed
         if self.interrupted:
@@ -201,7 +207,7 @@ class Server:
             return f"{self.state.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
             return f"{limits.seconds:g} s have passed (limits.seconds)"
-        return self._good_enough()
+        return self.evaluations.good_enough()
 
     def _take(self, arrival: Arrival) -> None:
         """Measure one update, merge it, reply, and record it."""
@@ -350,46 +356,3 @@ class Server:
         if self.settings.share:
             return self.settings.share(client, int(self.state.rounds[client]) - 1)
         return self.state.share_done(self.settings.limits, self._wire.now)
-
-    def _evaluate(self) -> bool:
-        """Take a snapshot or evaluate one batch, if it is due and within its share of time. Returns whether it did."""
-        state = self.state
-        began, began_s = time.perf_counter(), self.elapsed_s
-        changed = state.model.version != (state.score.version if state.score else 0)
-        due = self._evaluator.running or (changed and began_s >= state.evaluation_due_s)
-        if not due or state.evaluating_s > self.settings.evaluation.share * began_s:
-            return False
-        if not self._evaluator.running:
-            self._evaluator.start(self._whole(state.model.x), state.model.version)
-            state.evaluation_due_s = began_s
-        elif (score := self._evaluator.step()) is not None:
-            self._note(score, self.elapsed_s)
-            state.evaluation_due_s += self.settings.evaluation.every_s
-        state.evaluating_s += time.perf_counter() - began
-        return True
-
-    def _evaluate_up_to(self, time_s: float) -> None:
-        """Make the evaluations that are due up to a time, each in one piece, of the current model."""
-        state = self.state
-        until_s = min(time_s, self.settings.limits.seconds or math.inf)
-        while state.evaluation_due_s <= until_s and not (self.failed or self._good_enough()):
-            began = time.perf_counter()
-            score = state.score
-            if score is None or score.version != state.model.version:
-                score = self._evaluator.score(self._whole(state.model.x), state.model.version)
-            self._note(score, state.evaluation_due_s)
-            state.evaluation_due_s += self.settings.evaluation.every_s
-            state.evaluating_s += time.perf_counter() - began
-
-    def _good_enough(self) -> str:
-        score, target = self.state.score, self.settings.limits.target
-        return self.settings.metrics.reached(score.values, target) if score and target else ""
-
-    def _note(self, score: Score, time_s: float) -> None:
-        self.state.score = score
-        self._observer.on_evaluation(time_s, score)
-        if (bad := score.not_finite) and self.settings.faults.bad_loss == "refuse":
-            self.failed = (
-                f"version {score.version} of the model has {bad} on the test data; lower training.learning_rate or the "
-                f"rule's step size, or set faults.bad_loss = take if it may be so"
-            )
