@@ -211,8 +211,7 @@ class ServerRun:
         self._guests = attendance.Guests()
         self._complete = True  # whether the run's folder has taken all files of the end
         self._elsewhere: list[Path] = []  # the folder that has taken the others
-        config, state = parts.config, parts.state
-        repeated = parts.repeated
+        config, state, repeated = parts.config, parts.state, parts.repeated
         self._wires = lead(world, config, state, parts.disk, parts.due, parts.ranks, repeated)
         self.wire = self._wires.workers
         newest = Path(parts.newest) if parts.newest else None
