@@ -132,6 +132,7 @@ def replay(
     overrides = [
         "server=0",
         "servers=1",
+        "evaluator=-1",
         "clock=replay",
         setting("replay", str(run_dir)),
         f"threads={about['threads']}",
