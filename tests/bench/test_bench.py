@@ -4,6 +4,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,9 +90,9 @@ def test_measuring_the_kernel_loads_no_mpi(tmp_path):
 def test_the_passes_compared_do_the_same(kind):
     """Four elements, x = 1, w = 2, base = 0.5: sums 4 (0.5)^2 and 4 (1.5)^2. Merged, x = base = 1 + 0.3 * 1.5 = 1.45."""
     passes = kernel._passes(4)
-    assert passes["sums" + kind]() == (1.0, 9.0)
+    assert np.ravel(passes["sums" + kind]()).tolist() == [1.0, 9.0]  # of the one chunk, or of all
     passes["apply" + kind]()
-    assert passes["sums" + kind]() == pytest.approx((0.0, 4 * 0.55**2))
+    assert np.ravel(passes["sums" + kind]()) == pytest.approx([0.0, 4 * 0.55**2])
 
 
 @pytest.mark.parametrize(("option", "value"), [("--params", 0), ("--params", -5), ("--threads", -1)])
