@@ -172,6 +172,7 @@ def test_the_task_of_the_tutorial_trains(tmp_path):
     for name in ("wine.py", "wine.toml"):
         (tmp_path / name).write_text(text.split(f'title="{name}"\n')[1].split("```")[0])
     assert len((tmp_path / "wine.py").read_text().splitlines()) <= 30
+    assert (tmp_path / "wine.py").read_text() in (ROOT / "README.md").read_text()
     done = run_asyncfeded("train", "wine.toml", "--ranks", 4, cwd=tmp_path)
     assert done.status == 0, str(done)
     assert done.result["metrics"]["accuracy"] > 0.8
