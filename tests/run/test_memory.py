@@ -118,9 +118,8 @@ def test_a_limit_that_is_too_low_is_told_with_both_figures(limit, enough, words)
     check(ranks(*[{limit: enough}] * 3), 1, "models")
     with pytest.raises(ValueError, match=r"^not enough memory: ") as caught:
         check(ranks(*[{limit: enough - 1}] * 3), 1, "the models")
-    assert (
-        str(caught.value) == f"not enough memory: {words}; the models; take fewer clients, a smaller model, or more memory"
-    )
+    advice = "take fewer clients, a smaller model, more memory, more servers on other hosts (servers), or bases = disk"
+    assert str(caught.value) == f"not enough memory: {words}; the models; {advice}"
 
 
 def test_ranks_in_control_groups_of_their_own_do_not_share_one():
