@@ -78,9 +78,9 @@ def test_a_run_that_goes_on_says_so(made, tmp_path):
 
 
 def test_what_happened_is_told_from_the_events_of_the_record(made, tmp_path):
-    events = [(0.0, 0.0, b"began", -1, 0.0, b""), (1.0, 30.0, b"began", -1, 0.0, b"checkpoint-0000000001.h5")]
-    events += [(2.0, 40.0, b"checkpoint", -1, 0.5, b"1 MB")] * 100
-    events += [(3.0, 50.0, b"refused", 2, 0.0, b"<b>odd</b>"), (4.0, 51.0, b"lost", 3, 0.0, b"silent")]
+    events = [(0.0, 0.0, b"began", -1, 0, 0.0, b""), (1.0, 30.0, b"began", -1, 0, 0.0, b"checkpoint-0000000001.h5")]
+    events += [(2.0, 40.0, b"checkpoint", -1, 0, 0.5, b"1 MB")] * 100
+    events += [(3.0, 50.0, b"refused", 2, 0, 0.0, b"<b>odd</b>"), (4.0, 51.0, b"lost", 3, 0, 0.0, b"silent")]
     text = report(made("told", events=events), output=tmp_path / "a.html")
     assert (
         "2 jobs, 1 of them from a checkpoint; 1 message refused; 1 client lost, 0 back; "

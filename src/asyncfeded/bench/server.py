@@ -313,7 +313,7 @@ class Keeping:
     def tick(self, server: Server, book: Record) -> None:
         """See `Observer`. Starts no checkpoint at the end: replies that are still on their way would wait for the disk."""
         if self._keeper is None:
-            take = partial(resume.snapshot, book=book, config="", due_s={}, workers=1)
+            take = partial(resume.snapshot, book=book, config="", due_s={}, workers=1, layout=server.state.model.layout)
             self._keeper = resume.Keeper(Checkpoint(), self.writer, book, take, cast("Progress", self), None)
         if not server.stopping:
             self._keeper.wanted = True

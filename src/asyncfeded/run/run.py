@@ -225,7 +225,7 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
     elif world.rank == world.seats.evaluator:
         need = Need(4 * num_params, 4 * num_params)
     else:
-        ranks = max(len(group) for group in world.seats.groups)
+        ranks = max((len(group) for group in world.seats.groups), default=1)  # a client that joins is in no group
         need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu", ranks)
     kept = f" and {layout.sent - num_params} numbers of the optimizer's state" if layout.own else ""
     return need, f"the server holds a model of {num_params} parameters{kept} for each of {config.clients} clients"
