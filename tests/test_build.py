@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> Path:
 
 SUMS = (
     "import torch; from asyncfeded.model import kernel; x, w, b = torch.ones(3), torch.full((3,), 3.0), torch.zeros(3); "
-    "print(kernel.__file__, kernel.COMPILED, kernel.sums(x, w, b), kernel.describe_kernel())"
+    "print(kernel.__file__, kernel.COMPILED, *kernel.sums(x, w, b), kernel.describe_kernel())"
 )
 
 
