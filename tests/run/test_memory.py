@@ -34,7 +34,7 @@ def test_the_server_needs_a_model_for_each_client_the_global_one_and_a_receive_b
 def test_checkpoints_are_written_from_a_copy():
     rule = rules.load_rule({"name": "fedasync"})
     without, with_copy = (server_need(config(checkpoint={"every_s": s}), rule, LAYOUT, pinned=False) for s in (0, 60))
-    assert with_copy.touched - without.touched == MODEL + 8 * CLIENTS
+    assert with_copy.touched - without.touched == CLIENTS * MODEL + 8 * CLIENTS  # the versions of the clients, and K
 
 
 def test_a_server_on_a_gpu_needs_two_pinned_buffers_for_each_client():

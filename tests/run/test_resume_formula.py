@@ -282,7 +282,7 @@ def test_another_config_is_refused_by_the_key_that_differs(left, change, key):
     "change",
     [
         {"limits": {"seconds": 3.0}}, {"evaluation": {"every_s": 9.0}}, {"checkpoint": {"keep": 7}},
-        {"wait": "yield"}, {"device": "cpu"}, {"server_device": "auto"},
+        {"wait": "yield"}, {"device": "cpu"}, {"server_device": "auto"}, {"evaluator": 1},
     ],
     ids=str,
 )  # fmt: skip

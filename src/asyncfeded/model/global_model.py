@@ -347,6 +347,5 @@ class GlobalModel:
 
 def is_finite(x: Tensor) -> bool:
     """Whether all of a model, float32 (size,), is finite."""
-    return all(
-        map(math.isfinite, kernel.squared_distances(x, x))
-    )  # inf - inf is nan; torch.isfinite takes 1.5 models of memory
+    # inf - inf is nan; torch.isfinite takes 1.5 models of memory.
+    return all(map(math.isfinite, kernel.squared_distances(x, x)))

@@ -6,6 +6,7 @@ it up when the other host does not answer. A leader that loses one leaves, and t
 """
 
 import fcntl
+import secrets
 import select
 import socket
 import struct
@@ -45,7 +46,7 @@ class Lifeline:
         self._poll = select.poll()
         if self._door:
             self._meeting["port"] = self._door.getsockname()[1]
-            self._meeting["secret"] = np.random.default_rng().integers(0, 256, 16)
+            self._meeting["secret"] = np.frombuffer(secrets.token_bytes(16), np.uint8)
             addresses = [address.encode() for address in own_addresses()[:ADDRESSES]]
             self._meeting["addresses"][0, : len(addresses)] = addresses
         comm.Bcast(self._meeting.view(np.uint8), 0)
@@ -118,7 +119,7 @@ def _accept(door: socket.socket, secret: bytes, others: int) -> dict[int, socket
             ) from None
         except OSError:
             continue
-        if said[:-4] == secret:
+        if secrets.compare_digest(said[:-4], secret):
             connection.sendall(b"!")
             connections[int.from_bytes(said[-4:], "big")] = connection
         else:

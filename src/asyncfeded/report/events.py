@@ -11,7 +11,6 @@ from asyncfeded.report.words import count, number, seconds
 
 SHOWN = 60
 """Largest number of events of a kind in the table; of more the first and the last."""
-LOST = ("lost", "dropped", "rank")
 
 
 def moment(at_s: float) -> str:

@@ -100,9 +100,7 @@ def _try_worker(plan: Plan, profiles: ClientProfiles) -> tuple[ClientParts, Load
     every = max(1, math.ceil(num_clients * took_s / LOAD_S), math.ceil(num_clients * taken / (room / 2)))
     worker = imagine_job(every + 1, 1)  # home to each of so many clients
     together = len(plan.seats.groups[0])
-    for place in sorted(
-        {0, together - 1}, reverse=True
-    ):  # of a group: the rank with the smallest parts, and then the leader
+    for place in sorted({0, together - 1}, reverse=True):  # of a group: the rank with the smallest parts, then the leader
         group = imagine_group(Part(place, together)) if together > 1 else None
         flat = flatten(plan, make_module(plan)[1], loaded.changed, loaded.own, group)
         parts = work.prepare(worker, plan, flat, profiles, loaded.client_data, group)

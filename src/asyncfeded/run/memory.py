@@ -65,8 +65,9 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
     state = small + (large - small) * (layout.num_params - 1)
     if pinned:
         return Need(2 * n * sent, 2 * n * sent)
-    copies = size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
     held = n if layout.own else versions_held(rule, n)
+    # A checkpoint is written from a copy of the newest version and of all others that clients train from.
+    copies = held * size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
     near = min(held, clients_near(config, layout)) if config.bases == "disk" else held
     return Need((near + 1) * sent + size + state + copies, (held + n) * sent + size + state + copies)
 

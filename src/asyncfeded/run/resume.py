@@ -27,8 +27,8 @@ from asyncfeded.training.server import Server
 from asyncfeded.training.server_state import ServerState
 
 MAY_CHANGE = (
-    "limits", "evaluation", "checkpoint", "record", "faults", "wait", "device", "late", "server", "servers", "server_device",
-    "bases", "bases_dir", "bases_gb", "training.loader_workers",
+    "limits", "evaluation", "checkpoint", "record", "faults", "wait", "device", "late", "server", "servers", "evaluator",
+    "server_device", "bases", "bases_dir", "bases_gb", "training.loader_workers",
 )  # fmt: skip
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
 NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluation_due_s")

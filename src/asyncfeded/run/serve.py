@@ -249,7 +249,7 @@ class ServerRun:
             again = f"go on with: asyncfeded resume {shlex.quote(str(self._parts.run_dir))}"
             raise EvaluatorLostError(f"{error}; {again}") from None
         if isinstance(self._parts.evaluator, Elsewhere):
-            self._parts.evaluator.stop(bool(self.wire.assignment.lost))
+            self._parts.evaluator.stop(self.wire.ranks_lost)
         self._keeper.finish()
         dropped = f"unfinished rounds were dropped, and {outcome.discarded} finished ones"
         self.say(f"stopped: {outcome.reason}; {dropped}", "stopped")
@@ -375,8 +375,8 @@ class ServerRun:
         """Report what will be trained, and where."""
         config, layout, world = self._parts.config, self._parts.layout, self._world
         self.say(
-            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on {world.seats.workers} "
-            f"ranks of {len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
+            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on "
+            f"{sum(map(len, world.seats.groups))} ranks of {len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
         )
         self.say("\n".join(placement.table(self._parts.places)))
         if isinstance(self.wire, OpenWire):

@@ -224,8 +224,6 @@ class TellingEvaluator:
         ranks: all ranks of the server.
     """
 
-    elsewhere = False
-
     def __init__(self, evaluator: Evaluator | Elsewhere, ranks: ServerRanks) -> None:
         self._evaluator, self._ranks = evaluator, ranks
         self.start, self.step = evaluator.start, evaluator.step
@@ -250,7 +248,7 @@ class TellingEvaluator:
 class ToldEvaluator:
     """An `Evaluator` of the other server ranks: rank 0 tells them the scores."""
 
-    running = elsewhere = False
+    running = False
 
     def __init__(self, wire: SliceWire, metrics: Metrics) -> None:
         self._wire, self._metrics = wire, metrics

@@ -20,8 +20,6 @@ class Elsewhere:
         seconds: wall time of the last evaluation, from its snapshot to its score.
     """
 
-    elsewhere = True
-
     def __init__(self, tester: ToTester, metrics: Iterable[str]) -> None:
         self._tester, self._metrics = tester, tuple(metrics)
         self._version, self._began, self.seconds = -1, 0.0, 0.0

@@ -78,10 +78,7 @@ class Evaluator:
 
     Attributes:
         seconds: wall time of the last evaluation, from its snapshot to its last batch.
-        elsewhere: whether another rank tests, so that the server need not wait (elsewhere.py).
     """
-
-    elsewhere = False
 
     def __init__(self, task: CheckedTask, flat: FlatModel, batch_size: int, seed: int, workers: int = 0) -> None:
         self._task, self._flat, self._seed, self._batch_size = task, flat, seed, batch_size
@@ -169,7 +166,7 @@ class Evaluator:
 class NoEvaluator:
     """An `Evaluator` that takes no time and tests nothing, for measurements of the server alone."""
 
-    running = elsewhere = False
+    running = False
 
     def start(self, x: Tensor, version: int) -> None:
         """See `Evaluator`."""

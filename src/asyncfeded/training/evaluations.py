@@ -59,7 +59,7 @@ class Evaluations:
             self._note(score, now_s + time.perf_counter() - began)
             state.evaluation_due_s += asked.every_s
         state.evaluating_s += time.perf_counter() - began
-        return not self._evaluator.elsewhere
+        return not isinstance(self._evaluator, Elsewhere)
 
     def make_up_to(self, time_s: float) -> None:
         """Make the evaluations that are due up to a time, each in one piece, of the current model."""

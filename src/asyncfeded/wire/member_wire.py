@@ -10,7 +10,7 @@ import numpy as np
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.wire.group import Group
-from asyncfeded.wire.messages import BYE, HEAD, HEADER, HEADER_TAG, NO_SCORES, RANKS_LOST, REST, Order
+from asyncfeded.wire.messages import BYE, HEAD, HEADER, HEADER_TAG, RANKS_LOST, REST, Order
 from asyncfeded.wire.transfer import Peer, Receiving, Sending
 
 
@@ -108,16 +108,7 @@ class MemberWire:
         """The leader is told, and tells the others (training/gradients.py)."""
         return False
 
-    def send(
-        self,
-        order: Order,
-        samples: int,
-        steps: int,
-        train_loss: float,
-        compute_s: float,
-        wait_s: float,
-        scores: tuple[float, ...] = NO_SCORES,
-    ) -> None:
+    def send(self, order: Order, *done: object, **figures: object) -> None:
         """Nothing: the leader sends the update."""
 
     def finish(self) -> None:

@@ -350,7 +350,7 @@ class ServerWire:
         if self._detects:
             failed = self._comm.Get_failed()
             dead = failed.Translate_ranks(range(failed.size), self._group) if failed.size else ()
-            for worker, peer in enumerate(self._workers):
+            for worker, peer in enumerate(self._workers) if dead else ():
                 if peer.comm == self._comm and (ended := set(peer.group).intersection(dead)):
                     self._give_up(worker, f"MPI reports that rank {min(ended)} has died", gone=True)
             failed.Free()

@@ -102,7 +102,7 @@ class LeadingWire:
     def stop(self) -> int:
         """See `Wire`. Rank 0."""
         discarded = self._below.stop()
-        self._ranks.say(What.END, flag=bool(self._workers.assignment.lost))
+        self._ranks.say(What.END, flag=self._workers.ranks_lost)
         self._ranks.close()
         return discarded
 
