@@ -26,6 +26,13 @@ def test_an_mpi_that_cannot_connect_says_so_before_training(other_mpi, folder):
     assert not (folder / "run").exists()
 
 
+def test_an_absent_client_is_no_lost_rank_for_the_rank_that_tests(own_mpi, folder):
+    """It would leave without the others, which would wait for it at the end."""
+    done = own_mpi.train(3, "run.toml", "run_dir=run", "evaluator=1", "limits.updates=4", cwd=folder)
+    assert done.status == 0, str(done)
+    assert "2 clients on 1 ranks of 1 host(s)" in done.stderr
+
+
 def test_where_no_run_goes_on_nobody_joins_or_leaves(own_mpi, folder):
     (folder / "run").mkdir()
     (folder / "run" / "config.toml").write_text(TOML + "clients = 2\n")

@@ -365,8 +365,7 @@ class ServerRun:
     @property
     def _num_bytes(self) -> int:
         """Bytes of the models that the server holds."""
-        state = self._parts.state
-        most = 1e9 * self._parts.config.bases_gb if self._parts.disk else math.inf
+        state, most = self._parts.state, 1e9 * self._parts.config.bases_gb if self._parts.disk else math.inf
         held = int(min(state.model.num_bytes, most)) + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
         held += self._wires.staging.num_bytes if self._wires.staging else 0
         return held + sum(int(array.nbytes) for array in state.rule.values())
@@ -376,7 +375,8 @@ class ServerRun:
         config, layout, world = self._parts.config, self._parts.layout, self._world
         self.say(
             f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on "
-            f"{sum(map(len, world.seats.groups))} ranks of {len(set(world.hosts))} host(s), {launcher.vendor()}; results in {self._parts.run_dir}"
+            f"{sum(map(len, world.seats.groups))} ranks of {len(set(world.hosts))} host(s), {launcher.vendor()}; "
+            f"results in {self._parts.run_dir}"
         )
         self.say("\n".join(placement.table(self._parts.places)))
         if isinstance(self.wire, OpenWire):
