@@ -114,6 +114,12 @@ def test_an_empty_run_has_a_trace_and_a_file_that_cannot_be_written_is_told(tmp_
     open_record(tmp_path, 3).close()
     write_trace(tmp_path, tmp_path / "trace.json")
     assert check(tmp_path / "trace.json") == ({}, {})
+    write_trace(tmp_path, tmp_path / "trace.json")  # again
     with pytest.raises(ValueError, match="cannot be written"):
         write_trace(tmp_path, tmp_path / "no" / "trace.json")
+    for name in ("notes.json", "notes.json.gz"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ValueError, match="is there already, and is no trace; move it away"):
+            write_trace(tmp_path, tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
     assert UPDATE.names[0] == "time_s"

@@ -20,13 +20,11 @@ from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.lifeline import Lifeline
-from asyncfeded.mpi.seats import Part
 from asyncfeded.mpi.world import RefusedError, World
 from asyncfeded.tasks.classification import Batch, Data
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.client import Trainer
-from asyncfeded.wire.group import Group
+from asyncfeded.wire.group import Group, make_group
 from asyncfeded.wire.messages import Order
 from asyncfeded.wire.sums import Sum
 
@@ -88,9 +86,7 @@ def _group(world: World, ranks: int, wait: str) -> Group | None:
     comm = cast("MPI.Intracomm", world.comm.Split(0 if world.rank < ranks else MPI.UNDEFINED, world.rank))
     if world.rank >= ranks:
         return None
-    group = Group(comm, Part(comm.rank, comm.size), world.backoff(wait), Lifeline(comm), "group 0")
-    group.undo.callback(comm.Free)
-    group.undo.callback(cast("Lifeline", group.lifeline).close)
+    group = make_group(comm, world.backoff(wait), "group 0")
     group.connect(SILENCE_S)
     group.begun = True
     return group

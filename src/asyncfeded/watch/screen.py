@@ -99,25 +99,12 @@ def render(state: State, view: View, height: int) -> Group:
     shown, passing = rows(state, view, room)
     simulated = "" if state.is_wall else "*"
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = [
-        "client",
-        "K",
-        "updates",
-        "share",
-        "gamma",
-        "eta",
-        "loss",
-        "compute s",
-        "wait s",
-        "round s",
-        "seen s",
-        "refused",
-    ]
-    for name in columns:
-        mark = simulated if name in ("round s", "seen s") else ""
+    for name in COLUMNS:
+        unit = " s" if name == "seen" else ""
+        mark = simulated if name in ("round s", "seen") else ""
         arrow = " ▲" if view.reverse else " ▼"
-        chosen = arrow if name.removesuffix(" s") == view.sort.removesuffix(" s") else ""
-        table.add_column(f"{name}{mark}{chosen}", justify="right", no_wrap=True)
+        chosen = arrow if name == view.sort else ""
+        table.add_column(f"{name}{unit}{mark}{chosen}", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in shown:
         style = "red" if row.note.startswith(("lost", "dropped")) else "yellow" if row.note else ""

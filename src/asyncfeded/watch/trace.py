@@ -26,6 +26,8 @@ SERVER, CLIENTS = 1, 2
 UPDATES, TESTS, CHECKPOINTS, EVENTS = 1, 2, 3, 4
 """Numbers of the server's tracks; the track of a client is its id plus 1."""
 SERVE = "measure, merge, reply"
+HEAD = '{"displayTimeUnit":"ms","otherData":'
+"""How a trace begins."""
 
 
 class Rounds(NamedTuple):
@@ -52,19 +54,22 @@ def write_trace(run_dir: Path, path: Path) -> str:
 
     Args:
         run_dir: folder of the run.
-        path: the file, compressed where its name ends in .gz; replaced if it exists.
+        path: the file, compressed where its name ends in .gz; replaced only if it is a trace.
 
     Returns:
         A sentence about what it holds.
 
     Raises:
-        ValueError: there is no record, it is damaged, or the file cannot be written.
+        ValueError: there is no record, it is damaged, the file cannot be written, or it is there and is no trace.
     """
+    _check_free(path)
     tables = read_record(run_dir)
     config = section(Config, parse_toml(str(tables.attributes["config"]), "record.h5: config"), "record.h5: config")
+    part = path.with_name(f"{path.name}.part")
     try:
-        with gzip.open(path, "wt", 3) if path.suffix == ".gz" else path.open("w") as file:
+        with gzip.open(part, "wt", 3) if path.suffix == ".gz" else part.open("w") as file:
             count = _write(file, tables, config.clock)
+        part.replace(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
     size = f"{path.stat().st_size / 1e6:.1f} MB"
@@ -72,9 +77,22 @@ def write_trace(run_dir: Path, path: Path) -> str:
     return f"{path}: {count} updates, {size}, {seconds} seconds; open it in ui.perfetto.dev"
 
 
+def _check_free(path: Path) -> None:
+    """Raise ValueError if a file is there that is no trace of this program."""
+    if not path.exists():
+        return
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            ours = file.read(len(HEAD)) == HEAD.encode()
+    except (OSError, EOFError):
+        ours = False
+    if not ours:
+        raise ValueError(f"{path}: is there already, and is no trace; move it away, or name another file with --output")
+
+
 def _write(file: TextIO, tables: Tables, clock: str) -> int:
-    about = {"seconds": SECONDS[clock], "asyncfeded": str(tables.attributes["asyncfeded"])}
-    file.write(f'{{"displayTimeUnit":"ms","otherData":{json.dumps(about)},"traceEvents":[\n')
+    about = {"asyncfeded": str(tables.attributes["asyncfeded"]), "seconds": SECONDS[clock]}
+    file.write(f'{HEAD}{json.dumps(about)},"traceEvents":[\n')
     file.write(",\n".join(_names(tables, clock)))
     for lines in (_updates(tables.updates, rounds(tables, clock), clock), _events(tables, clock)):
         for line in lines:

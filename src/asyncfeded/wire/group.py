@@ -132,8 +132,13 @@ def gather_group(world: World, wait: str) -> Group | None:
     comm = cast("MPI.Intracomm", world.comm.Split(worker if worker >= 0 else MPI.UNDEFINED, world.rank))
     if worker < 0 or comm.size == 1:
         return None
+    return make_group(comm, world.backoff(wait), f"group {worker}")
+
+
+def make_group(comm: MPI.Intracomm, backoff: Backoff, name: str) -> Group:
+    """The ranks of a communicator as a group, which frees it at its end. Collective in it."""
     lifeline = Lifeline(comm)
-    group = Group(comm, Part(comm.rank, comm.size), world.backoff(wait), lifeline, f"group {worker}")
+    group = Group(comm, Part(comm.rank, comm.size), backoff, lifeline, name)
     group.undo.callback(comm.Free)
     group.undo.callback(lifeline.close)
     return group
