@@ -140,7 +140,7 @@ def test_leaf_files_are_read_packed_and_in_capitals_and_others_are_told(femnist,
     assert task.remarks() == [f"{tmp_path / 'train'}: only *.json and *.json.gz are read, and not {names}"]
 
 
-@pytest.mark.parametrize("content", [b"users", gzip.compress(b"[1]")[:-6]])
+@pytest.mark.parametrize("content", [b"users", gzip.compress(b"[1]", mtime=0)[:-6]])
 def test_a_packed_leaf_file_that_is_broken_is_refused(femnist, tmp_path, content):
     refused(femnist(LEAF | {"train/c.json.gz": content}), f"{tmp_path / 'train' / 'c.json.gz'}: cannot be unpacked (")
 
