@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncfeded import accelerator, seeds
-from asyncfeded.mpi import placement
+from asyncfeded.mpi import devices
 
 
 class Event:
@@ -46,15 +46,15 @@ XPU = torch.device("xpu", 1)
 def test_another_kind_of_gpu_is_found_dealt_and_told(xpus):
     assert (accelerator.kind(), accelerator.count()) == ("xpu", 2)
     assert accelerator.names() == ["Data Center GPU Max 0", "Data Center GPU Max 1"]
-    assert [placement.device("auto", turn) for turn in range(3)] == [torch.device("xpu", index) for index in (0, 1, 0)]
-    assert [placement.device(wanted, 0) for wanted in ("xpu", "xpu:1")] == [torch.device("xpu", 0), XPU]
+    assert [devices.device("auto", turn) for turn in range(3)] == [torch.device("xpu", index) for index in (0, 1, 0)]
+    assert [devices.device(wanted, 0) for wanted in ("xpu", "xpu:1")] == [torch.device("xpu", 0), XPU]
     with pytest.raises(ValueError, match="0 GPUs of the kind cuda that torch can use, and 2 of the kind xpu"):
-        placement.device("cuda", 0)
-    assert placement.describe_device(XPU) == "xpu:1"
+        devices.device("cuda", 0)
+    assert devices.describe_device(XPU) == "xpu:1"
 
 
 def test_another_kind_of_gpu_is_taken_waited_for_and_asked_what_it_can(xpus):
-    placement.take(XPU)
+    devices.take(XPU)
     accelerator.mark(XPU).synchronize()
     accelerator.synchronize(XPU)
     accelerator.synchronize(torch.device("cpu"))
@@ -74,9 +74,9 @@ def test_a_kind_that_can_do_less_is_asked_for_less(monkeypatch):
     """MPS has one GPU, no name for it, and no float64."""
     monkeypatch.setattr(torch, "mps", SimpleNamespace(device_count=lambda: 1))
     monkeypatch.setattr(accelerator, "kind", lambda: "mps")
-    gpu = placement.device("auto", 3)
-    placement.take(gpu)
-    assert (accelerator.names(), placement.describe_device(gpu)) == (["mps"], "mps:0")
+    gpu = devices.device("auto", 3)
+    devices.take(gpu)
+    assert (accelerator.names(), devices.describe_device(gpu)) == (["mps"], "mps:0")
     assert accelerator.computes_bf16(gpu)
     assert torch.zeros((), dtype=accelerator.sums(gpu)).dtype == torch.float32
 

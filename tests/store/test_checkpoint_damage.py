@@ -1,12 +1,10 @@
 """Whatever happens to the file of a checkpoint is seen, and what people are told of it."""
 
-import random
-
 import h5py
 import pytest
 
 from asyncfeded.store.checkpoint import newest
-from asyncfeded.store.checkpoint.file import HEAD
+from asyncfeded.store.sealed import HEAD
 from conftest import run_asyncfeded
 from store.snapshots import a_snapshot, flip, put, the_same
 
@@ -15,37 +13,6 @@ from store.snapshots import a_snapshot, flip, put, the_same
 def good(tmp_path):
     """The one checkpoint of a run."""
     return put(tmp_path, a_snapshot())
-
-
-def is_refused(path, what):
-    """Whether the run has no good checkpoint any more, and is told which file is damaged how."""
-    with pytest.raises(ValueError, match=rf"none of its checkpoints can be used\n  .*{path.name}: {what}"):
-        newest(path.parent.parent)
-
-
-def test_a_file_cut_off_anywhere_is_refused(good):
-    whole, rng = good.read_bytes(), random.Random(0)
-    lengths = [*range(0, HEAD + 100, 7), *(rng.randrange(len(whole)) for _ in range(100)), len(whole) - 1]
-    for length in lengths:
-        good.write_bytes(whole[:length])
-        said = f"has {length} bytes, but {len(whole)} were written"
-        is_refused(good, said if length >= HEAD else f"({said}|its head is damaged)")
-
-
-def test_a_file_that_has_grown_is_refused(good):
-    with good.open("ab") as file:
-        file.write(b"\0")
-    is_refused(good, r"has \d+ bytes, but \d+ were written")
-
-
-def test_a_bit_flipped_anywhere_is_seen(good):
-    size, rng = good.stat().st_size, random.Random(0)
-    for at in [*range(HEAD + 100), *(rng.randrange(size) for _ in range(400)), size - 1]:
-        bit = rng.randrange(8)
-        flip(good, at, bit)
-        is_refused(good, "")
-        flip(good, at, bit)
-    assert the_same(newest(good.parent.parent).snapshot, a_snapshot())
 
 
 def place(path, what):
@@ -96,19 +63,6 @@ def test_files_that_were_swapped_are_seen(tmp_path):
     aside.rename(new)
     with pytest.raises(ValueError, match=rf"{new.name}: holds what was written as {old.name}\n  .*{old.name}: holds"):
         newest(tmp_path)
-
-
-def test_something_else_in_its_place_is_refused(good):
-    for content in (b"", b"x" * 5000, bytes(5000)):
-        good.write_bytes(content)
-        is_refused(good, "its head is damaged, or this program did not write it")
-    good.unlink()
-    with h5py.File(good, "w") as file:
-        file["model"] = 1
-    is_refused(good, "its head is damaged, or this program did not write it")
-    good.unlink()
-    good.mkdir()
-    is_refused(good, "is a directory, expected a file")
 
 
 @pytest.mark.parametrize("inside", [None, "checkpoints", "checkpoints/notes.h5"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.store.checkpoint import describe_checkpoint, newest
-from asyncfeded.store.checkpoint.file import HEAD, _head
+from asyncfeded.store.sealed import HEAD, _head
 from conftest import METRICS
 from store.snapshots import a_snapshot, put, the_same
 

@@ -8,8 +8,6 @@ from torch import nn
 
 from asyncfeded.model.flat import FlatModel, named_views
 from asyncfeded.store.checkpoint import save_model
-from asyncfeded.store.checkpoint.file import SMALL
-from store.snapshots import LAYOUT, noise
 
 
 @pytest.fixture
@@ -99,14 +97,3 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path, flat):
         save_model(tmp_path / "model.h5", flat.state_dict(flat.buffer), object())
     with h5py.File(tmp_path / "model.h5") as file:
         assert file.attrs["version"] == 1
-
-
-def test_a_large_tensor_is_saved_beside_small_ones(tmp_path):
-    """Large ones do not pass through HDF5."""
-    buffer = torch.from_numpy(noise(LAYOUT.size, 0))
-    assert SMALL < 4 * 30000
-    save_model(tmp_path / "model.h5", named_views(buffer, LAYOUT), 0)
-    with h5py.File(tmp_path / "model.h5") as file:
-        found = [file[entry.name][()] for entry in LAYOUT.entries]
-    assert b"".join(array.tobytes() for array in found) == buffer.numpy().tobytes()
-    assert [array.shape for array in found] == [entry.shape for entry in LAYOUT.entries]

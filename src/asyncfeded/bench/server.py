@@ -22,7 +22,7 @@ from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
-from asyncfeded.mpi import placement
+from asyncfeded.mpi import devices
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.mpi.world import RefusedError, World, make_statement
 from asyncfeded.run import plan, resume
@@ -82,7 +82,7 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         agree_on_memory(world, Need(need, need), f"the server holds {world.size - 1} models of {params} parameters and more")
         torch.set_num_threads(world.threads)
         if world.rank == 0:
-            placement.take(own_device)
+            devices.take(own_device)
             _serve(world, params, seconds, wait, checkpoints, own_device)
         else:
             _answer(world, params, wait, checkpoints)
@@ -93,7 +93,7 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
 def _device(wanted: str) -> torch.device:
     """The device that an option names. Raises ValueError if there is none."""
     try:
-        return placement.device(known_device(wanted), 0, "--device")
+        return devices.device(known_device(wanted), 0, "--device")
     except ValueError as error:
         raise ValueError(f"--device {wanted}: {str(error).removeprefix(f'--device = {wanted!r}: ')}") from None
 

@@ -102,8 +102,6 @@ def export(
     The model is a state dict, which `load_state_dict` takes strictly. The record becomes a file for each table (csv,
     parquet), or points as a tracker writes them (tensorboard).
     """
-    load_launcher()
-    from asyncfeded.run import export as room
     from asyncfeded.run import tables
 
     try:
@@ -112,6 +110,9 @@ def export(
         elif output:
             fail(f"--output is the folder of a record; leave it out with --to {to}, or take --to {', '.join(tables.KINDS)}")
         else:
+            load_launcher()
+            from asyncfeded.run import export as room
+
             print(room.export(run_dir, Path(to)))  # noqa: T201
     except ValueError as error:
         fail(str(error))

@@ -14,7 +14,7 @@ import numpy as np
 
 from asyncfeded.doctor import folder, links, problem
 from asyncfeded.doctor.problem import Link, Problem
-from asyncfeded.mpi import launcher, limits, origin, placement
+from asyncfeded.mpi import devices, launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.placement import columns, numbers
 from asyncfeded.mpi.world import Backoff, RefusedError, World, gather_places, join_job, leave_job, share_cores
@@ -57,11 +57,11 @@ def examine(run_dir: Path) -> int:
         if launched and launched.rank:
             return 0  # as in run.train: no status of another rank may end rank 0 before rank 0 has printed why
         return _conclude({"mpi": launcher.vendor()}, [Problem(str(error), stops=True)])
-    device = placement.device("cpu" if world.rank == 0 else "auto", world.turn(world.seats))
-    placement.take(device)
+    device = devices.device("cpu" if world.rank == 0 else "auto", world.turn(world.seats))
+    devices.take(device)
     world = share_cores(world)
     role = "worker" if world.rank else "server"
-    places = gather_places(world, role, placement.describe_device(device), world.threads)
+    places = gather_places(world, role, devices.describe_device(device), world.threads)
     facts = _facts(world, _gpu_buffers() if world.rank == _first_gpu(places) else "")
     status = _report(world, places, facts, run_dir) if world.rank == 0 else links.answer(world)
     leave_job()

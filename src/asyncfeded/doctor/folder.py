@@ -12,7 +12,7 @@ import numpy as np
 
 from asyncfeded.doctor.problem import Problem
 from asyncfeded.files.paths import kind_of
-from asyncfeded.store.checkpoint.file import write
+from asyncfeded.store.sealed import write
 
 SYNCS = 5
 ROOM = 1 << 30

@@ -1,17 +1,11 @@
-"""Where a rank runs: its GPU, the cores near the GPU, its share of the host's cores, and the map of all ranks.
+"""Where a rank runs: its share of the host's cores, and the map of all ranks.
 
-This file does not use MPI: world.py exchanges this information between ranks.
+This file uses neither MPI nor torch: world.py exchanges this information between ranks, devices.py chooses GPUs.
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-import torch
-
-from asyncfeded import accelerator
 
 COLUMNS = ("host", "role", "device", "cores", "threads", "group")
 PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32, np.int32), strict=True)))
@@ -19,53 +13,6 @@ PLACE = np.dtype(list(zip(COLUMNS, ("S64", "S8", "S40", np.float64, np.int32, np
 that train clients together, of which it is one; -1: it trains alone, or not at all."""
 ROWS = 16
 """Up to this many ranks, a map shows them one by one. If there are more, equal ranks share a row."""
-
-
-def device(wanted: str, turn: int, key: str = "device") -> torch.device:
-    """The device of a rank. The GPUs of a host are given to its ranks in turn.
-
-    Args:
-        wanted: auto, cpu, or a kind of GPU with or without a number, as in the config's `device`.
-        turn: index of this rank, from 0, among the ranks of its host that get a GPU.
-        key: the setting that `wanted` comes from, for the error message.
-
-    Raises:
-        ValueError: there is no such GPU.
-    """
-    kind, count = accelerator.kind(), accelerator.count()
-    if wanted == "cpu" or (wanted == "auto" and not count):
-        return torch.device("cpu")
-    name, _, number = wanted.partition(":")
-    if name not in ("auto", kind):
-        others = f", and {count} of the kind {kind}: take {key}={kind}" if count else f"; take {key}=cpu"
-        raise ValueError(f"{key} = {wanted!r}: this host has 0 GPUs of the kind {name} that torch can use{others}")
-    index = int(number or turn % max(count, 1))
-    if index >= count:
-        raise ValueError(f"{key} = {wanted!r}: this host has {count} GPUs that torch can use; take {key}=cpu")
-    return torch.device(kind, index)
-
-
-def take(gpu: torch.device) -> None:
-    """Make this GPU the rank's own, and run near it. Call it before touching any memory that is to lie near the GPU."""
-    if gpu.type != "cpu":
-        accelerator.take(gpu)
-        run_near(accelerator.pci_address(gpu))
-
-
-def describe_device(device: torch.device) -> str:
-    """The device as the map shows it: `cpu`, or `cuda:0 0000:3b:00.0`."""
-    return str(device) if device.type == "cpu" else f"{device} {accelerator.pci_address(device)}".strip()
-
-
-def run_near(address: str, system: Path = Path("/sys")) -> None:
-    """Keep this rank on the cores of the NUMA node of a PCI device. Memory lies on the node whose core touches it first.
-
-    Does nothing where the system does not name these cores, or where the rank may run on none of them.
-    """
-    with suppress(OSError, ValueError):
-        near = _cores((system / "bus/pci/devices" / address / "local_cpulist").read_text())
-        if mine := near & os.sched_getaffinity(0):
-            os.sched_setaffinity(0, mine)
 
 
 def share_cores(masks: np.ndarray, quotas: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -150,9 +97,3 @@ def numbers(some: Iterable[int]) -> str:
             ranges.append([number, number])
     words = [f"{first}-{last}" if last > first else str(first) for first, last in ranges]
     return ",".join(words) if len(words) <= 4 else f"{','.join(words[:3])},... ({count})"
-
-
-def _cores(text: str) -> set[int]:
-    """The cores in a list such as `0-3,8`."""
-    ends = [[int(end) for end in part.split("-")] for part in text.strip().split(",")]
-    return {core for part in ends for core in range(part[0], part[-1] + 1)}

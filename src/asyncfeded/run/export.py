@@ -13,7 +13,7 @@ from asyncfeded.files.weights import MODEL, read_weights, write_weights
 from asyncfeded.model.flat import FlatModel, digest_frozen
 from asyncfeded.run.plan import digest_origin
 from asyncfeded.store import checkpoint, record
-from asyncfeded.store.checkpoint.file import checksum
+from asyncfeded.store.sealed import checksum
 from asyncfeded.tasks.contract import CheckedTask
 from asyncfeded.training.trial import new_module
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from asyncfeded.config import load_config
-from asyncfeded.mpi import launcher, placement, shield
+from asyncfeded.mpi import devices, launcher, shield
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import REFUSED, RefusedError, World, imagine_job, join_job, leave_job, make_statement
 from asyncfeded.override import setting
@@ -90,7 +90,7 @@ def _prepare(alone: World, plan: Plan, run_dir: Path, client: int) -> tuple[Line
         RefusedError: something is wrong that the user can correct.
     """
     config = plan.config
-    placement.take(plan.device)
+    devices.take(plan.device)
     profiles, module, state = _agree(alone, lambda: make_module(plan))
     agree_on_memory(alone, *needed_memory(replace(alone, rank=1), plan, state))
     offered = terms.offer(plan, state, profiles, plan.origin)
@@ -112,7 +112,7 @@ def _prepare(alone: World, plan: Plan, run_dir: Path, client: int) -> tuple[Line
     client_data = _agree(alone, lambda: work.load(seated, plan, profiles))
     flat = _agree(alone, lambda: flatten(plan, module, statistics, own))
     parts = _agree(alone, lambda: work.prepare(seated, plan, flat, profiles, client_data))
-    device = placement.describe_device(plan.device)
+    device = devices.describe_device(plan.device)
     line.say(where=f"{socket.gethostname()}, {device}, {alone.cores:.3g} cores, {torch.get_num_threads()} threads")
     return line, parts
 

@@ -13,7 +13,7 @@ from asyncfeded.config import Config, Settings, load_config
 from asyncfeded.files.digest import differing, digest_files
 from asyncfeded.files.weights import weights_file
 from asyncfeded.metric import Metrics
-from asyncfeded.mpi import launcher, placement
+from asyncfeded.mpi import devices, launcher, placement
 from asyncfeded.mpi.seats import Seats, deal
 from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gather_places, make_statement, share_cores
 from asyncfeded.run import RESUMABLE, stopping
@@ -143,7 +143,7 @@ def read_plan(
     if seats.serves(world.rank):
         check_sinks(config.record.trackers)
     wanted, key = (config.server_device, "server_device") if seats.serves(world.rank) else (config.device, "device")
-    device = placement.device(wanted, world.turn(seats), key)
+    device = devices.device(wanted, world.turn(seats), key)
     config = fill_in(config.model_copy(update={"clients": num_clients}), task, rule)
     return Plan(config, CheckedTask(task, config.task["name"], tasks.load_initial(config.task)), rule, device, origin, seats)
 
@@ -189,12 +189,12 @@ def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
         RefusedError: ranks that train together cannot do so on their devices.
     """
     config, device = plan.config, plan.device
-    placement.take(device)
+    devices.take(device)
     world = share_cores(world)
     use_threads(world, config)
     role = "server" if plan.seats.serves(world.rank) else "tester" if world.rank == config.evaluator else "worker"
     group = plan.seats.worker(plan.seats.order.index(world.rank)) if plan.seats.grouped else -1
-    places = gather_places(world, role, placement.describe_device(device), torch.get_num_threads(), group)
+    places = gather_places(world, role, devices.describe_device(device), torch.get_num_threads(), group)
     ranks = [[plan.seats.order[seat] for seat in group] for group in plan.seats.groups]
     agree_on(world, lambda: placement.check_groups(ranks, places), lambda _: make_statement())
     return world, places

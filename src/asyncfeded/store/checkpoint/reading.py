@@ -17,9 +17,9 @@ from asyncfeded.files.plain import FileFaultError, parse_toml
 from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Entry, Layout, named_views
 from asyncfeded.model.slices import Slice
-from asyncfeded.store.checkpoint.file import checksum
 from asyncfeded.store.checkpoint.slices import Vectors, read_slices
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, SCHEMA, Snapshot, numbers
+from asyncfeded.store.sealed import checksum
 
 N = TypeVar("N", int, float)
 

@@ -20,8 +20,8 @@ import numpy as np
 from asyncfeded.files.hdf5 import open_hdf5
 from asyncfeded.files.plain import FileFaultError
 from asyncfeded.model.slices import Slice
-from asyncfeded.store.checkpoint.file import checksum, write, written_checksum
 from asyncfeded.store.checkpoint.snapshot import Snapshot, numbered
+from asyncfeded.store.sealed import checksum, write, written_checksum
 
 K = TypeVar("K", int, str)
 LINE = re.compile(r"(slice-\d{10}-\d+\.h5) ([0-9a-f]{64})")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout, named_views
-from asyncfeded.store.checkpoint.file import Arrays, text, write
+from asyncfeded.store.sealed import Arrays, text, write
 
 SCHEMA = 3
 """Version of the layout of a checkpoint. Version 2 had a dataset for each base, knew accuracy and loss only, and had no

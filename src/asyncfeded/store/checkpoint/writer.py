@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asyncfeded.store.checkpoint.file import sync
 from asyncfeded.store.checkpoint.reading import checkpoints
 from asyncfeded.store.checkpoint.snapshot import Snapshot, save
+from asyncfeded.store.sealed import sync
 
 
 class Written(NamedTuple):
