@@ -1,9 +1,11 @@
 """What a report says of studies and of scaling studies."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from asyncfeded.files.plain import read_csv
 from asyncfeded.report import scaling as scaling_room
 from asyncfeded.report import study as room
 
@@ -24,6 +26,13 @@ def test_a_study_whose_runs_are_gone_has_its_tables(study, tmp_path):
     text = room.part(tmp_path, "s").body
     assert "The records of its runs are not in the folder" in text
     assert "<td>90.08 ± " in text
+
+
+def test_the_tables_of_the_documentation_are_whole():
+    tables = list(Path(__file__).parents[2].glob("docs/*/*.csv"))
+    assert len(tables) >= 4
+    for path in tables:
+        assert read_csv(path, [])
 
 
 @pytest.mark.parametrize(
