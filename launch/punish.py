@@ -28,8 +28,6 @@ from asyncfeded.run import RESUMABLE
 from asyncfeded.store import checkpoint, record
 
 PR_SET_CHILD_SUBREAPER = 36
-MEASURED = ("compute_s", "wait_s", "service_s")
-"""Columns of the record that are of the wall: no two runs have the same."""
 RANKS = (2, 3)
 STOPS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE_S = 900.0
@@ -144,7 +142,7 @@ def end(run_dir: Path) -> tuple[str, int, list[bytes]]:
     """What must be the same to the bit: hash of the model, updates, and all of the record, row by row."""
     result = json.loads((run_dir / "result.json").read_text())
     there = record.read_record(run_dir)
-    columns = [there.updates[name].tobytes() for name in there.updates.dtype.names or () if name not in MEASURED]
+    columns = [there.updates[name].tobytes() for name in there.updates.dtype.names or () if name not in record.MEASURED]
     return result["model_sha256"], result["updates"], [*columns, there.evaluations.tobytes()]
 
 

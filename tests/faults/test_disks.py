@@ -25,7 +25,7 @@ def whole(own_mpi, tmp_path_factory):
 def same_rows(one, other):
     """Two records, but for what the wall clock measured."""
     (updates, evaluations, *_), (others, other_evaluations, *_) = record.read_record(one), record.read_record(Path(other))
-    told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+    told = [name for name in updates.dtype.names if name not in record.MEASURED]
     return all((updates[name].tobytes() == others[name].tobytes()) for name in told) and (
         evaluations.tobytes() == other_evaluations.tobytes()
     )

@@ -179,7 +179,7 @@ class Life:
         """What must be the same to the bit: model, statistics, each client's own part, state of the rule, counts, record."""
         tables = record.read_record(self.folder)
         updates, evaluations = tables.updates, tables.evaluations
-        told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+        told = [name for name in updates.dtype.names if name not in record.MEASURED]
         state = self.server.state
         return {
             "model": state.model.x.numpy().tobytes(),

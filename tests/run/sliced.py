@@ -30,13 +30,10 @@ distance = "mahalanobis"
 """A model of 3 chunks, and as much momentum of each client behind it: 5 chunks in a message."""
 
 
-MEASURED = ("compute_s", "wait_s", "service_s")
-
-
 def told(run_dir):
     """The bits of a run by name, but for what the wall clock measured."""
     tables = record.read_record(run_dir)
-    rows = {name: tables.updates[name].tobytes() for name in tables.updates.dtype.names if name not in MEASURED}
+    rows = {name: tables.updates[name].tobytes() for name in tables.updates.dtype.names if name not in record.MEASURED}
     rows |= {name: tables.evaluations[name].tobytes() for name in tables.evaluations.dtype.names}
     return rows | {"model": (run_dir / "model.h5").read_bytes()}
 

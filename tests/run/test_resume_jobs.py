@@ -47,7 +47,7 @@ def jobs(tmp_path):
 
 def same_rows(one, other):
     (updates, evaluations, *_), (others, other_evaluations, *_) = record.read_record(one), record.read_record(other)
-    told = [name for name in updates.dtype.names if name not in ("compute_s", "wait_s", "service_s", "share")]  # of a limit
+    told = [name for name in updates.dtype.names if name not in (*record.MEASURED, "share")]  # of a limit
     return np.array_equal(updates[told], others[told]) and np.array_equal(evaluations, other_evaluations)
 
 

@@ -24,7 +24,7 @@ def virtual(own_mpi, runs):
 
 def same_rows(one, other):
     """Two records, but for what the wall clock measured."""
-    told = [name for name in one.updates.dtype.names if name not in ("compute_s", "wait_s", "service_s")]
+    told = [name for name in one.updates.dtype.names if name not in record.MEASURED]
     whole = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("evaluations", "client_evaluations"))
     return whole and np.array_equal(one.updates[told], other.updates[told])
 

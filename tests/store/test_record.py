@@ -236,12 +236,12 @@ def test_a_record_holds_nothing_of_the_environment(tmp_path, monkeypatch):
 
 def test_the_fields_of_an_update_are_frozen():
     """Files of finished runs have them: a change needs a new SCHEMA."""
-    assert record.SCHEMA == 4
+    assert record.SCHEMA == 5
     assert UPDATE.names == (
         "time_s", "client",
         "round", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",
-        "change_norm", "train_loss", "samples", "steps", "share", "compute_s", "wait_s", "service_s", "queue", "bytes",
-        "accepted",
+        "change_norm", "train_loss", "samples", "steps", "share", "compute_s", "wait_s", "service_s", "receive_s",
+        "measure_s", "merge_s", "queue", "bytes", "accepted",
     )  # fmt: skip
     assert dtypes(METRICS)["evaluations"].names == ("time_s", "version", "accuracy", "loss")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.store.record import UPDATE
-from asyncfeded.watch.trace import CLIENTS, SERVE, SERVER, rounds, write_trace
+from asyncfeded.watch.trace import CLIENTS, SERVER, rounds, write_trace
 from conftest import tables
 from watch.runs import open_record, update
 
@@ -51,7 +51,7 @@ def test_what_lies_between_two_updates_of_a_client():
     """One client on the wall clock. The second update was taken 4 s after the end of the first reply, of which it trained
     3 s: 1 s for two ways. The third had 2 s beside its training: so a way takes 0.5 s, and the third waited 1 s."""
     rows = [
-        update(3.0, 0, version=1, compute_s=1.0, service_s=0.5),
+        update(3.0, 0, version=1, compute_s=1.0, service_s=0.5, receive_s=0.25, measure_s=0.125, merge_s=0.25),
         update(7.5, 0, version=2, base_version=1, compute_s=3.0, service_s=0.5),
         update(11.0, 0, version=3, base_version=2, compute_s=1.0, service_s=0.5),
     ]
@@ -62,6 +62,8 @@ def test_what_lies_between_two_updates_of_a_client():
     assert times.sent.tolist() == [2.0, 7.5, 10.0]
     assert times.answered.tolist()[:2] == [3.5, 8.0]
     assert np.isnan(times.answered[2])
+    server = (times.received, times.taken, times.measured, times.merged, times.served)
+    assert [float(column[0]) for column in server] == [2.75, 3.0, 3.125, 3.375, 3.5]
 
 
 def test_a_reply_that_waits_for_others_leaves_with_the_update_that_it_carries():
@@ -88,6 +90,7 @@ def test_a_trace_is_valid(tmp_path, clock):
             client, good = int(rng.integers(3)), number % 7 != 3
             version += good
             numbers = {"version": version, "base_version": base[client], "compute_s": rng.random() / 5, "service_s": 0.02}
+            numbers |= {"receive_s": np.nan if number == 9 else 0.1, "measure_s": 0.005, "merge_s": 0.01 if good else 0.1}
             book.updates.append(update(time_s, client, **numbers, gamma=np.nan if number == 5 else 0.5, accepted=good))
             base[client] = version
         for time_s in (2.0, 5.9, 8.0):
@@ -104,9 +107,11 @@ def test_a_trace_is_valid(tmp_path, clock):
         assert names[CLIENTS, 1] == {"receive", "train", "send", "wait"}
         assert [start for _, start, _ in slices[SERVER, 2]] == [2e6, 8.1e6]
         assert names[SERVER, 3] == {"checkpoint"}
+        assert (names[SERVER, 5], len(slices[SERVER, 5])) == ({"receive"}, 60)
     else:
         assert names[CLIENTS, 1] == {"train"}
-    assert (names[SERVER, 1], len(slices[SERVER, 1])) == ({SERVE}, 60)
+    inside = {"measure", "merge", "reply"} if clock == "wall" else set()
+    assert (names[SERVER, 1], len(slices[SERVER, 1])) == ({"update"} | inside, 60 * (1 + len(inside)))
     assert (len(arrows), sum(len(ends) == 3 for ends in arrows.values())) == (60, 57)
 
 

@@ -71,11 +71,24 @@ def time_by_kind(seen: Seen) -> Html:
         for name, part, color, _ in kinds
     ]
     parts = (tag("div", *bar, class_="bar", role="img", aria_label=sentence), tag("ul", *legend, class_="legend"))
-    notes = tag("p", *(f"{name}: {meaning} " for name, _, _, meaning in kinds), class_="note")
+    notes = tag("p", *(f"{name}: {meaning} " for name, _, _, meaning in kinds), _service(seen), class_="note")
     cells = [[name, percent(part), seconds(part * seen.wall_s)] for name, part, _, _ in kinds]
     behind = html.folded(f"Table: {count(len(cells), 'row')}", html.table(["kind", "part", "time"], cells))
     title, key = tag("h3", "The server's time by kind"), f"{seen.key}-server"
     return tag("figure", title, tag("p", sentence, class_="says"), *((*parts, notes, behind) if kinds else ()), id=key)
+
+
+def _service(seen: Seen) -> str:
+    """What the time from taking an update to the end of its reply went into, as a sentence; empty without updates."""
+    whole, measuring, rule = (float(np.nansum(seen.updates[name])) for name in ("service_s", "measure_s", "merge_s"))
+    if not whole:
+        return ""
+    reply = max(whole - measuring - rule, 0.0)
+    return (
+        f"Of the time from the taking of an update to the end of its reply, {percent(measuring / whole)} went into "
+        f"measuring, {percent(rule / whole)} into the rule and {percent(reply / whole)} into the reply, "
+        f"in which most rules merge."
+    )
 
 
 def _kinds(seen: Seen) -> tuple[list[tuple[str, float, int, str]], str]:

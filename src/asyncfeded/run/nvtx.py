@@ -22,6 +22,15 @@ def mark(owner: object, **names: str) -> None:
         setattr(owner, method, _ranged(getattr(owner, method), name))
 
 
+def mark_server(server: object, wire: object, model: object, evaluator: object, writer: object) -> None:
+    """Put ranges around what a server does; most rules merge while the reply is sent."""
+    mark(wire, _receive="receive")
+    mark(server, _take="update", _send="reply")
+    mark(model, distances="measure", _merge_up_to="merge")
+    mark(evaluator, start="evaluate", step="evaluate")
+    mark(writer, start="checkpoint")
+
+
 def _ranged(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     nvtx = accelerator.nvtx()
 

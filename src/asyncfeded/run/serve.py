@@ -27,7 +27,7 @@ from asyncfeded.run import RESUMABLE, attendance, folder, result, resume
 from asyncfeded.run.data import check_data
 from asyncfeded.run.evaluate import evaluate_elsewhere, make_evaluator
 from asyncfeded.run.memory import most_held
-from asyncfeded.run.nvtx import mark
+from asyncfeded.run.nvtx import mark_server
 from asyncfeded.run.plan import Plan
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.slice_writers import FirstSliceWriter
@@ -228,10 +228,7 @@ class ServerRun:
             evaluator = cast(Evaluator, TellingEvaluator(parts.evaluator, parts.ranks))
         wire = self._wires.wire
         self._server = Server(wire, parts.rule, state, evaluator, settings, observer=self, whole=self._whole)
-        mark(self._server, _take="measure, merge, reply")
-        mark(self.wire, _receive="receive")
-        mark(parts.evaluator, start="evaluate", step="evaluate")
-        mark(writer, start="checkpoint")
+        mark_server(self._server, self.wire, parts.state.model, parts.evaluator, writer)
 
     def _whole(self, x: Tensor) -> Tensor:
         """The whole global model, given the slice of this rank: in the model that snapshots are evaluated in."""

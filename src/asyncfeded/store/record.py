@@ -26,15 +26,16 @@ from asyncfeded.files.hdf5 import Group, open_hdf5
 from asyncfeded.files.plain import FileFaultError, read_bytes
 from asyncfeded.metric import Metrics
 from asyncfeded.mpi.placement import PLACE
-from asyncfeded.store.checkpoint.file import checksum, text, write
+from asyncfeded.store.sealed import checksum, text, write
 from asyncfeded.store.table import Table
 
-SCHEMA = 4
-"""Version of the layout of record.h5. Version 3 had no events; version 2 knew accuracy and loss only, and had no `share`;
-version 1 had no places and no `queue`."""
+SCHEMA = 5
+"""Version of the layout of record.h5. Version 4 did not split `service_s`; version 3 had no events; version 2 knew accuracy
+and loss only, and had no `share`; version 1 had no places and no `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
+Float32: TypeAlias = Annotated[float, np.float32]
 Float64: TypeAlias = Annotated[float, np.float64]
 Bool: TypeAlias = Annotated[bool, np.bool_]
 
@@ -75,6 +76,12 @@ class UpdateRow(NamedTuple):
     """Wall time of the worker between its previous update and the reply."""
     service_s: Float64
     """Time of the server, from taking the update to the end of the reply."""
+    receive_s: Float32
+    """Wall time from the beginning of its receipt to its taking."""
+    measure_s: Float32
+    """Part of `service_s`: until the distances were known. Most of a large update is measured while it is received."""
+    merge_s: Float32
+    """Part of `service_s` behind that: the rule. The rest is the reply, in which most rules merge chunk by chunk."""
     queue: Int32
     """How many other updates were here and not taken yet, on the wall clock."""
     bytes: Int64
@@ -85,6 +92,8 @@ class UpdateRow(NamedTuple):
 
 UPDATE = np.dtype([(name, kind.__metadata__[0]) for name, kind in get_type_hints(UpdateRow, include_extras=True).items()])
 """An update: the fields of `UpdateRow` in order, so that names and types are written only once."""
+MEASURED = ("compute_s", "wait_s", "service_s", "receive_s", "measure_s", "merge_s")
+"""Columns that the wall clock measured: no two runs have the same, also where all else is the same to the bit."""
 EVENT = np.dtype(
     [
         ("at_s", np.float64),  # Unix time when it ended, on the clock of the server's host

@@ -225,6 +225,7 @@ class Server:
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise DivergedError(state.updates)
+        measured = time.perf_counter()
         w = model.without_own(arrival.weights)
         update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w)
         refusal = why_refused(update, arrival, self.settings.faults, self.settings.workloads)
@@ -239,7 +240,7 @@ class Server:
             state.steps[client] += arrival.steps
             self.recent.append((decision.gamma, decision.eta))
             state.refused_in_a_row[client] = 0
-        replies = decision.replies
+        decided, replies = time.perf_counter(), decision.replies
         if self._reached():  # the clients get a stop instead
             replies, state.withheld = (), decision.replies
         for reply in replies:
@@ -268,6 +269,9 @@ class Server:
                 compute_s=arrival.compute_s,
                 wait_s=arrival.wait_s,
                 service_s=service_s,
+                receive_s=began - arrival.began_s,
+                measure_s=measured - began,
+                merge_s=decided - measured,
                 queue=arrival.queue,
                 bytes=(1 + len(replies)) * self._update_bytes,
                 accepted=not refusal,

@@ -1,8 +1,8 @@
 """A run as a trace in Chrome's JSON, for ui.perfetto.dev: who did what when, from the record alone.
 
-The record tells when an update was taken, how long the server was at it, and how long the client trained. What lies between
-the end of a reply, the training and the next update is the way there and back, and the wait in the server's queue. The
-shortest such time of a client counts as two ways, half of it each; what is longer is the wait.
+The record tells when an update was taken, how long the server was at its parts, and how long the client trained. What lies
+between the end of a reply, the training and the next update is the way there and back, and the wait in the server's queue.
+The shortest such time of a client counts as two ways, half of it each; what is longer is the wait.
 
 On a simulated clock a round lasts from its order to its update, and the server takes no time.
 """
@@ -23,9 +23,8 @@ from asyncfeded.watch.state import SECONDS
 
 SERVER, CLIENTS = 1, 2
 """Numbers of the two groups of tracks."""
-UPDATES, TESTS, CHECKPOINTS, EVENTS = 1, 2, 3, 4
+UPDATES, TESTS, CHECKPOINTS, EVENTS, RECEIPTS = 1, 2, 3, 4, 5
 """Numbers of the server's tracks; the track of a client is its id plus 1."""
-SERVE = "measure, merge, reply"
 HEAD = '{"displayTimeUnit":"ms","otherData":'
 """How a trace begins."""
 
@@ -41,8 +40,14 @@ class Rounds(NamedTuple):
     """When it ended, and sending began."""
     sent: np.ndarray
     """When the update was there, and waited."""
+    received: np.ndarray
+    """When the server began to receive it, or the receipt of the one before had ended."""
     taken: np.ndarray
-    """When the server took it."""
+    """When the server took it, and measured it."""
+    measured: np.ndarray
+    """When its distances were known, and the rule merged it."""
+    merged: np.ndarray
+    """When the rule had decided, and the reply began; most rules merge on while it is sent."""
     served: np.ndarray
     """When the server had done with it."""
     answered: np.ndarray
@@ -109,6 +114,10 @@ def rounds(tables: Tables, clock: str) -> Rounds:
     taken = np.maximum.accumulate(rows["time_s"]) if count else rows["time_s"].copy()
     after = np.append(taken[1:], np.inf)[:count]
     served = np.minimum(taken + (rows["service_s"] if real else 1e-6), after)
+    measured = np.minimum(taken + rows["measure_s"], served)
+    merged = np.minimum(measured + rows["merge_s"], served)
+    received = np.maximum(taken - np.nan_to_num(rows["receive_s"]), np.append([0.0], taken[:-1])[:count])
+    server = (received, taken, measured, merged, served)
     order = np.argsort(rows["client"], kind="stable")
     client = rows["client"][order]
     again = np.append([False], client[1:] == client[:-1])[:count]
@@ -123,14 +132,14 @@ def rounds(tables: Tables, clock: str) -> Rounds:
     answered = np.full(count, np.nan)
     answered[before[again]] = ordered[order[again]]
     if not real:
-        return Rounds(ordered, ordered, taken, taken, taken, served, answered)
+        return Rounds(ordered, ordered, taken, taken, *server, answered)
     spare = np.maximum(taken - ordered - rows["compute_s"], 0.0)
     least = np.full(int(rows["client"].max(initial=-1)) + 1, np.inf)
     np.minimum.at(least, rows["client"], spare)
     way = least[rows["client"]] / 2
     began = ordered + way
     trained = np.minimum(began + rows["compute_s"], taken - way)
-    return Rounds(ordered, began, trained, np.minimum(trained + way, taken), taken, served, answered)
+    return Rounds(ordered, began, trained, np.minimum(trained + way, taken), *server, answered)
 
 
 def _names(tables: Tables, clock: str) -> Iterator[str]:
@@ -138,7 +147,8 @@ def _names(tables: Tables, clock: str) -> Iterator[str]:
     host = tables.attributes["placement"][0]["host"].decode()  # type: ignore[index]
     yield _meta(SERVER, 0, "process_name", f"server on {host} ({SECONDS[clock]} seconds)")
     yield _meta(CLIENTS, 0, "process_name", f"clients ({SECONDS[clock]} seconds)")
-    for track, name in {UPDATES: "updates", TESTS: "evaluate", CHECKPOINTS: "checkpoint", EVENTS: "events"}.items():
+    tracks = {UPDATES: "updates", TESTS: "evaluate", CHECKPOINTS: "checkpoint", EVENTS: "events", RECEIPTS: "receive"}
+    for track, name in tracks.items():
         yield _meta(SERVER, track, "thread_name", name)
     for client in np.unique(tables.updates["client"]).tolist():
         yield _meta(CLIENTS, client + 1, "thread_name", f"client {client}")
@@ -171,7 +181,7 @@ def _updates(rows: np.ndarray, times: Rounds, clock: str) -> Iterator[str]:
     columns = (rows[name].tolist() for name in ("client", "round", "epochs", "gamma", "eta", "tau", "accepted"))
     each = zip(zip(*columns, strict=True), zip(*(column.tolist() for column in times), strict=True), strict=True)
     for number, ((client, turn, K, gamma, eta, tau, good), at) in enumerate(each):
-        ordered, began, trained, sent, taken, served, answered = at
+        ordered, began, trained, sent, received, taken, measured, merged, served, answered = at
         track, inside = client + 1, min((trained - began) / 2, 1e-6)
         if real:
             yield _slice(CLIENTS, track, "receive", ordered, began)
@@ -184,7 +194,12 @@ def _updates(rows: np.ndarray, times: Rounds, clock: str) -> Iterator[str]:
         if real or answered > served:
             yield _slice(CLIENTS, track, "wait", sent, served if math.isnan(answered) else answered)
         told = f'"gamma":{_number(gamma)},"eta":{_number(eta)},"tau":{tau}' if good else '"refused":1'
-        yield _slice(SERVER, UPDATES, SERVE, taken, served, f'{{"client":{client},{told}}}')
+        yield _slice(SERVER, UPDATES, "update", taken, served, f'{{"client":{client},{told}}}')
+        if real:
+            yield _slice(SERVER, RECEIPTS, "receive", received, taken, f'{{"client":{client}}}')
+            yield _slice(SERVER, UPDATES, "measure", taken, measured)
+            yield _slice(SERVER, UPDATES, "merge", measured, merged)
+            yield _slice(SERVER, UPDATES, "reply", merged, served)
         yield _flow("t", number, SERVER, UPDATES, (taken + served) / 2)
         arrow[client] = number
 

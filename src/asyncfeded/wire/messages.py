@@ -96,9 +96,9 @@ class Header(NamedTuple):
         """What has arrived: all fields but the scores, and these, float64 (8,)."""
         return cls._make((*fields, tuple(scores.tolist()) if fields[2] & TESTED else NO_SCORES))
 
-    def arrival(self, weights: Tensor) -> "Arrival":
-        """The update that this header announced, with its weights."""
-        figures = (self.samples, self.steps, self.train_loss, self.compute_s, self.wait_s, weights, 0, self.scores)
+    def arrival(self, weights: Tensor, began_s: float) -> "Arrival":
+        """The update that this header announced, with its weights; `began_s`: see `Arrival`."""
+        figures = (self.samples, self.steps, self.train_loss, self.compute_s, self.wait_s, weights, 0, self.scores, began_s)
         return Arrival(self.client, self.round, self.version, self.epochs, *figures)
 
 
@@ -157,6 +157,8 @@ class Arrival(NamedTuple):
     """How many other updates were waiting when this one was taken: at least their headers had arrived."""
     scores: tuple[float, ...] = NO_SCORES
     """Metrics of the model that the client was sent, in the order of the task; NaN where there is none."""
+    began_s: float = math.nan
+    """When its receipt began, by time.perf_counter; NaN where nobody looks."""
 
 
 class Refused(NamedTuple):
@@ -217,6 +219,8 @@ class Incoming(NamedTuple):
     receiving: Receiving
     refusal: str
     """What is wrong with its header, as a sentence; empty if nothing is."""
+    began_s: float
+    """When it began, by time.perf_counter."""
 
 
 class Wire(Protocol):

@@ -252,7 +252,7 @@ class ServerWire:
             pending = self._in_hand[worker]
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
             receiving = self._begin(worker, header.client, slot, not refusal)
-            self._incoming.append(Incoming(worker, header, slot, receiving, refusal))
+            self._incoming.append(Incoming(worker, header, slot, receiving, refusal, began))
             self._take_parts()  # a small model is here already
             moved = True
         if moved:
@@ -268,7 +268,7 @@ class ServerWire:
         """Take the parts of all updates that have arrived. Returns whether there were any."""
         moved = False
         for incoming in list(self._incoming):
-            worker, header, slot, receiving, refusal = incoming
+            worker, header, slot, receiving, refusal, _ = incoming
             while (part := self._test(worker, receiving.poll)) is not None:
                 moved = True
                 self._sign_s[worker] = self._deadlines.listened_s
@@ -283,7 +283,7 @@ class ServerWire:
 
     def _conclude(self, incoming: Incoming) -> None:
         """Make an arrival, or a refusal, of an update that is completely here. Its worker may get the next order."""
-        worker, header, slot, receiving, refusal = incoming
+        worker, header, slot, receiving, refusal, began_s = incoming
         pending, self._in_hand[worker] = self._in_hand[worker], None
         self._test(worker, self._header_requests[worker].Start)
         refusal, client = refusal or receiving.fault, pending.order.client if pending else -1
@@ -298,7 +298,7 @@ class ServerWire:
             self._arrived.append(Refused(client, f"{self._workers[worker].name} sent an update: {refusal}", True))
         else:
             self._taken[header.client] = slot
-            self._arrived.append(header.arrival(self._buffers[slot]))
+            self._arrived.append(header.arrival(self._buffers[slot], began_s))
         if self._pending[worker]:
             self._send(worker, heapq.heappop(self._pending[worker]), _is_ready)
 
