@@ -65,6 +65,19 @@ def computes_bf16(gpu: torch.device) -> bool:
     return bool(supported(including_emulation=False)) if supported else True
 
 
+def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The states of torch's global generators, which a device's computations draw from."""
+    states = (torch.get_rng_state(),)
+    return states if device.type == "cpu" else (*states, _functions(device.type).get_rng_state())
+
+
+def draw_again(device: torch.device, states: tuple[torch.Tensor, ...]) -> None:
+    """Set torch's global generators to what `random_state` gave."""
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        _functions(device.type).set_rng_state(states[1])
+
+
 def sums(device: torch.device) -> torch.dtype:
     """The type that a device sums in: float64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -56,7 +56,7 @@ def test_slices_arrive_bit_for_bit_and_all_server_ranks_see_the_same(world, comm
             arrival = take(wire)
             client, number = arrival.client, arrival.round
             assert np.array_equal(arrival.weights.numpy().view(np.uint32), bits(size, client, number, 1)[held])
-            seen.append((*arrival[:9], wire.now()))
+            seen.append((*arrival[:9], arrival.measured, wire.now()))
             wire.release(arrival)
             if number + 1 < ROUNDS:
                 reply(client, number + 1)
@@ -75,7 +75,7 @@ def test_slices_arrive_bit_for_bit_and_all_server_ranks_see_the_same(world, comm
         while (order := wire.receive()) is not None:
             assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, order.client, order.round, 0))
             buffer.numpy().view(np.uint32)[:] = bits(size, order.client, order.round, 1)
-            wire.send(order, 1, 2, 0.5, 0.25, 0.125)
+            wire.send(order, 1, 2, 0.5, 0.25, 0.125, measured=0.75 + order.round)
         wire.finish()
     told = comm.allgather(seen if ranks else None)
     assert told[0] == told[1]

@@ -29,27 +29,28 @@ def test_weights_and_numbers_arrive_bit_for_bit(world, comm, seed):
             done = [0] * len(buffers)
             for i, buffer in enumerate(buffers):
                 buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, 0, 0)
-                wire.reply(Order(i, 0, 2**40, i + 1), buffer, int)
+                wire.reply(Order(i, 0, 2**40, i + 1, learning_rate=0.1), buffer, int)
             while min(done) < rounds:
                 arrival = take(wire)
                 i, n = arrival.client, done[arrival.client]
                 numbers = (i, 7 * n, 2**40 + n, i + 1 + n, 2**41 + i, 2**30 + n, n + 0.1, n + 0.2, n + 0.3)
-                assert arrival[:9] == numbers
+                assert (*arrival[:9], arrival.measured) == (*numbers, n + 0.4)
                 assert np.array_equal(arrival.weights.numpy().view(np.uint32), bits(size, seed, turn, i, n, 1))
                 wire.release(arrival)
                 done[i] += 1
                 if done[i] < rounds:
                     buffers[i].numpy().view(np.uint32)[:] = bits(size, seed, turn, i, done[i], 0)
-                    wire.reply(Order(i, 7 * done[i], 2**40 + done[i], i + 1 + done[i]), buffers[i], int)
+                    again = Order(i, 7 * done[i], 2**40 + done[i], i + 1 + done[i], learning_rate=0.1 + done[i])
+                    wire.reply(again, buffers[i], int)
             assert wire.stop() == 0
         else:
             wire, buffer = client(comm, size)
             i, n = world.rank - 1, 0
             while (order := wire.receive()) is not None:
-                assert order == Order(i, 7 * n, 2**40 + n, i + 1 + n)
+                assert order == Order(i, 7 * n, 2**40 + n, i + 1 + n, learning_rate=0.1 + n)
                 assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, seed, turn, i, n, 0))
                 buffer.numpy().view(np.uint32)[:] = bits(size, seed, turn, i, n, 1)
-                wire.send(order, 2**41 + i, 2**30 + n, n + 0.1, n + 0.2, n + 0.3)
+                wire.send(order, 2**41 + i, 2**30 + n, n + 0.1, n + 0.2, n + 0.3, measured=n + 0.4)
                 n += 1
             wire.finish()
             assert n == rounds

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from asyncfeded import rules
+from asyncfeded.rules.decision import Reply
 from rules.models import first_epochs, new_model, send, start
 
 
@@ -37,7 +38,7 @@ def test_gamma_eta_x_and_K_of_a_stale_update():
     assert decision.gamma == 2.0
     assert decision.eta == pytest.approx(1 / 3)
     assert model.x.tolist() == pytest.approx([3.0, 4.0 + 2.5 / 3])
-    assert decision.replies == ((1, 3),)
+    assert decision.replies == (Reply(1, 3),)
     assert state["K"][1] == 3
 
 
@@ -102,7 +103,7 @@ def test_K_of_a_very_stale_client_never_falls_below_1():
         send(rule, model, state, 0, model.base[0] + torch.tensor([100.0, 0.0]))
         decision = send(rule, model, state, 1, model.base[1] + torch.tensor([0.0, 0.01]))
         assert decision.gamma > 1000
-        assert decision.replies == ((1, 1),)
+        assert decision.replies == (Reply(1, 1),)
 
 
 def test_K_of_one_client_leaves_the_others_alone():
@@ -148,7 +149,7 @@ def test_no_change_of_an_unmoved_model_is_fresh_and_changes_nothing_but_the_vers
     rule = asyncfeded(**{"lambda": 1.0, "epsilon": 4.0})
     model, state = start(rule)
     decision = send(rule, model, state, 0, [0.0, 0.0])
-    assert decision == (0.0, 0.25, ((0, 2),))
+    assert decision == (0.0, 0.25, (Reply(0, 2),))
     assert (model.x.tolist(), model.version) == ([0.0, 0.0], 1)
 
 
@@ -157,7 +158,7 @@ def test_no_change_against_a_moved_model_is_infinitely_stale_and_changes_nothing
     model, state = start(rule)
     send(rule, model, state, 0, [3.0, 4.0])
     decision = send(rule, model, state, 1, [0.0, 0.0])
-    assert decision == (math.inf, 0.0, ((1, 2),))
+    assert decision == (math.inf, 0.0, (Reply(1, 2),))
     assert (model.x.tolist(), model.version) == ([3.0, 4.0], 2)
 
 
@@ -236,4 +237,4 @@ def test_no_change_has_the_same_gamma_by_every_distance(distance):
     model, state = start(rule)
     assert send(rule, model, state, 0, [0.0, 0.0]).gamma == 0.0
     send(rule, model, state, 0, [3.0, 4.0])
-    assert send(rule, model, state, 1, [0.0, 0.0]) == (math.inf, 0.0, ((1, 2),))
+    assert send(rule, model, state, 1, [0.0, 0.0]) == (math.inf, 0.0, (Reply(1, 2),))

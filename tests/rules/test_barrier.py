@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from asyncfeded import rules
+from asyncfeded.rules.decision import Reply
 from rules.models import CLIENTS, PARAMS, STATISTICS, arrive, first_epochs, new_model, send, start
 
 barrier_rule = pytest.mark.parametrize("name", ["fedavg", "fedprox"])
@@ -45,7 +46,7 @@ def test_nobody_is_replied_to_before_the_last_and_then_everybody_once(name):
     model, state = start(rule, clients=3, epochs=5)
     for order in permutations(range(3)):
         replies = [arrive(rule, model, state, client, [1.0, 1.0]).replies for client in order]
-        assert replies == [(), (), ((0, 5), (1, 5), (2, 5))]
+        assert replies == [(), (), (Reply(0, 5), Reply(1, 5), Reply(2, 5))]
 
 
 @barrier_rule

@@ -66,8 +66,13 @@ def test_a_rule_whose_clients_do_not_wait_has_no_reply_for_a_lost_client():
         (Decision(0.0, 1.0, (Reply(4, 1),)), "replies to client 4, which does not wait for a reply"),
         (Decision(0.0, 1.0, (Reply(1, 1),)), "replies to client 1, which does not wait"),
         (Decision(0.0, 1.0, (Reply(0, 1), Reply(0, 1))), "replies to client 0, which does not wait"),
-        (Decision(0.0, 1.0, (Reply(0, 2.5),)), r"gave back Reply\(client=0, epochs=2.5\), expected .* two whole numbers"),
+        (
+            Decision(0.0, 1.0, (Reply(0, 2.5),)),
+            r"gave back Reply\(client=0, epochs=2.5, .*\), expected .* two whole numbers",
+        ),
         (Decision(0.0, 1.0, (Reply(0, 0),)), "gives client 0 K = 0, expected 1 to 2147483647"),
+        (Decision(0.0, 1.0, (Reply(0, 1, -0.5),)), "gives client 0 the learning rate -0.5, expected a number from 0"),
+        (Decision(0.0, 1.0, (Reply(0, 1, float("nan")),)), "gives client 0 the learning rate nan"),
         (KeyError("no such layer"), r"raised KeyError: 'no such layer'\nTraceback .*\n(.*\n)+KeyError: 'no such layer'"),
     ],
 )

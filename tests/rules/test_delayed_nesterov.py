@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded import rules
+from asyncfeded.rules.decision import Reply
 from rules.models import arrive, start
 
 
@@ -26,9 +27,9 @@ def test_local_epochs_are_in_proportion_to_the_epochs_done():
     """First K 4. Until client 1 has come, K stays; then 12 and 4 epochs are done, 8 in the mean."""
     rule = rules.load_rule({"name": "delayed_nesterov"})
     model, state = start(rule, epochs=4)
-    assert [arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies for _ in range(3)] == [((0, 4),)] * 3
-    assert arrive(rule, model, state, 1, [1.0, 0.0], epochs=4).replies == ((1, 2),)  # 4 * 4 / 8
-    assert arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies == ((0, 6),)  # 4 * 16 / 10 = 6.4
+    assert [arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies for _ in range(3)] == [(Reply(0, 4),)] * 3
+    assert arrive(rule, model, state, 1, [1.0, 0.0], epochs=4).replies == (Reply(1, 2),)  # 4 * 4 / 8
+    assert arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies == (Reply(0, 6),)  # 4 * 16 / 10 = 6.4
     assert state["K"].tolist() == [6, 2]
 
 
@@ -49,8 +50,8 @@ def test_local_epochs_stay_within_their_bounds():
     model, state = start(rule, epochs=4)
     for _ in range(9):
         arrive(rule, model, state, 0, [1.0, 0.0], epochs=4)
-    assert arrive(rule, model, state, 1, [1.0, 0.0], epochs=4).replies == ((1, 2),)
-    assert arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies == ((0, 5),)
+    assert arrive(rule, model, state, 1, [1.0, 0.0], epochs=4).replies == (Reply(1, 2),)
+    assert arrive(rule, model, state, 0, [1.0, 0.0], epochs=4).replies == (Reply(0, 5),)
 
 
 def test_bounds_of_local_epochs_are_checked():

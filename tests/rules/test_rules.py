@@ -104,9 +104,9 @@ def test_K_is_a_client_s_own(table):
     model, rule = new_model(), rules.load_rule(table)
     state = rule.init(model, np.array([1, 2, 3, 4]))
     replies = [reply for client in range(4) for reply in arrive(rule, model, state, client, [1.0] * 8).replies]
-    assert sorted(client for client, _ in replies) == [0, 1, 2, 3]
+    assert sorted(reply.client for reply in replies) == [0, 1, 2, 3]
     if table["name"] not in ("asyncfeded", "delayed_nesterov"):
-        assert sorted(replies) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+        assert sorted(replies) == [(0, 1, 0.0), (1, 2, 0.0), (2, 3, 0.0), (3, 4, 0.0)]
 
 
 @every_rule
@@ -173,4 +173,4 @@ def test_the_rule_of_the_tutorial_works():
     model.hand_out(0)
     done = rule.on_arrival(Update(0, 0, 3, 1, 0.0, 2.0, torch.tensor([2.0])), model, state)
     assert model.x.item() == pytest.approx(1.6)
-    assert done == (0.0, 0.8, ((0, 3),))
+    assert done == (0.0, 0.8, ((0, 3, 0.0),))

@@ -69,11 +69,12 @@ class Workers:
         orders.sort(key=lambda waiting: waiting[:2])
         _, order, base = orders.pop(0)
         noise = torch.from_numpy(np.random.default_rng([order.client, order.round]).random(len(base), np.float32))
-        w = 0.9 * base + 0.1 * order.epochs * noise
+        w = 0.9 * base + 0.1 * (order.epochs + order.learning_rate) * noise
         if (order.client, order.round) == (1, 3):
             w[0] = torch.nan
         figures = (order.epochs, 4 + order.client, 1, 0.5, 0.0, 0.0)
-        return Arrival(order.client, order.round, order.version, *figures, w, scores=tuple(w[:8].double().tolist()))
+        scores, measured = tuple(w[:8].double().tolist()), 1.0 + (order.client + order.round) % 5
+        return Arrival(order.client, order.round, order.version, *figures, w, scores=scores, measured=measured)
 
     def release(self, arrival):
         pass

@@ -35,9 +35,9 @@ def a_snapshot(rows=120, layout=LAYOUT, **changes):
     """A state in which no two numbers are equal."""
     numbers = {name: kind(rows + i) if kind is int else rows + i / 7 for i, (name, kind) in enumerate(NUMBERS.items())}
     who = [
-        (2, 40, 400, 0.5, 39, 117, True, 3.5, 0, False),
-        (5, 9, 2**40, 0.125, 9, 116, False, np.nan, 10, True),
-        (1, 8, 0, np.nan, 7, 1, True, np.inf, 3, False),
+        (2, 40, 400, 0.5, 0.25, 39, 117, True, 3.5, 0, False),
+        (5, 9, 2**40, 0.125, 0.0, 9, 116, False, np.nan, 10, True),
+        (1, 8, 0, np.nan, 1e-3, 7, 1, True, np.inf, 3, False),
     ]
     clients = np.array(who, CLIENT_STATE)
     snapshot = Snapshot(

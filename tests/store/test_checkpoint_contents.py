@@ -113,11 +113,11 @@ def test_a_module_takes_the_weights_as_the_docstring_says(tmp_path):
 
 
 def test_a_checkpoint_of_another_schema_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 4)
+    monkeypatch.setattr(checkpoint.snapshot, "SCHEMA", 5)
     save(tmp_path / "it.h5", a_snapshot())
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match=r"it\.h5: expected a checkpoint of schema 3, this has schema 4, written by asyncfeded "
+        ValueError, match=r"it\.h5: expected a checkpoint of schema 4, this has schema 5, written by asyncfeded "
     ):
         read_checkpoint(tmp_path / "it.h5")
 

@@ -6,6 +6,7 @@ from itertools import cycle
 import pytest
 
 from asyncfeded.config import Faults, Training
+from asyncfeded.rules.asyncfeded import AsyncFedED
 from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.training.rounds import Workload
 from asyncfeded.wire.messages import Joined, Lost, Refused
@@ -154,6 +155,27 @@ def test_in_a_replay_a_client_is_told_the_share_that_the_record_has(bench):
     done.server.settings = done.server.settings._replace(share=lambda client, number: (client + 10 * number + 1) / 100)
     assert done.run().rows["share"].tolist() == [0.01, 0.02]
     assert [sent.share for sent in done.wire.replies] == [0.01, 0.02, 0.11]
+
+
+class Rates(AsyncFedED):
+    """Sends as learning rate what its client has measured."""
+
+    def on_arrival(self, update, model, state):
+        done = super().on_arrival(update, model, state)
+        return done._replace(replies=tuple(reply._replace(learning_rate=update.measured) for reply in done.replies))
+
+
+def test_a_rate_goes_with_the_reply_of_the_rule_and_again_with_an_order_that_is_repeated(bench):
+    script = [
+        (0, [1.0, 1.0], {"measured": 0.5}),
+        (0, [float("nan"), 1.0], {"measured": 7.0}),
+        (0, [1.0, 2.0], {"measured": 2.0}),
+    ]
+    done = bench(script, updates=2, rule=Rates()).run()
+    assert [sent.learning_rate for sent in done.wire.replies] == [0.0, 0.0, 0.5, 0.5]
+    assert done.rows["learning_rate"].tolist() == [0.0, 0.5, 0.5]
+    assert done.rows["measured"].tolist() == [0.5, 7.0, 2.0]
+    assert [reply.learning_rate for reply in done.server.state.withheld] == [2.0]
 
 
 # --- what the wire did not take for an update, and clients that are lost

@@ -64,6 +64,16 @@ def equal(one, two):
     return all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_a_rate_that_comes_with_the_order_takes_the_place_of_the_config_s():
+    """Also under a schedule, which is a factor on it: from all of it in a line to half of it, at half of the run to 3/4."""
+    _, ours = train(Training(learning_rate=0.5, batch_size=11), ORDER._replace(learning_rate=0.25))
+    keys = {"schedule": "linear", "schedule_over": "run", "learning_rate_end": 1.0}
+    _, scheduled = train(Training(learning_rate=2.0, batch_size=11, **keys), ORDER._replace(learning_rate=0.25))
+    for module, rate in ((ours, 0.25), (scheduled, 0.1875)):
+        _, theirs = train(Training(learning_rate=rate, batch_size=11))
+        assert equal(module, theirs)
+
+
 def test_adamw_with_clipping_and_a_schedule():
     """22 samples by 11 are two steps an epoch. The rate falls from 0.1 in a line over 20 steps, of which 10 were done."""
     keys = {"schedule": "linear", "schedule_length": 20, "clip_norm": 0.05, "weight_decay": 0.1}

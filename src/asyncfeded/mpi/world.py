@@ -19,7 +19,7 @@ from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.seats import Seats, deal
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages; ranks of different versions refuse to train together."""
 PROBLEMS_TOLD = 3
 """How many different problems of ranks are told, when a job does not start."""

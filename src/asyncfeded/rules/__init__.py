@@ -12,7 +12,7 @@ from asyncfeded.rules.ace import Ace
 from asyncfeded.rules.area import Area
 from asyncfeded.rules.asyncfeded import AsyncFedED
 from asyncfeded.rules.ca2fl import Ca2fl
-from asyncfeded.rules.contract import Rule, RuleError, Waits
+from asyncfeded.rules.contract import MEASURED, Measures, Rule, RuleError, Waits, measured_for
 from asyncfeded.rules.delay_adaptive import DelayAdaptive
 from asyncfeded.rules.delayed_nesterov import DelayedNesterov
 from asyncfeded.rules.fadas import Fadas
@@ -21,7 +21,7 @@ from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.rules.fedbuff import FedBuff
 from asyncfeded.rules.fedprox import FedProx
 
-__all__ = ["RULES", "TAKEN", "Rule", "Waits", "load_rule"]
+__all__ = ["RULES", "TAKEN", "Measures", "Rule", "Waits", "load_rule", "measured_for"]
 
 TAKEN = ("name",)
 """Keys of the section that are none of the rule's class."""
@@ -55,6 +55,8 @@ def check_rule(rule: object, name: str) -> Rule:
     faults = wrong_methods(rule, Rule, (Waits,))
     if not isinstance(getattr(rule, "proximal", None), float | int):
         faults.append("has no number proximal; write `proximal: ClassVar[float] = 0.0`")
+    if measured_for(rule) not in MEASURED:  # type: ignore[arg-type]
+        faults.append(f"measures {rule.measures!r}, expected one of {MEASURED}")  # type: ignore[attr-defined]
     if faults:
         raise RuleError(f"rule {name}: {'; '.join(faults)}")
     return rule  # type: ignore[return-value]

@@ -47,6 +47,24 @@ class Waits(Rule, Protocol):
         """A client is lost until it arrives again: write `model` and `state` in place; return who gets a reply now."""
 
 
+@runtime_checkable
+class Measures(Rule, Protocol):
+    """A rule that asks its clients for a number, which they measure on the model that they are sent (`Update.measured`)."""
+
+    measures: str
+    """One of MEASURED. `curvature`: ||g(x_s) - g(x_s - h g)|| / ||h g||, where g is the gradient of the round's first step
+    and h such that ||h g|| is 1 % of ||x_s||; it takes one gradient more per round."""
+
+
+MEASURED = ("", "curvature")
+"""What a rule can ask its clients to measure; empty: nothing."""
+
+
+def measured_for(rule: Rule) -> str:
+    """What a rule asks its clients to measure, one of MEASURED."""
+    return rule.measures if isinstance(rule, Measures) else ""
+
+
 class RuleError(CodeError):
     """What is wrong with a rule."""
 
@@ -126,9 +144,11 @@ def _problem(replies: object, out: np.ndarray) -> str:
     for reply in replies:
         if not isinstance(reply, Reply):
             return f"gave back the replies {replies!r:.200}, {expected}"
-        client, epochs = reply
+        client, epochs, rate = reply
         if not (isinstance(client, WHOLE) and isinstance(epochs, WHOLE)):
             return f"gave back {reply!r:.200}, expected Reply(client, epochs) of two whole numbers"
+        if not (isinstance(rate, NUMBERS) and 0 <= rate < math.inf):
+            return f"gives client {client} the learning rate {rate!r}, expected a number from 0, which is that of the config"
         if not 0 <= client < len(out) or out[client] or client in seen:
             return f"replies to client {client}, which does not wait for a reply"
         if not 1 <= epochs <= INT32_MAX:

@@ -26,6 +26,8 @@ class Update(NamedTuple):
     """||Delta||_2 = ||w - x_s||_2, how far the client has trained; finite."""
     weights: Tensor
     """float32 (size,), w; valid during the call."""
+    measured: float = math.nan
+    """What the rule asks its clients to measure (`Measures`), on the base x_s; NaN: nothing, or no number came of it."""
 
     @property
     def gamma(self) -> float:
@@ -43,6 +45,8 @@ class Reply(NamedTuple):
 
     client: int
     epochs: int
+    learning_rate: float = 0.0
+    """Of the client's optimizer in this round, before the schedule. 0: training.learning_rate."""
 
 
 class Decision(NamedTuple):

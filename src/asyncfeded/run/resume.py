@@ -17,7 +17,7 @@ from asyncfeded.files.plain import parse_toml
 from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout
 from asyncfeded.model.slices import Slice
-from asyncfeded.rules.decision import Reply, State
+from asyncfeded.rules.decision import State
 from asyncfeded.run import folder, result
 from asyncfeded.run.progress import Progress
 from asyncfeded.store import checkpoint, record
@@ -38,6 +38,7 @@ BY_CLIENT = {
     "rounds": "rounds",
     "steps": "steps",
     "share": "share",
+    "learning_rate": "learning_rate",
     "counts": "updates",
     "out": "out",
     "refused_in_a_row": "refused",
@@ -248,9 +249,10 @@ def snapshot(
         clients[column] = getattr(state, name)
     clients["base_version"] = model.base_version
     clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(state.out.tolist())]
-    lost = [Reply(client, int(state.epochs[client])) for client in np.flatnonzero(state.lost & ~state.dropped).tolist()]
-    for client, epochs in (*state.withheld, *lost):  # they get their orders as soon as the run continues
-        clients["epochs"][client], clients["base_version"][client], clients["out"][client] = epochs, model.version, True
+    lost = [state.again(client) for client in np.flatnonzero(state.lost & ~state.dropped).tolist()]
+    for client, epochs, rate in (*state.withheld, *lost):  # they get their orders as soon as the run continues
+        clients["epochs"][client], clients["learning_rate"][client] = epochs, rate
+        clients["base_version"][client], clients["out"][client] = model.version, True
         clients["rounds"][client] += 1
         clients["share"][client] = math.nan  # follows from the limits that the run then has
     return Snapshot(

@@ -10,6 +10,7 @@ from asyncfeded.config import Config
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.world import World
+from asyncfeded.rules import measured_for
 from asyncfeded.run.nvtx import mark
 from asyncfeded.run.plan import Plan
 from asyncfeded.seeds import Stream, seed_globals
@@ -87,7 +88,8 @@ def prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, task, rule = plan.config, plan.task, plan.rule
-    trainer = Trainer(task, flat, config.training, config.training.proximal or rule.proximal, config.seed, group)
+    proximal, measures = config.training.proximal or rule.proximal, measured_for(rule)
+    trainer = Trainer(task, flat, config.training, proximal, config.seed, group, measures)
     Trial(task, flat, trainer, config).run(world.seats.homes(world.rank, config.present), client_data)
     tests = config.evaluation.client_rounds and not (group and group.rank)  # the leader's model is that of all
     held_out = HeldOut(task, flat, config) if tests else None

@@ -30,8 +30,8 @@ from asyncfeded.store.sealed import checksum, text, write
 from asyncfeded.store.table import Table
 
 SCHEMA = 5
-"""Version of the layout of record.h5. Version 4 did not split `service_s`; version 3 had no events; version 2 knew accuracy
-and loss only, and had no `share`; version 1 had no places and no `queue`."""
+"""Version of the layout of record.h5. Version 4 did not split `service_s`, and had no `learning_rate` and `measured`; version
+3 had no events; version 2 knew accuracy and loss only, and had no `share`; version 1 had no places and no `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
@@ -70,6 +70,10 @@ class UpdateRow(NamedTuple):
     """Steps of the client's optimizer."""
     share: Float64
     """Part of the run that was done, 0 to 1, when the client was sent that version."""
+    learning_rate: Float64
+    """Learning rate of the round, before the schedule, that the rule had set. 0: that of the config."""
+    measured: Float64
+    """What the rule asks clients to measure. NaN: nothing."""
     compute_s: Float64
     """Wall time of the client's round, pacing included."""
     wait_s: Float64

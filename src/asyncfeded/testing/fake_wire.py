@@ -19,6 +19,7 @@ class Sent(NamedTuple):
     epochs: int
     steps: int
     share: float
+    learning_rate: float
     weights: Tensor
     buffer: Tensor
 

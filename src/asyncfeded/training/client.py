@@ -1,5 +1,6 @@
 """A client receives a model, trains a round on its own data at its own pace, and sends the result, until it must stop."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ class Trainer:
         proximal: mu of the proximal term.
         seed: seed of the run.
         group: the ranks that train each client together; None: this one.
+        measures: what the rule asks for, one of `rules.contract.MEASURED`.
 
     Raises:
         ValueError: see `Stepper`.
@@ -43,17 +45,18 @@ class Trainer:
         proximal: float,
         seed: int,
         group: Group | None = None,
+        measures: str = "",
     ) -> None:
         self._name, self._flat, self._training, self._seed = task.name, flat, training, seed
         self._group, self.part = group, group.part if group else WHOLE
-        self._stepper = Stepper(task, flat, training, proximal, group)
-        self.samples, self.steps, self.loss = 0, 0, 0.0
+        self._stepper = Stepper(task, flat, training, proximal, group, measures)
+        self.samples, self.steps, self.loss, self.measured = 0, 0, 0.0, math.nan
 
     def round(self, order: Order, client_data: ClientData, stopped: Callable[[], bool]) -> bool:
         """Train K epochs or steps from the model as it stands.
 
         All random numbers follow from the seed, the client and the number of its round. Afterwards `samples`, `steps` and
-        `loss` (mean over the samples seen) describe the round.
+        `loss` (mean over the samples seen) describe the round, and `measured` what the rule asks for.
 
         Args:
             order: client, round and K.
@@ -91,6 +94,7 @@ class Trainer:
             if self._group is None and stopped():
                 return False
         loss_sum = float(self._stepper.loss_sum)
+        self.measured = self._stepper.measured
         self.loss = (self._group.total(loss_sum) if self._group else loss_sum) / self.samples
         try:
             self._stepper.end()
@@ -135,7 +139,8 @@ def work(
         if (lost := lost_s(order, ended - began)) and not _pass(lost, wire.stopped):
             break
         wait_s, waiting_since = began - waiting_since, time.perf_counter()
-        wire.send(order, trainer.samples, trainer.steps, trainer.loss, compute_s=ended - began, wait_s=wait_s, scores=scores)
+        done = (trainer.samples, trainer.steps, trainer.loss)
+        wire.send(order, *done, compute_s=ended - began, wait_s=wait_s, scores=scores, measured=trainer.measured)
     wire.finish()
 
 

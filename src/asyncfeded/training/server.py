@@ -144,7 +144,7 @@ class Server:
                 self._give(client, int(state.model.base_version[client]), lambda stop: None)
         else:
             for client in np.flatnonzero(~state.lost).tolist():
-                self._send(Reply(client, int(state.epochs[client])))
+                self._send(state.again(client))
         self._begin_without(np.flatnonzero(state.lost).tolist())
         self._observer.tick(self)  # before the first update
         while not (reason := self._reached()):
@@ -221,17 +221,21 @@ class Server:
             self._refuse(Refused(client, "its client was given up", answered=True))
             return
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
-        tau, share = model.version - arrival.base_version, float(state.share[client])
+        tau, share, rate = (
+            model.version - arrival.base_version,
+            float(state.share[client]),
+            float(state.learning_rate[client]),
+        )
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise DivergedError(state.updates)
         measured = time.perf_counter()
         w = model.without_own(arrival.weights)
-        update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w)
+        update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w, arrival.measured)
         refusal = why_refused(update, arrival, self.settings.faults, self.settings.workloads)
         if refusal:
             again = self._note_refusal(client, refusal)
-            decision = Decision(math.nan, 0.0, (Reply(client, int(state.epochs[client])),) if again else ())
+            decision = Decision(math.nan, 0.0, (state.again(client),) if again else ())
         else:
             model.keep_own(client, arrival.weights)
             decision = on_arrival(self._rule, arrival.round, update, model, state.rule, state.out)
@@ -266,6 +270,8 @@ class Server:
                 samples=arrival.samples,
                 steps=arrival.steps,
                 share=share,
+                learning_rate=rate,
+                measured=arrival.measured,
                 compute_s=arrival.compute_s,
                 wait_s=arrival.wait_s,
                 service_s=service_s,
@@ -307,7 +313,7 @@ class Server:
             self.state.lost[client] = False
             self._observer.say(f"client {client} is back and starts anew", "back", client)
         if event.answered and again:
-            self._send(Reply(client, int(self.state.epochs[client])))
+            self._send(self.state.again(client))
 
     def _lose(self, event: Lost) -> None:
         """Handle a worker that is given up: continue without its clients, or stop."""
@@ -326,7 +332,7 @@ class Server:
         state.lost[client], state.refused_in_a_row[client] = False, 0
         self._observer.say(f"client {client} has joined: {event.where}", "joined", client)
         if not state.out[client]:
-            self._send(Reply(client, int(state.epochs[client])))
+            self._send(state.again(client))
 
     def _go_on_without(self, clients: tuple[int, ...], reason: str, kind: str) -> None:
         """Continue without these clients."""
@@ -342,7 +348,8 @@ class Server:
                 self._send(reply)
 
     def _send(self, reply: Reply) -> None:
-        client, self.state.epochs[reply.client] = reply.client, reply.epochs
+        client = reply.client
+        self.state.epochs[client], self.state.learning_rate[client] = reply.epochs, reply.learning_rate
         self.state.rounds[client] += 1
         self.state.share[client] = self._share(client)
         self.state.out[client] = True
@@ -352,7 +359,8 @@ class Server:
     def _give(self, client: int, version: int, ready: Callable[[int], object]) -> None:
         state = self.state
         number, K = int(state.rounds[client]) - 1, int(state.epochs[client])
-        order = Order(client, number, version, K, int(state.steps[client]), float(state.share[client]))
+        share, rate = float(state.share[client]), float(state.learning_rate[client])
+        order = Order(client, number, version, K, int(state.steps[client]), share, rate)
         self._wire.reply(order, state.model.reply[client], ready)
 
     def _share(self, client: int) -> float:

@@ -56,6 +56,8 @@ class ServerState:
     share: np.ndarray = field(init=False)
     """float64 (clients,), part of the run that was done, 0 to 1, when each client got its last order. NaN: it has yet to
     get that order (only in a run that goes on)."""
+    learning_rate: np.ndarray = field(init=False)
+    """float64 (clients,), the learning rate that each client was sent last; 0: that of the config."""
     counts: np.ndarray = field(init=False)
     """int64 (clients,), number of merged updates of each client."""
     out: np.ndarray = field(init=False)
@@ -91,11 +93,15 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.epochs = self.epochs.astype(np.int64)
-        self.share = np.zeros(len(self.epochs))
+        self.share, self.learning_rate = np.zeros(len(self.epochs)), np.zeros(len(self.epochs))
         for name in ("rounds", "steps", "counts", "refused_in_a_row"):
             setattr(self, name, np.zeros(len(self.epochs), np.int64))
         for name in ("out", "lost", "dropped"):
             setattr(self, name, np.zeros(len(self.epochs), np.bool_))
+
+    def again(self, client: int) -> Reply:
+        """What a client was asked for last."""
+        return Reply(client, int(self.epochs[client]), float(self.learning_rate[client]))
 
     def share_done(self, limits: Limits, now: Callable[[], float]) -> float:
         """The part of the run that is done, 0 to 1, by the nearest of the limits of updates and of seconds.

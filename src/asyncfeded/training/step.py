@@ -1,9 +1,11 @@
 """One step of a client: the gradients of its batches, what is done to them, and the optimizer."""
 
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import cast
 
 import torch
@@ -15,6 +17,7 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.tasks.at import At
 from asyncfeded.tasks.classification import Batch
 from asyncfeded.tasks.contract import CheckedTask, check_loss, fault
+from asyncfeded.training.curvature import Curvature
 from asyncfeded.training.gradients import Gradients
 from asyncfeded.training.kept import Kept
 from asyncfeded.training.loader import with_parts
@@ -40,25 +43,41 @@ class Stepper:
         proximal: mu of the proximal term.
         group: the ranks that take each step together; None: this one.
 
+        measures: what the rule asks for, one of `rules.contract.MEASURED`.
+
     Raises:
         ValueError: the device or the task cannot do what the config asks for, or its optimizer cannot be made.
 
     Attributes:
         descent: the optimizer, and what it has gathered in this round.
         loss_sum: float64, sum of the losses of the samples seen in this round.
+        measured: what the rule asks for, measured in the first step of this round; NaN: nothing.
     """
 
     def __init__(
-        self, task: CheckedTask, flat: FlatModel, training: Training, proximal: float, group: Group | None = None
+        self,
+        task: CheckedTask,
+        flat: FlatModel,
+        training: Training,
+        proximal: float,
+        group: Group | None = None,
+        measures: str = "",
     ) -> None:
-        self._task, self._mu, self._clip_norm = task, proximal, training.clip_norm
+        self._task, self._mu, self._clip_norm, self._learning_rate = (
+            task,
+            proximal,
+            training.clip_norm,
+            training.learning_rate,
+        )
         device = flat.buffer.device
         check_device(training, device)
-        check_task(task, training, proximal, group)
+        check_task(task, training, proximal, group, measures)
         parameters = {name: p for name, p in flat.module.named_parameters() if p.requires_grad}
         self._params = list(parameters.values())
         self._gradients = Gradients(self._params, group) if group else None
         self.descent = find_descent(parameters, task, training)
+        self._curvature = Curvature(flat) if measures == "curvature" else None
+        self.measured = math.nan
         self._kept = Kept(flat) if flat.layout.own else None
         self._schedule = find_schedule(task, training)
         self._model = compiled(flat.module) if training.compile else flat.module
@@ -79,6 +98,8 @@ class Stepper:
                 anchor.copy_(p)
         self._forget_gradients()
         self.loss_sum.zero_()
+        self._rate = order.learning_rate / self._learning_rate if order.learning_rate else 1.0
+        self.measured = math.nan
         self.descent.begin(self._at)
         if self._kept:
             self.descent.load(self._kept.load())
@@ -112,15 +133,41 @@ class Stepper:
         if self._task.step:
             self._let_task_step(*next(batches))
         else:
-            self._forget_gradients()
-            for _ in range(num_batches):
-                batch, count = next(batches)
-                if count:
-                    self._add_gradients(batch, count, samples)
-            if self._gradients and self._gradients.add_up(stopped()):
+            of_step = islice(batches, num_batches)
+            if self._curvature and not self._at.step:
+                given_up = self._measure(self._curvature, list(of_step), samples, stopped)
+            else:
+                given_up = self._find_gradients(of_step, samples, stopped)
+            if given_up:
                 return True
             self._descend()
         self._at = self._at._replace(step=self._at.step + 1)
+        return False
+
+    def _find_gradients(self, batches: Iterable[tuple[Batch, int]], samples: int, stopped: Callable[[], bool]) -> bool:
+        """Find the gradients of a step. Returns whether a group was told to give up."""
+        self._forget_gradients()
+        for batch, count in batches:
+            if count:
+                self._add_gradients(batch, count, samples)
+        return bool(self._gradients and self._gradients.add_up(stopped()))
+
+    def _measure(
+        self, curvature: Curvature, batches: list[tuple[Batch, int]], samples: int, stopped: Callable[[], bool]
+    ) -> bool:
+        """Find the gradients of a step, and measure the curvature along them. Returns as `_find_gradients`."""
+        drawn = accelerator.random_state(self.loss_sum.device)
+        if self._find_gradients(batches, samples, stopped):
+            return True
+        loss_sum = self.loss_sum.clone()
+        after = accelerator.random_state(self.loss_sum.device)
+        with curvature.elsewhere():
+            accelerator.draw_again(self.loss_sum.device, drawn)  # the same masks of dropout
+            if self._find_gradients(batches, samples, stopped):
+                return True
+        accelerator.draw_again(self.loss_sum.device, after)
+        self.loss_sum.copy_(loss_sum)
+        self.measured = curvature.value / (self._scaler.get_scale() if self._scaler else 1.0)
         return False
 
     def _forget_gradients(self) -> None:
@@ -154,7 +201,7 @@ class Stepper:
                 p.grad.add_(p.detach(), alpha=self._mu).add_(anchor, alpha=-self._mu)
         if self._clip_norm:
             nn.utils.clip_grad_norm_(self._params, self._clip_norm)
-        factor = self._schedule(self._at) if self._schedule else 1.0
+        factor = self._rate * (self._schedule(self._at) if self._schedule else 1.0)
         if scaler and isinstance(descent, MadeAnew):
             descent.set_rate(factor)
             scaler.step(descent.optimizer)
@@ -166,7 +213,7 @@ class Stepper:
         """Let the task take the step."""
         assert self._task.step
         assert isinstance(self.descent, MadeAnew)
-        self.descent.set_rate(self._schedule(self._at) if self._schedule else 1.0)
+        self.descent.set_rate(self._rate * (self._schedule(self._at) if self._schedule else 1.0))
         try:
             loss = self._task.step(self._model, self._formatted(batch), self.descent.optimizer)
         except (Exception, SystemExit) as error:
@@ -194,8 +241,10 @@ def check_device(training: Training, device: torch.device) -> None:
         raise ValueError(f"training.precision = bf16 needs a later GPU than {device}; set it to fp16 or float32")
 
 
-def check_task(task: CheckedTask, training: Training, proximal: float, group: Group | None = None) -> None:
-    """Whether a task that takes its steps itself is asked for what happens inside a step.
+def check_task(
+    task: CheckedTask, training: Training, proximal: float, group: Group | None = None, measures: str = ""
+) -> None:
+    """Whether a task that takes its steps itself is asked for what happens inside a step, or a rate is asked of no sgd.
 
     Raises:
         ValueError: it is.
@@ -206,9 +255,16 @@ def check_task(task: CheckedTask, training: Training, proximal: float, group: Gr
         "training.precision": training.precision != "float32",
         "training.proximal, or a rule with such a term": bool(proximal),
         "ranks_per_client": group is not None,
+        f"a rule that measures the {measures}": bool(measures),
     }
     if task.step and (key := next((key for key, is_asked in asked.items() if is_asked), "")):
         raise ValueError(f"task {task.name} takes its steps itself, which {key} would change; do that in its step() instead")
+    if measures and (task.optimizer or training.optimizer != "sgd"):
+        what = f"task {task.name} makes its own" if task.optimizer else f"training.optimizer = {training.optimizer}"
+        raise ValueError(
+            f"{what}, but the rule finds the learning rate of plain sgd by the {measures}; set rule.rate = training, or "
+            f"training.optimizer = sgd"
+        )
 
 
 def compiled(module: nn.Module) -> nn.Module:

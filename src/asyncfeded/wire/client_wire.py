@@ -3,6 +3,7 @@
 The server's side is server_wire.py; messages.py describes the messages.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -89,7 +90,7 @@ class ClientWire:
         while not _or_server_lost(self._request.Test):
             self._backoff.pause()
             self._look()
-        _, _, flags, client, epochs, number, version, steps, *_, share = self._read[0].item()
+        _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = self._read[0].item()
         if flags & STOP:
             return None
         receiving, none = [Receiving(*part) for part in self._parts], [None] * len(self._parts)
@@ -107,7 +108,7 @@ class ClientWire:
         if self._onward:
             self._onward.finish()
         self._request.Start()
-        return Order(client, number, version, epochs, steps, share)
+        return Order(client, number, version, epochs, steps, share, rate)
 
     def stopped(self) -> bool:
         """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
@@ -122,6 +123,7 @@ class ClientWire:
         compute_s: float,
         wait_s: float,
         scores: tuple[float, ...] = NO_SCORES,
+        measured: float = math.nan,
     ) -> None:
         """Send the update that an order asked for. Its weights are in the buffer. Client ranks.
 
@@ -131,7 +133,7 @@ class ClientWire:
         flags, row = LEAVES if self._leaves() else 0, self._head
         if scores is not NO_SCORES:
             flags, row, self._scores[:] = flags | TESTED, self._row, scores
-        self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, 0.0)
+        self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, measured)
         self._num_sent += 1
         header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
         sending = [Sending(*part, None if part[0].rank else header, self._num_sent) for part in self._parts]

@@ -86,7 +86,7 @@ class MemberWire:
         """Wait for the next order. Returns None to stop."""
         head = self._inbox.view(np.uint8)[:HEAD]
         self._group.wait(self._before.comm.Irecv([head, MPI.BYTE], self._before.rank, HEADER_TAG).Test)
-        _, _, flags, client, epochs, number, version, steps, *_, share = self._inbox[REST][0].item()
+        _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = self._inbox[REST][0].item()
         self._onward.begin(head)
         if flags & BYE:
             self.ranks_lost, self._left = bool(flags & RANKS_LOST), True
@@ -102,7 +102,7 @@ class MemberWire:
 
         self._group.wait(go_on)
         self._onward.finish()
-        return Order(client, number, version, epochs, steps, share)
+        return Order(client, number, version, epochs, steps, share, rate)
 
     def stopped(self) -> bool:
         """The leader is told, and tells the others (training/gradients.py)."""

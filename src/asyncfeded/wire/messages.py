@@ -4,9 +4,9 @@ Clients train on workers, which are all ranks except the server: client i trains
 so that its data lies on one rank, unless that rank dies. An update is a header (80 bytes) and the model's raw buffer in
 chunks (transfer.py), with what is the client's own behind the model; so is a reply. The two sides take turns:
 
-1. The server replies to a client: header (round, version, K, steps before, share of the run), weights. It does
-   not touch that reply buffer until the client's next update: the buffer *is* the client's base model x_s. A worker has
-   one order in hand at a time.
+1. The server replies to a client: header (round, version, K, steps before, learning rate, share of the run), weights. It
+   does not touch that reply buffer until the client's next update: the buffer *is* the client's base model x_s. A worker
+   has one order in hand at a time.
 2. The worker trains K epochs and sends an update: header (base version, epochs done, ...), weights.
 3. To end, the server sends a header with STOP to every worker, at any time. A worker answers with exactly one header with
    LAST, after the update that it may be sending. When all have answered, nothing is left unreceived, and the server sends a
@@ -38,10 +38,10 @@ HEADER = np.dtype(
         ("version", np.int64),  # to a client: of the model sent; from a client: of its base model
         ("steps", np.int64),  # to a client: done in its merged updates; from a client: done in this round
         ("samples", np.int64),  # samples seen
-        ("train_loss", np.float64),  # mean over the samples seen
+        ("train_loss", np.float64),  # mean over the samples seen; to a client: the learning rate, 0: that of the config
         ("compute_s", np.float64),  # of this round
         ("wait_s", np.float64),  # between the previous update and its reply
-        ("share", np.float64),  # to a client: the part of the run that is done, 0 to 1
+        ("measured", np.float64),  # what the rule asks for, or NaN; to a client: the part of the run that is done, 0 to 1
         ("scores", np.float64, (8,)),  # from a client: metrics of the model that it was sent; NaN: it was not tested
     ]
 )
@@ -77,7 +77,7 @@ class Header(NamedTuple):
     train_loss: float
     compute_s: float
     wait_s: float
-    share: float
+    measured: float
     scores: tuple[float, ...] = NO_SCORES
 
     @property
@@ -98,8 +98,8 @@ class Header(NamedTuple):
 
     def arrival(self, weights: Tensor, began_s: float) -> "Arrival":
         """The update that this header announced, with its weights; `began_s`: see `Arrival`."""
-        figures = (self.samples, self.steps, self.train_loss, self.compute_s, self.wait_s, weights, 0, self.scores, began_s)
-        return Arrival(self.client, self.round, self.version, self.epochs, *figures)
+        figures = (self.samples, self.steps, self.train_loss, self.compute_s, self.wait_s, weights, 0, self.scores)
+        return Arrival(self.client, self.round, self.version, self.epochs, *figures, began_s, self.measured)
 
 
 class Order(NamedTuple):
@@ -115,12 +115,14 @@ class Order(NamedTuple):
     """Steps that the client has done before, in its merged updates."""
     share: float = 0.0
     """Part of the run that is done, 0 to 1."""
+    learning_rate: float = 0.0
+    """Learning rate of this round, before the schedule; 0: that of the config."""
 
     @property
     def fields(self) -> tuple[int | float, ...]:
         """The fields of the header that carries it, without scores."""
         order = (self.client, self.epochs, self.round, self.version, self.steps)
-        return MAGIC, PROTOCOL, 0, *order, 0, 0.0, 0.0, 0.0, self.share
+        return MAGIC, PROTOCOL, 0, *order, 0, self.learning_rate, 0.0, 0.0, self.share
 
     def unanswered(self, header: Header) -> str:
         """Why a header does not answer this order, as a sentence; empty if it does."""
@@ -159,6 +161,8 @@ class Arrival(NamedTuple):
     """Metrics of the model that the client was sent, in the order of the task; NaN where there is none."""
     began_s: float = math.nan
     """When its receipt began, by time.perf_counter; NaN where nobody looks."""
+    measured: float = math.nan
+    """What the rule asks its clients to measure; NaN: nothing."""
 
 
 class Refused(NamedTuple):

@@ -62,6 +62,7 @@ WORD = np.dtype(
         ("train_loss", np.float64),
         ("compute_s", np.float64),
         ("wait_s", np.float64),
+        ("measured", np.float64),
         ("now", np.float64),  # what the clock shows
     ]
 )
@@ -151,7 +152,7 @@ class ServerRanks:
         """Say which event is next, what the clock shows, and which buffer an arrival lies in. Rank 0."""
         if isinstance(event, Arrival):
             figures = {name: getattr(event, name) for name in ("client", "epochs", "round", "steps", "samples")}
-            figures |= {name: getattr(event, name) for name in ("train_loss", "compute_s", "wait_s")}
+            figures |= {name: getattr(event, name) for name in ("train_loss", "compute_s", "wait_s", "measured")}
             self.say(What.TAKE, now=now, slot=slot, version=event.base_version, **figures)
         elif isinstance(event, Refused):
             self.say(What.REFUSE, now=now, client=event.client, flag=event.answered)

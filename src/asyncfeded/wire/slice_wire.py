@@ -226,7 +226,8 @@ class SliceWire:
             asked = (client, int(fields["round"]), int(fields["version"]), int(fields["epochs"]))
             done = (int(fields["samples"]), int(fields["steps"]))
             figures = (float(fields["train_loss"]), float(fields["compute_s"]), float(fields["wait_s"]))
-            return Arrival(*asked, *done, *figures, self._buffers[slot])
+            measured = float(fields["measured"])
+            return Arrival(*asked, *done, *figures, self._buffers[slot], measured=measured)
         elif what is What.REFUSE:
             return Refused(client, "", bool(fields["flag"]))
         elif what is What.LOSE:

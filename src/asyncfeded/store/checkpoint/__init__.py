@@ -1,6 +1,6 @@
 """The state of a run as files: checkpoints, and the trained model `model.h5`. Each is written whole or not at all.
 
-A file is HDF5 after a head that holds its checksum (store/sealed.py). Nothing in it is pickled. A checkpoint of schema 3 is
+A file is HDF5 after a head that holds its checksum (store/sealed.py). Nothing in it is pickled. A checkpoint of schema 4 is
 `run_dir/checkpoints/checkpoint-<rows>.h5`, where <rows> is the number of update rows in the record:
 
     attributes      schema; num_params: so many first elements of the model's buffer are parameters, the rest are

@@ -265,6 +265,7 @@ def _fault(at: Snapshot) -> str:
         f"K (expected 1 to {MOST_EPOCHS})": (columns["epochs"] < 1) | (columns["epochs"] > MOST_EPOCHS),
         "a count below 0": np.any([columns[name] < 0 for name in ("rounds", "steps", "updates", "refused")], axis=0),
         "a share that is none": (columns["share"] < 0) | (columns["share"] > 1),
+        "a learning rate that is none": ~((columns["learning_rate"] >= 0) & (columns["learning_rate"] < math.inf)),
         "a base that is newer than the model": (columns["base_version"] < -1) | (columns["base_version"] > at.version),
         "an order without its base": columns["out"] & ~np.isin(columns["base_version"], known),
         "a time below 0": columns["due_s"] < 0,

@@ -13,9 +13,9 @@ from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout, named_views
 from asyncfeded.store.sealed import Arrays, text, write
 
-SCHEMA = 3
-"""Version of the layout of a checkpoint. Version 2 had a dataset for each base, knew accuracy and loss only, and had no
-`steps` and `share` of a client; version 1 had no `workers_s`."""
+SCHEMA = 4
+"""Version of the layout of a checkpoint. Version 3 had no `learning_rate` of a client; version 2 a dataset for each base,
+and accuracy and loss only, and no `steps` and `share` of a client; version 1 had no `workers_s`."""
 FOLDER = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run."""
 
@@ -31,6 +31,7 @@ CLIENT_STATE = np.dtype(
         ("rounds", np.int64),  # asked of it, the present one included
         ("steps", np.int64),  # done in its merged updates
         ("share", np.float64),  # of the run that was done when it got its last order, 0 to 1; NaN: it has yet to get it
+        ("learning_rate", np.float64),  # that it was sent last; 0: that of the config
         ("updates", np.int64),  # merged
         ("base_version", np.int64),  # of the model that it was sent last; -1: none yet
         ("out", np.bool_),  # has an order, of these numbers and round rounds - 1; its update is not taken yet
