@@ -10,6 +10,7 @@ from torch import nn
 
 from asyncfeded import rules
 from asyncfeded.config import Config
+from asyncfeded.model.average import Average
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.run import resume
@@ -106,7 +107,7 @@ class Life:
         self.config = Config.model_validate(
             {
                 "clock": "virtual", "clients": CLIENTS, "run_dir": str(folder), "rule": rule,
-                "limits": limits or {"updates": UPDATES}, "evaluation": {"every_s": 1.5, "client_rounds": 2},
+                "limits": limits or {"updates": UPDATES}, "evaluation": {"every_s": 1.5, "client_rounds": 2, "average": 2.0},
                 "checkpoint": {"every_updates": every_updates},
             } | config
         )  # fmt: skip
@@ -116,7 +117,7 @@ class Life:
         model = GlobalModel(flat.buffer, layout, CLIENTS)
         rule, epochs, profiles = rules.load_rule(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, PROFILE)
         wire, toml = Workers(num_workers, rng or random.Random(0)), self.config.to_toml()
-        state = ServerState(model, rule.init(model, epochs), epochs)
+        state = ServerState(model, rule.init(model, epochs), epochs, Average(model.x, self.config.evaluation.average))
         self.point = resume.find(folder, self.config, METRICS, layout, state) if resumed else None
         if at := self.point and self.point.snapshot:
             clock = OrderedClock(wire, Resumed(resume.kept_due(at), due), at.time_s)
@@ -184,6 +185,7 @@ class Life:
         state = self.server.state
         return {
             "model": state.model.x.numpy().tobytes(),
+            "average": state.average.mean.numpy().tobytes(),
             "own": [state.model.own(client).numpy().tobytes() for client in range(CLIENTS)],
             "numbers": (state.model.version, state.updates, state.refused, state.counts.tolist(), self.outcome.seconds),
             "rule": {name: np.asarray(array).tobytes() for name, array in state.rule.items()},

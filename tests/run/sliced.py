@@ -23,6 +23,7 @@ optimizer_state = "kept"
 round_s = [1.0, 1.3, 0.7, 2.1]
 [evaluation]
 every_s = 2.0
+average = 8.0
 [rule]
 name = "asyncfeded"
 distance = "mahalanobis"

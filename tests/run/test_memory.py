@@ -37,6 +37,16 @@ def test_checkpoints_are_written_from_a_copy():
     assert with_copy.touched - without.touched == CLIENTS * MODEL + 8 * CLIENTS  # the versions of the clients, and K
 
 
+def test_an_average_of_the_model_is_a_model_more_and_one_in_the_copy_for_a_checkpoint():
+    rule = rules.load_rule({"name": "fedasync"})
+    for every_s, models in ((0, 1), (60, 2)):
+        less, more = (
+            server_need(config(evaluation={"average": a}, checkpoint={"every_s": every_s}), rule, LAYOUT, pinned=False)
+            for a in (0.0, 8.0)
+        )
+        assert more.touched - less.touched == models * MODEL
+
+
 def test_a_server_on_a_gpu_needs_two_pinned_buffers_for_each_client():
     rule = rules.load_rule({"name": "fedasync"})
     assert server_need(config(), rule, LAYOUT, pinned=True) == Need(2 * CLIENTS * MODEL, 2 * CLIENTS * MODEL)

@@ -271,6 +271,7 @@ def is_refused(folder, match, rule=ASYNCFEDED, **settings):
         ({"training": {"learning_rate": 0.1}}, r"training.learning_rate \(0.05 in the run, 0.1 now\)"),
         ({"rule": {"name": "asyncfeded", "lambda": 0.5}}, r"rule.lambda \(None in the run, 0.5 now\)"),
         ({"heterogeneity": {"slowdown": [2.0]}}, r"heterogeneity.slowdown \(\[1.0\] in the run, \[2.0\] now\)"),
+        ({"evaluation": {"average": 3.0}}, r"evaluation.average \(2.0 in the run, 3.0 now\)"),
         ({"threads": 2}, r"threads \(0 in the run, 2 now\)"),
     ],
 )
@@ -281,7 +282,7 @@ def test_another_config_is_refused_by_the_key_that_differs(left, change, key):
 @pytest.mark.parametrize(
     "change",
     [
-        {"limits": {"seconds": 3.0}}, {"evaluation": {"every_s": 9.0}}, {"checkpoint": {"keep": 7}},
+        {"limits": {"seconds": 3.0}}, {"evaluation": {"every_s": 9.0, "average": 2.0}}, {"checkpoint": {"keep": 7}},
         {"wait": "yield"}, {"device": "cpu"}, {"server_device": "auto"}, {"evaluator": 1},
     ],
     ids=str,

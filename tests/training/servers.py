@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from asyncfeded.config import Evaluation, Faults, Limits
+from asyncfeded.model.average import Average
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.asyncfeded import AsyncFedED
@@ -75,6 +76,7 @@ class Bench:
         statistics=0,
         own=0,
         workloads=(),
+        average=0.0,
         **faults,
     ):
         module = nn.Linear(2, 1, bias=False)
@@ -92,7 +94,7 @@ class Bench:
         self.server = Server(
             wire=self.wire,
             rule=rule,
-            state=ServerState(model, rule.init(model, epochs), epochs),
+            state=ServerState(model, rule.init(model, epochs), epochs, Average(model.x, average) if average else None),
             evaluator=self.evaluator,
             settings=ServerSettings(
                 Limits(updates=updates, seconds=seconds, target=target),

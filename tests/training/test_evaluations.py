@@ -19,6 +19,15 @@ def test_evaluation_waits_for_an_idle_moment(bench):
     assert events[: events.index("stop")].count("batch") == 3
 
 
+def test_an_average_is_tested_and_saved_in_place_of_the_newest_model_and_clients_get_that(bench):
+    """a = 1. The versions are (3, 4), (9, 12) and (9, 12 + 2/21); they enter with weight 1, 2/3 and 2/4."""
+    done = bench([*HAND_WORKED], updates=3, average=1.0).run()
+    mean = (8.0, ((4 + 2 * 12) / 3 + 12 + 2 / 21) / 2)
+    assert done.server.final.tolist() == pytest.approx(mean)
+    assert done.outcome.score.values["loss"] == pytest.approx(2 * sum(mean) / 3)
+    assert [sent.weights.tolist() for sent in done.wire.replies[2:]] == [[3.0, 4.0], [9.0, 12.0]]
+
+
 def test_the_wire_is_asked_between_two_batches(bench):
     events = bench([FIRST, *repeat(None, 4), (0, [1.0, 1.0])], updates=2).run().wire.events
     assert events[5:12] == ["next", "next", "batch", "next", "batch", "next", "batch"]  # the first takes the snapshot

@@ -109,6 +109,10 @@ class Evaluation(Settings):
     """The metric of the task that limits.target, tables and figures look at. Empty: its first."""
     every_s: float = Field(2.0, gt=0)
     """Seconds between the starts of two evaluations, if the model has changed; on the run's clock."""
+    average: float = Field(0.0, ge=0)
+    """a: what is tested and saved is a running mean of the global model, in which version t enters with weight
+    (a + 1) / (t + a); clients go on training the global model itself. 8 is a good value: about the last ninth of all
+    versions counts. It takes a model of memory more, with any rule. 0: off, the newest model is tested."""
     batch_size: Count = 256
     """Samples per batch: an update that arrives waits for one batch at most."""
     client_rounds: int = Field(0, ge=0)

@@ -62,7 +62,7 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
     """
     n, size, sent = config.clients, 4 * layout.size, 4 * layout.sent
     small, large = (_state_bytes(rule, n, params, config.training.first) for params in (1, 2))
-    state = small + (large - small) * (layout.num_params - 1)
+    state = small + (large - small) * (layout.num_params - 1) + (size if config.evaluation.average else 0)
     if pinned:
         return Need(2 * n * sent, 2 * n * sent)
     held = n if layout.own else versions_held(rule, n)

@@ -31,6 +31,10 @@ MAY_CHANGE = (
     "server_device", "bases", "bases_dir", "bases_gb", "training.loader_workers",
 )  # fmt: skip
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
+STAYS = ("evaluation.average",)
+"""Keys of these sections that may not: a mean cannot begin with versions that are gone."""
+AVERAGE = "average of the model"
+"""Name of the average among the arrays of the rule in a snapshot; no rule has a name with blanks."""
 NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluation_due_s")
 """Fields of `ServerState` that have the same name in a snapshot."""
 BY_CLIENT = {
@@ -89,7 +93,7 @@ def find(
         _check_state(path, snapshot, config.clients, layout, state)
         _check_record(run_dir, path, snapshot, tables)
 
-    found = checkpoint.newest(run_dir, check, held, vectors(state.rule))
+    found = checkpoint.newest(run_dir, check, held, vectors(kept(state)))
     snapshot, where = found.snapshot, found.path
     rows = {name: getattr(tables, name)[:count] for name, count in snapshot.rows.items()}
     if (ended := result.updates_at_end(run_dir)) > snapshot.updates:
@@ -118,13 +122,13 @@ def _check_config(run_dir: Path, path: Path, snapshot: Snapshot, config: Config)
     if changed := _changed(then.model_copy(update={"run_dir": config.run_dir}), config):
         raise ValueError(
             f"{run_dir}: a run cannot go on with another {changed[0]} ({changed[1]} in the run, {changed[2]} now); what may "
-            f"change is {', '.join(MAY_CHANGE)} and, on the wall clock, threads"
+            f"change is {', '.join(MAY_CHANGE)} (not {', '.join(STAYS)}) and, on the wall clock, threads"
         )
 
 
 def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layout, state: ServerState) -> None:
     """Whether a checkpoint holds a state that this program can have. Raises ValueError if not."""
-    start, num_own = _in_host_memory(state.rule), state.model.layout.sent - state.model.layout.size
+    start, num_own = _in_host_memory(kept(state)), state.model.layout.sent - state.model.layout.size
     shapes = {name: (array.shape, array.dtype) for name, array in start.items()}
     if (
         snapshot.layout.with_own(()) != layout.with_own(())
@@ -212,6 +216,8 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
     state.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases, own)
     for name, array in state.rule.items():
         torch.as_tensor(array).copy_(torch.from_numpy(at.rule[name]))
+    if state.average:
+        state.average.restore(torch.from_numpy(at.rule[AVERAGE]), at.version)
     for name, column in BY_CLIENT.items():
         getattr(state, name)[:] = clients[column]
     for name in NUMBERS:
@@ -219,6 +225,11 @@ def restore(state: ServerState, snapshot: Snapshot) -> None:
     state.taken_s, state.wall_before_s, state.workers_before_s = at.time_s, at.wall_s, at.workers_s
     if at.score_version >= 0:
         state.score = Score(at.score_version, dict(zip(at.metrics.by_name, at.score.tolist(), strict=True)))
+
+
+def kept(state: ServerState) -> State:
+    """What a checkpoint keeps by name: the state of the rule, and the average of the model."""
+    return state.rule | ({AVERAGE: state.average.mean} if state.average else {})
 
 
 def vectors(state: State) -> tuple[str, ...]:
@@ -279,8 +290,8 @@ def snapshot(
         own_names=layout.own_names,
         own={client: model.own(client).cpu().numpy() for client in range(len(clients) if model.layout.own else 0)},
         clients=clients,
-        rule=_in_host_memory(state.rule),
-        vectors=vectors(state.rule),
+        rule=_in_host_memory(kept(state)),
+        vectors=vectors(kept(state)),
         **{name: getattr(state, name) for name in NUMBERS},
     )
 
@@ -378,7 +389,7 @@ def _changed(then: Config, now: Config) -> tuple[str, Any, Any] | None:
     may = (*MAY_CHANGE, "threads") if now.clock == "wall" else MAY_CHANGE
     before, after = _flat(then.model_dump(mode="json", by_alias=True)), _flat(now.model_dump(mode="json", by_alias=True))
     for key in before | after:
-        if before.get(key) != after.get(key) and not {key, key.partition(".")[0]} & {*may}:
+        if before.get(key) != after.get(key) and (key in STAYS or not {key, key.partition(".")[0]} & {*may}):
             return key, before.get(key), after.get(key)
     return None
 

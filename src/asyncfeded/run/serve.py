@@ -365,7 +365,7 @@ class ServerRun:
         state, most = self._parts.state, 1e9 * self._parts.config.bases_gb if self._parts.disk else math.inf
         held = int(min(state.model.num_bytes, most)) + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
         held += self._wires.staging.num_bytes if self._wires.staging else 0
-        return held + sum(int(array.nbytes) for array in state.rule.values())
+        return held + sum(int(array.nbytes) for array in resume.kept(state).values())
 
     def _introduce(self) -> None:
         """Report what will be trained, and where."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asyncfeded.config import Config
 from asyncfeded.metric import Metrics
+from asyncfeded.model.average import Average
 from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel, Shape
 from asyncfeded.model.kernel import CHUNK
@@ -83,7 +84,8 @@ def begin(
         held = ranks.mine
         part = flat.buffer[held.start : min(held.stop, layout.size)]
         model, disk = make_model(config, rule, part, held.of(layout), workers, ranks.numbers_of_all)
-    return ServerState(model, contract.init(rule, model, epochs), epochs), disk
+    average = Average(model.x, config.evaluation.average) if config.evaluation.average else None
+    return ServerState(model, contract.init(rule, model, epochs), epochs, average), disk
 
 
 def describe(ranks: ServerRanks | None) -> list[str]:
@@ -195,7 +197,7 @@ def follow(world: World, parts: SliceParts) -> bool:
         peers(world.comm, world.seats.groups),
         world.backoff(config.wait),
         None if ordered else (staging or model).measure,
-        lambda: model.x,
+        lambda: state.tested,
         keeper,
         state.taken_s,
         not model.x.is_cpu,
@@ -307,6 +309,6 @@ def go_on_from(run_dir: Path, newest: str, parts: T) -> T:
             f"on a disk that they share"
         )
     if newest:
-        at = read_checkpoint(run_dir / FOLDER / newest, parts.ranks.mine, resume.vectors(parts.state.rule))
+        at = read_checkpoint(run_dir / FOLDER / newest, parts.ranks.mine, resume.vectors(resume.kept(parts.state)))
         resume.restore(parts.state, at)
     return parts._replace(config=parts.config.model_copy(update={"run_dir": str(run_dir)}))

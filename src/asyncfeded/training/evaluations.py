@@ -53,7 +53,7 @@ class Evaluations:
         if not due or state.evaluating_s > asked.share * now_s:
             return False
         if not self._evaluator.running:
-            self._evaluator.start(self._whole(state.model.x), state.model.version)
+            self._evaluator.start(self._whole(state.tested), state.model.version)
             state.evaluation_due_s = now_s
         elif (score := self._evaluator.step()) is not None:
             self._note(score, now_s + time.perf_counter() - began)
@@ -72,10 +72,10 @@ class Evaluations:
             if state.score and state.score.version == version:
                 self._note(state.score, due_s)
             elif isinstance(self._evaluator, Elsewhere) and not limits.target:
-                self._evaluator.start(self._whole(state.model.x), version)
+                self._evaluator.start(self._whole(state.tested), version)
                 self._awaited_s = due_s
             else:
-                self._note(self._evaluator.score(self._whole(state.model.x), version), due_s)
+                self._note(self._evaluator.score(self._whole(state.tested), version), due_s)
             state.evaluation_due_s += self._settings.evaluation.every_s
             state.evaluating_s += time.perf_counter() - began
 

@@ -111,7 +111,7 @@ class Server:
         self._wire, self._rule, self.state = wire, rule, state
         self.settings, self._observer, self._whole = settings, observer, whole
         self.recent: deque[tuple[float, float]] = deque(maxlen=200)
-        self.failed, self.interrupted, self.stopping, self.final = "", False, "", state.model.x
+        self.failed, self.interrupted, self.stopping, self.final = "", False, "", state.tested
         self._began, self._update_bytes = time.perf_counter(), HEAD + 4 * (settings.sent or state.model.layout.sent)
         self.evaluations = Evaluations(evaluator, state, settings, observer.on_evaluation, whole)
 
@@ -174,7 +174,7 @@ class Server:
             self._observer.tick(self)
         self.evaluations.settle()
         self.stopping, seconds, wall_s = reason, self.elapsed_s, self.wall_s
-        self.final = self._whole(state.model.x)
+        self.final = self._whole(state.tested)
         self._observer.tick(self)
         if self.settings.limits.seconds and not self.settings.in_idle_moments:
             seconds = max(min(seconds, self.settings.limits.seconds), state.taken_s)  # a resumed run may be past the limit
@@ -194,6 +194,7 @@ class Server:
             state.model.forget(client)
             for reply in on_loss(self._rule, client, state.model, state.rule, state.out):
                 self._send(reply)
+            state.follow()
 
     def _reached(self) -> str:
         """The limit that is reached, as a sentence; empty if no limit is."""
@@ -250,6 +251,7 @@ class Server:
         for reply in replies:
             self._send(reply)
         model.finish_merge()
+        state.follow()
         self._wire.release(arrival)
         service_s = time.perf_counter() - began
         self._observer.on_update(
@@ -346,6 +348,7 @@ class Server:
         for client in clients:
             for reply in on_loss(self._rule, client, self.state.model, self.state.rule, self.state.out):
                 self._send(reply)
+            self.state.follow()
 
     def _send(self, reply: Reply) -> None:
         client = reply.client

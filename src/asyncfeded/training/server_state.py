@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.metric import Metrics
+from asyncfeded.model.average import Average
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.decision import Reply, State
 from asyncfeded.training.evaluation import Score
@@ -44,11 +46,13 @@ class ServerState:
         model: the global model, with the bases of its clients.
         rule: the state of the rule.
         epochs: int64 (clients,), the K (in epochs or in steps) last sent to each client; before the first round that of it.
+        average: follows the global model, where a mean of it is tested; None: the newest one is tested.
     """
 
     model: GlobalModel
     rule: State
     epochs: np.ndarray
+    average: Average | None = None
     rounds: np.ndarray = field(init=False)
     """int64 (clients,), number of rounds that each client was asked for."""
     steps: np.ndarray = field(init=False)
@@ -98,6 +102,16 @@ class ServerState:
             setattr(self, name, np.zeros(len(self.epochs), np.int64))
         for name in ("out", "lost", "dropped"):
             setattr(self, name, np.zeros(len(self.epochs), np.bool_))
+
+    @property
+    def tested(self) -> Tensor:
+        """float32 (size,), the model that is tested and saved: the global model, or its average."""
+        return self.average.mean if self.average else self.model.x
+
+    def follow(self) -> None:
+        """Take a new version of the global model into the average, if there is one."""
+        if self.average:
+            self.average.follow(self.model.x, self.model.version)
 
     def again(self, client: int) -> Reply:
         """What a client was asked for last."""
