@@ -1,5 +1,5 @@
-// The server's two passes over an update: one reads for the norms, one reads and writes for the merge. Also the memory
-// triad, the limit that the two passes are measured against.
+// The server's two passes over an update: one reads for the norms, one reads and writes for the merge, in two kinds. Also the
+// memory triad, the limit that the passes are measured against.
 //
 // Arrays are contiguous float32 of one length n. Sums are taken in double, by blocks of fixed size whose partial sums are
 // added in order to one sum for each chunk, so the result depends neither on the number of threads, nor on the instruction
@@ -125,6 +125,25 @@ CLONES void apply_to_block(float *__restrict x, const float *__restrict w, float
     }
 }
 
+// One element after the other: each operation is rounded, as in the twin. Comparisons and not std::min, so that the compiler
+// makes them instructions of vectors.
+CLONES void reach_to_block(float *__restrict x, const float *__restrict w, float *__restrict base, float *__restrict v,
+                           std::size_t n, float alpha, float mu, float follow) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const float change = w[i] - base[i];
+        const float low = change < 0.0f ? change : 0.0f;
+        const float high = change > 0.0f ? change : 0.0f;
+        float step = w[i] - x[i];
+        step = step < low ? low : step;
+        step = step > high ? high : step;
+        const float move = alpha * step + mu * v[i];
+        const float merged = x[i] + move;
+        v[i] = v[i] + follow * (move - v[i]);
+        x[i] = merged;
+        base[i] = merged;
+    }
+}
+
 CLONES void triad_of_block(float *__restrict a, const float *__restrict b, const float *__restrict c, std::size_t n, float s) {
     for (std::size_t i = 0; i < n; ++i) a[i] = b[i] + s * c[i];
 }
@@ -189,6 +208,18 @@ void apply(const InOut &x, const In &w, const InOut &base, float eta, std::size_
     });
 }
 
+void reach(const InOut &x, const In &w, const InOut &base, const InOut &v, float alpha, float mu, float follow,
+           std::size_t start, std::size_t stop, int threads) {
+    const std::size_t n = part(x.size(), w.size(), base.size(), start, stop);
+    if (stop > v.size()) throw nb::value_error("v must reach as far as stop");
+    float *px = x.data() + start, *pb = base.data() + start, *pv = v.data() + start;
+    const float *pw = w.data() + start;
+    nb::gil_scoped_release release;
+    for_each_block(n, threads, [&](std::size_t, std::size_t first, std::size_t count) {
+        reach_to_block(px + first, pw + first, pb + first, pv + first, count, alpha, mu, follow);
+    });
+}
+
 void triad(const InOut &a, const In &b, const In &c, float s, int threads) {
     const std::size_t n = a.size();
     part(n, b.size(), c.size(), 0, n);
@@ -211,6 +242,10 @@ NB_MODULE(_kernel, m) {
           "sum (a - base)^2 of each chunk of [start, stop), in float64.");
     m.def("apply", &apply, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "eta"_a, "start"_a, "stop"_a,
           "threads"_a, "x += eta (w - base); base = x over [start, stop), in one pass. The arrays must not overlap.");
+    m.def("reach", &reach, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "v"_a.noconvert(), "alpha"_a, "mu"_a,
+          "follow"_a, "start"_a, "stop"_a, "threads"_a,
+          "move = alpha s + mu v, where s is w - x bounded by 0 and w - base; v += follow (move - v); x += move; base = x over "
+          "[start, stop), in one pass. The arrays must not overlap.");
     m.def("triad", &triad, "a"_a.noconvert(), "b"_a.noconvert(), "c"_a.noconvert(), "s"_a, "threads"_a,
           "a = b + s c, in one pass. The arrays must not overlap.");
 }

@@ -265,3 +265,53 @@ def test_with_the_compiled_kernel_tensors_in_host_memory_take_it(monkeypatch):
     kernel.triad(x, w, base, 1.0)
     assert kernel.describe_kernel() == "compiled (C++)"
     assert kernel.describe_kernel("cuda:1") == "torch on cuda:1"
+
+
+# --- the other merge
+
+
+REACH = pytest.mark.parametrize(
+    ("reach", "device"),
+    [
+        pytest.param(kernel.reach, "cpu", id="compiled", marks=compiled_only),
+        pytest.param(kernel.reach_twin, "cpu", id="twin"),
+        pytest.param(kernel.reach, "cuda", id="twin-cuda", marks=gpu_only),
+    ],
+)
+
+
+@REACH
+def test_reach_of_a_case_worked_by_hand(reach, device):
+    """From base 0: w = 4 with x at 0, 3, 5 and -2 leaves 4, 1, 0 and 4 of the way; w = -4 with x at 1, -5 and 0.
+
+    Half of it is gone, and half of v = 2 on top; v follows the movement by a quarter.
+    """
+    x = torch.tensor([0.0, 3.0, 5.0, -2.0, 1.0, -5.0, 0.0], device=device)
+    w = torch.tensor([4.0, 4.0, 4.0, 4.0, -4.0, -4.0, -4.0], device=device)
+    base, v = torch.zeros(7, device=device), torch.full((7,), 2.0, device=device)
+    reach(x, w, base, v, 0.5, 0.5, 0.25, 0, 7)
+    assert x.tolist() == base.tolist() == [3.0, 4.5, 6.0, 1.0, 0.0, -4.0, -1.0]
+    assert v.tolist() == [2.25, 1.875, 1.75, 2.25, 1.25, 1.75, 1.25]
+    assert w.tolist() == [4.0] * 4 + [-4.0] * 3
+
+
+@REACH
+@pytest.mark.parametrize("n", SIZES)
+def test_reach_is_the_same_to_the_bit_everywhere_and_in_parts(reach, device, n):
+    (x, w, base), (v, *_) = models(n), models(n, seed=1)
+    change = w.numpy() - base.numpy()
+    step = np.minimum(np.maximum(w.numpy() - x.numpy(), np.minimum(change, 0)), np.maximum(change, 0))
+    move = np.float32(0.6) * step + np.float32(0.8) * v.numpy()
+    expected = [x.numpy() + move, v.numpy() + np.float32(0.03) * (move - v.numpy())]
+    x, w, base, v = (t.to(device) for t in (x, w, base, v))
+    half = n // kernel.CHUNK * kernel.CHUNK if n > kernel.CHUNK else n
+    for start, stop in ((0, half), (half, n)):
+        reach(x, w, base, v, 0.6, 0.8, 0.03, start, stop)
+    assert [t.cpu().numpy().tobytes() for t in (x, v)] == [t.tobytes() for t in expected]
+    assert torch.equal(base, x)
+
+
+@compiled_only
+def test_reach_is_refused_where_v_ends_before_the_part():
+    with pytest.raises(ValueError, match="v must reach as far as stop"):
+        kernel.reach(*models(4), torch.zeros(3), 0.6, 0.8, 0.03, 0, 4)

@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -43,14 +44,24 @@ class Arriving:
     """Whether the parts so far are finite behind the parameters."""
 
 
+class Pass(Protocol):
+    """One pass over a part of the parameters."""
+
+    def __call__(self, x: Tensor, w: Tensor, base: Tensor, *, start: int, stop: int) -> None:
+        """Write x and base, which become x_{t+1}, over [start, stop)."""
+
+
 class Merging(NamedTuple):
     """A merge under way."""
 
     client: int
     w: Tensor
-    eta: float
+    share: float
+    """Weight of its statistics."""
     base: Tensor
     """x_s; the base of the client becomes x_{t+1}, and lies elsewhere if others hold x_s too."""
+    by: Pass
+    """Merges a part of the parameters."""
 
 
 class GlobalModel:
@@ -225,8 +236,19 @@ class GlobalModel:
             w: float32 (size,), the client's model, finite; it must not be written before `finish_merge`.
             eta: step size.
         """
+        self.merge_by(client, w, partial(kernel.apply, eta=eta), eta)
+
+    def merge_by(self, client: int, w: Tensor, by: Pass, share: float) -> None:
+        """Merge an update by another pass over x, w and x_s, and hand the result out to the client, as `merge` does.
+
+        Args:
+            client: whose update.
+            w: float32 (size,), the client's model, finite; it must not be written before `finish_merge`.
+            by: the pass, element by element; it is called part by part.
+            share: weight with which statistics are averaged, if it is below 1.
+        """
         self.finish_merge()
-        self._merging, self._merged = Merging(client, w, eta, self._bases.alone(client)), 0
+        self._merging, self._merged = Merging(client, w, share, self._bases.alone(client), by), 0
         self.version += 1
         self.base_version[client], self._newest = self.version, client
 
@@ -330,15 +352,15 @@ class GlobalModel:
 
     def _merge_up_to(self, stop: int) -> None:
         assert self._merging is not None
-        client, w, eta, before = self._merging
+        client, w, share, before, by = self._merging
         start, n, base = self._merged, self.layout.num_params, self.base[client]
         if start < n:
             if base is not before:
                 base[start : min(stop, n)].copy_(before[start : min(stop, n)])
-            kernel.apply(self._x, w, base, eta, start, min(stop, n))
+            by(self._x, w, base, start=start, stop=min(stop, n))
         if stop > n:
             statistics = slice(max(start, n), stop)
-            self._x[statistics].lerp_(w[statistics], min(eta, 1.0))
+            self._x[statistics].lerp_(w[statistics], min(share, 1.0))
             base[statistics].copy_(self._x[statistics])
         self._merged = stop
         if stop == self._x.numel():

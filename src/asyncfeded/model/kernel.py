@@ -1,9 +1,9 @@
 """The two passes over an update, compiled or in torch.
 
-`sums` and `apply` use the C++ kernel (src/kernel/kernel.cpp) for tensors in host memory where it was built. Otherwise they
-use the torch twin: for GPU tensors, and after an install without a C++ compiler. Both give the same result, `apply` to the
-bit. `triad` works the same way. It is not part of an update, but the limit that bench/ compares the two with. This file
-knows nothing of clients, versions or rules.
+`sums`, and `apply` or `reach`, use the C++ kernel (src/kernel/kernel.cpp) for tensors in host memory where it was built.
+Otherwise they use the torch twin: for GPU tensors, and after an install without a C++ compiler. Both give the same result,
+`apply` and `reach` to the bit. `triad` works the same way. It is not part of an update, but the limit that bench/ compares
+the two with. This file knows nothing of clients, versions or rules.
 """
 
 from collections.abc import Iterable
@@ -96,6 +96,34 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
         apply_twin(x, w, base, eta, start, stop)
 
 
+def reach(
+    x: Tensor, w: Tensor, base: Tensor, v: Tensor, alpha: float, mu: float, follow: float, start: int, stop: int
+) -> None:
+    """Move a part of a model towards another one, each element by itself and never beyond it, with momentum.
+
+        s    = min(max(w - x, min(w - base, 0)), max(w - base, 0))
+        move = alpha s + mu v,    v <- v + follow (move - v),    x <- x + move,    base <- x
+
+    In one pass and in place. Numbers are rounded to float32.
+
+    Args:
+        x: float32 (n,), contiguous, written.
+        w: float32 (n,), contiguous.
+        base: float32 (n,), contiguous, written.
+        v: float32, contiguous, written; it has `stop` elements or more.
+        alpha: part of the way that is gone.
+        mu: weight of the momentum.
+        follow: part by which v follows the movement.
+        start: first element of the part.
+        stop: end of the part.
+    """
+    if COMPILED and x.is_cpu:
+        arrays = (x.numpy(), w.numpy(), base.numpy(), v.numpy())
+        _kernel.reach(*arrays, alpha, mu, follow, start, stop, torch.get_num_threads())
+    else:
+        reach_twin(x, w, base, v, alpha, mu, follow, start, stop)
+
+
 def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
     """The memory triad of the STREAM benchmark: a = b + s c, in one pass.
 
@@ -136,6 +164,22 @@ def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, s
     for i in range(start, stop, CHUNK):
         part = slice(i, min(i + CHUNK, stop))
         x[part] += (w[part] - base[part]) * step
+        base[part] = x[part]
+
+
+def reach_twin(
+    x: Tensor, w: Tensor, base: Tensor, v: Tensor, alpha: float, mu: float, follow: float, start: int, stop: int
+) -> None:
+    """`reach` in torch operations, on any device. It rounds after each operation, as the kernel does."""
+    alpha_, mu_, follow_ = (torch.tensor(number, dtype=torch.float32, device=x.device) for number in (alpha, mu, follow))
+    for i in range(start, stop, CHUNK):
+        part = slice(i, min(i + CHUNK, stop))
+        change, move = w[part] - base[part], w[part] - x[part]
+        move = torch.maximum(move, change.clamp(max=0.0), out=move)
+        move = torch.minimum(move, change.clamp_(min=0.0), out=move)
+        move.mul_(alpha_).add_(torch.mul(v[part], mu_, out=change))
+        x[part] += move
+        v[part] += move.sub_(v[part]).mul_(follow_)
         base[part] = x[part]
 
 
