@@ -150,9 +150,9 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_the_public_surface_is_what_the_package_exports():
     """A name that is added or removed here is a promise made or broken: say so in CHANGELOG.md."""
     assert asyncfeded.__all__ == [
-        "At", "Batch", "Classification", "Data", "Decision", "GlobalModel", "Layout", "Metric", "Optimizes", "Reply",
-        "Rule", "Run", "RunFailed", "Samples", "Schedules", "Settings", "State", "Steps", "Sums", "Task", "Update", "Waits",
-        "open", "train",
+        "At", "Batch", "Classification", "Data", "Decision", "GlobalModel", "Layout", "Measures", "Metric", "Optimizes",
+        "Reply", "Rule", "Run", "RunFailed", "Samples", "Schedules", "Settings", "State", "Steps", "Sums", "Task", "Update",
+        "Waits", "open", "train",
     ]  # fmt: skip
     for name in asyncfeded.__all__:
         assert getattr(asyncfeded, name) is getattr(asyncfeded, name)

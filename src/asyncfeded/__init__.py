@@ -1,9 +1,9 @@
 """Asynchronous federated learning over MPI with Euclidean-distance staleness (AsyncFedED, arXiv 2205.13797).
 
 What a task or a rule of your own needs: the protocols `Task` and `Rule` (`Waits` for a rule whose clients wait for each
-other), `Settings`, the class of their keys, and what they take and give. What a script or a notebook needs: `train`, and
-`open` for what a run has left; both give a `Run`. Nothing is loaded before it is asked for, since every rank is started by
-a small process that needs none of it (mpi/shield.py).
+other, `Measures` for one that asks them for a number), `Settings`, the class of their keys, and what they take and give.
+What a script or a notebook needs: `train`, and `open` for what a run has left; both give a `Run`. Nothing is loaded before
+it is asked for, since every rank is started by a small process that needs none of it (mpi/shield.py).
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from asyncfeded.metric import Metric
     from asyncfeded.model.flat import Layout
     from asyncfeded.model.global_model import GlobalModel
-    from asyncfeded.rules import Rule, Waits
+    from asyncfeded.rules import Measures, Rule, Waits
     from asyncfeded.rules.decision import Decision, Reply, State, Update
     from asyncfeded.script.opened import Run, open  # noqa: A004
     from asyncfeded.script.start import RunFailed, train
@@ -33,6 +33,7 @@ __all__ = [
     "Decision",
     "GlobalModel",
     "Layout",
+    "Measures",
     "Metric",
     "Optimizes",
     "Reply",
@@ -60,6 +61,7 @@ _ROOMS = {
     "Decision": "rules.decision",
     "GlobalModel": "model.global_model",
     "Layout": "model.flat",
+    "Measures": "rules",
     "Metric": "metric",
     "Optimizes": "tasks",
     "Reply": "rules.decision",

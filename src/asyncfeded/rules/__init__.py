@@ -20,6 +20,7 @@ from asyncfeded.rules.fedasync import FedAsync
 from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.rules.fedbuff import FedBuff
 from asyncfeded.rules.fedprox import FedProx
+from asyncfeded.rules.reach import Reach
 
 __all__ = ["RULES", "TAKEN", "Measures", "Rule", "Waits", "load_rule", "measured_for"]
 
@@ -37,6 +38,7 @@ RULES: dict[str, type[Settings]] = {
     "fadas": Fadas,
     "ace": Ace,
     "delayed_nesterov": DelayedNesterov,
+    "reach": Reach,
 }
 
 

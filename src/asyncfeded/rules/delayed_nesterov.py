@@ -9,7 +9,7 @@ from asyncfeded.config import Count, Settings
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.rules.buffers import add_delta, zeros
 from asyncfeded.rules.decision import Decision, Reply, State, Update
-from asyncfeded.rules.local_epochs import check_bounds, check_first, nearest
+from asyncfeded.rules.local_epochs import by_speed, check_bounds, check_first
 
 
 @final
@@ -75,6 +75,6 @@ class DelayedNesterov(Settings):
         """K of a client that has arrived, by its speed."""
         done = state["epochs_done"]
         if done.all():
-            K = nearest(float(state["first_K"][client] * done[client] / done.mean()))
+            K = by_speed(state["first_K"], done, client)
             state["K"][client] = min(max(K, self.epochs_min), self.epochs_max)
         return int(state["K"][client])
