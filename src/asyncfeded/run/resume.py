@@ -31,10 +31,8 @@ MAY_CHANGE = (
     "server_device", "bases", "bases_dir", "bases_gb", "training.loader_workers",
 )  # fmt: skip
 """Keys and sections of the config that may change when a run is resumed; on the wall clock `threads` too."""
-STAYS = ("evaluation.average",)
-"""Keys of these sections that may not: a mean cannot begin with versions that are gone."""
-AVERAGE = "average of the model"
-"""Name of the average among the arrays of the rule in a snapshot; no rule has a name with blanks."""
+STAYS = ("evaluation.average",)  # of these: a mean cannot begin with versions that are gone
+AVERAGE = "average of the model"  # among the arrays of the rule in a snapshot; no rule has a name with blanks
 NUMBERS = ("updates", "refused", "busy_s", "evaluating_s", "compute_s", "evaluation_due_s")
 """Fields of `ServerState` that have the same name in a snapshot."""
 BY_CLIENT = {
@@ -260,7 +258,7 @@ def snapshot(
         clients[column] = getattr(state, name)
     clients["base_version"] = model.base_version
     clients["due_s"] = [due_s.get(i, math.nan) if out else math.nan for i, out in enumerate(state.out.tolist())]
-    lost = [state.again(client) for client in np.flatnonzero(state.lost & ~state.dropped).tolist()]
+    lost = map(state.again, np.flatnonzero(state.lost & ~state.dropped).tolist())
     for client, epochs, rate in (*state.withheld, *lost):  # they get their orders as soon as the run continues
         clients["epochs"][client], clients["learning_rate"][client] = epochs, rate
         clients["base_version"][client], clients["out"][client] = model.version, True

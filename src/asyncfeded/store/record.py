@@ -30,8 +30,8 @@ from asyncfeded.store.sealed import checksum, text, write
 from asyncfeded.store.table import Table
 
 SCHEMA = 5
-"""Version of the layout of record.h5. Version 4 did not split `service_s`, and had no `learning_rate` and `measured`; version
-3 had no events; version 2 knew accuracy and loss only, and had no `share`; version 1 had no places and no `queue`."""
+"""Version of the layout of record.h5. Version 4 did not split `service_s`, and had no `learning_rate` and `measured`;
+version 3 had no events; version 2 knew accuracy and loss only, and had no `share`; version 1 had no places or `queue`."""
 
 Int32: TypeAlias = Annotated[int, np.int32]
 Int64: TypeAlias = Annotated[int, np.int64]
