@@ -17,8 +17,9 @@ limits.updates = 1000000
 checkpoint.every_updates = 5
 evaluation.every_s = 1.0
 [task]
-name = "digits"
-split = "even"
+name = "synthetic"
+model = "mlp"
+samples_max = 400
 [training]
 epochs = 1
 [rule]

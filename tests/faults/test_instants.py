@@ -14,16 +14,16 @@ from run.lives import names_of
 
 WAITING = """
 import time
-from asyncfeded.tasks.digits import Digits
+from asyncfeded.tasks.synthetic import Synthetic
 
 def wait_in(name):
-    real = getattr(Digits, name)
+    real = getattr(Synthetic, name)
     def waiting(*arguments):
         open(f"{name}-{RANK}", "w").close()
         while not os.path.exists("go"):
             time.sleep(0.01)
         return real(*arguments)
-    setattr(Digits, name, waiting)
+    setattr(Synthetic, name, waiting)
 
 for name in WAITS.get(RANK, ()):
     wait_in(name)

@@ -22,8 +22,9 @@ checkpoint.every_updates = 5
 evaluation.every_s = 1.0
 heterogeneity.error_probability = 0.2
 [task]
-name = "digits"
-split = "even"
+name = "synthetic"
+model = "mlp"
+samples_max = 400
 [training]
 epochs = 1
 optimizer = "adamw"
