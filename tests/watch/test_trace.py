@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.store.record import UPDATE
-from asyncfeded.watch.trace import CLIENTS, SERVER, rounds, write_trace
+from asyncfeded.watch.trace import CHECKPOINTS, CLIENTS, FIRST, RECEIPTS, SERVER, TESTS, UPDATES, rounds, write_trace
 from conftest import tables
 from watch.runs import open_record, update
 
@@ -30,6 +30,7 @@ def check(path):
             arrows[event["id"]].append((event["ph"], track, event["ts"]))
         else:
             assert event["ph"] == "i"
+        assert event["tid"] not in (0, event["pid"]) or event["name"] == "process_name"  # it would be shown as a main thread
     for track, found in slices.items():
         assert track in named
         found.sort(key=lambda one: (one[1], -one[2]))
@@ -104,14 +105,14 @@ def test_a_trace_is_valid(tmp_path, clock):
     slices, arrows = check(tmp_path / "trace.json.gz")
     names = {track: {name for name, *_ in found} for track, found in slices.items()}
     if clock == "wall":
-        assert names[CLIENTS, 1] == {"receive", "train", "send", "wait"}
-        assert [start for _, start, _ in slices[SERVER, 2]] == [2e6, 8.1e6]
-        assert names[SERVER, 3] == {"checkpoint"}
-        assert (names[SERVER, 5], len(slices[SERVER, 5])) == ({"receive"}, 60)
+        assert names[CLIENTS, FIRST] == {"receive", "train", "send", "wait"}
+        assert [start for _, start, _ in slices[SERVER, TESTS]] == [2e6, 8.1e6]
+        assert names[SERVER, CHECKPOINTS] == {"checkpoint"}
+        assert (names[SERVER, RECEIPTS], len(slices[SERVER, RECEIPTS])) == ({"receive"}, 60)
     else:
-        assert names[CLIENTS, 1] == {"train"}
+        assert names[CLIENTS, FIRST] == {"train"}
     inside = {"measure", "merge", "reply"} if clock == "wall" else set()
-    assert (names[SERVER, 1], len(slices[SERVER, 1])) == ({"update"} | inside, 60 * (1 + len(inside)))
+    assert (names[SERVER, UPDATES], len(slices[SERVER, UPDATES])) == ({"update"} | inside, 60 * (1 + len(inside)))
     assert (len(arrows), sum(len(ends) == 3 for ends in arrows.values())) == (60, 57)
 
 

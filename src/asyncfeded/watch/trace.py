@@ -23,8 +23,10 @@ from asyncfeded.watch.state import SECONDS
 
 SERVER, CLIENTS = 1, 2
 """Numbers of the two groups of tracks."""
-UPDATES, TESTS, CHECKPOINTS, EVENTS, RECEIPTS = 1, 2, 3, 4, 5
-"""Numbers of the server's tracks; the track of a client is its id plus 1."""
+RECEIPTS, UPDATES, TESTS, CHECKPOINTS, EVENTS = 2, 3, 4, 5, 6
+"""Numbers of the server's tracks, in the order in which they are shown."""
+FIRST = 1_000_000
+"""Number of the track of client 0, which Perfetto shows behind the name. It shows 0, or the number of the group, first."""
 HEAD = '{"displayTimeUnit":"ms","otherData":'
 """How a trace begins."""
 
@@ -147,11 +149,11 @@ def _names(tables: Tables, clock: str) -> Iterator[str]:
     host = tables.attributes["placement"][0]["host"].decode()  # type: ignore[index]
     yield _meta(SERVER, 0, "process_name", f"server on {host} ({SECONDS[clock]} seconds)")
     yield _meta(CLIENTS, 0, "process_name", f"clients ({SECONDS[clock]} seconds)")
-    tracks = {UPDATES: "updates", TESTS: "evaluate", CHECKPOINTS: "checkpoint", EVENTS: "events", RECEIPTS: "receive"}
+    tracks = {RECEIPTS: "receive", UPDATES: "updates", TESTS: "evaluate", CHECKPOINTS: "checkpoint", EVENTS: "events"}
     for track, name in tracks.items():
         yield _meta(SERVER, track, "thread_name", name)
     for client in np.unique(tables.updates["client"]).tolist():
-        yield _meta(CLIENTS, client + 1, "thread_name", f"client {client}")
+        yield _meta(CLIENTS, FIRST + client, "thread_name", f"client {client}")
 
 
 def _meta(pid: int, tid: int, what: str, name: str) -> str:
@@ -182,7 +184,7 @@ def _updates(rows: np.ndarray, times: Rounds, clock: str) -> Iterator[str]:
     each = zip(zip(*columns, strict=True), zip(*(column.tolist() for column in times), strict=True), strict=True)
     for number, ((client, turn, K, gamma, eta, tau, good), at) in enumerate(each):
         ordered, began, trained, sent, received, taken, measured, merged, served, answered = at
-        track, inside = client + 1, min((trained - began) / 2, 1e-6)
+        track, inside = FIRST + client, min((trained - began) / 2, 1e-6)
         if real:
             yield _slice(CLIENTS, track, "receive", ordered, began)
         yield _slice(CLIENTS, track, "train", began, trained, f'{{"round":{turn},"K":{K}}}')
