@@ -130,5 +130,5 @@ def test_it_tries_the_parts_of_every_rank_of_a_client(own):
         check(path, [*keys, "training.batch_size=7"])
     with pytest.raises(ValueError, match=r"client 0 has a batch of 3, and each of the 4 ranks that train it needs a sample"):
         check(path, [*keys, "training.batch_size=3", "training.sync_batch_norm=true"])
-    found = check(path, [*keys, "training.batch_size=8"])
-    assert found.figures["run"].endswith("1 server and 2 clients of 4 ranks on 9 ranks")
+    found = check(path, [*keys, "training.batch_size=8", "servers=2", "evaluator=2"])
+    assert found.figures["run"].endswith("a server of 2 ranks and 2 clients of 4 ranks on 11 ranks")

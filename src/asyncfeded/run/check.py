@@ -81,7 +81,8 @@ def _check(path: Path, overrides: list[str], ranks: int | None) -> Checked:
     flat = flatten(plan, module, loaded.changed, [])
     evaluator, remarks = make_evaluator(plan, flat)
     together = f" of {len(plan.seats.groups[0])} ranks" if plan.seats.grouped else ""
-    figures = {"run": f"{plan.config.clock} clock, 1 server and {plan.config.clients} clients{together} on {size} ranks"}
+    server = "1 server" if plan.config.servers == 1 else f"a server of {plan.config.servers} ranks"
+    figures = {"run": f"{plan.config.clock} clock, {server} and {plan.config.clients} clients{together} on {size} ranks"}
     figures |= _times(parts, evaluator, profiles) | {"metrics": f"{plan.metrics.columns}; goal: {plan.metrics.goal}"}
     _try_rule(plan, parts, flat)
     figures |= _tensors(state, parts.flat) | _bytes(size, held, plan, parts)
@@ -110,9 +111,10 @@ def _try_worker(plan: Plan, profiles: ClientProfiles) -> tuple[ClientParts, Load
 def _ranks(config: Config, ranks: int | None) -> tuple[int, list[str] | None]:
     """How many ranks the run has, and on which hosts: on this one, or one for each client that takes all ranks of a host."""
     workers = config.clients or 4 if config.clock == "wall" else min(config.clients, 4)
+    others = config.servers + (config.evaluator >= 0)
     if config.ranks_per_client != "node":
-        return (1 + workers * config.ranks_per_client if ranks is None else ranks), None
-    size = 1 + workers if ranks is None else ranks
+        return (others + workers * config.ranks_per_client if ranks is None else ranks), None
+    size = others + workers if ranks is None else ranks
     workers = min(config.clients or 1, size - 1) if config.clock == "wall" else 1
     return size, ["server", *(f"host {rank * workers // (size - 1)}" for rank in range(size - 1))]
 

@@ -30,7 +30,7 @@ class Trackers:
     def __init__(self, names: tuple[str, ...], run_dir: Path, after: int, say: Callable[[str], None]) -> None:
         self._names, self._run_dir, self._after, self._say = names, run_dir, after, say
         self._running: list[tuple[str, subprocess.Popen[str], threading.Thread]] = []
-        self._quiet: set[str] = set()  # those that have given all away
+        self._told: set[str] = set()  # those that have said what they have lost
 
     def __enter__(self) -> "Trackers":
         for name in self._names:
@@ -61,10 +61,11 @@ class Trackers:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                self._say(f"{name}: has not taken its last points within {END_S:.0f} s; they are lost")
+                if name not in self._told:
+                    self._say(f"{name}: has not taken its last points within {END_S:.0f} s; they are lost")
             else:
                 listener.join(1.0)
-                if process.returncode and name not in self._quiet:
+                if process.returncode and name not in self._told:
                     self._say(f"{name}: ended with status {process.returncode}; its points are lost")
             assert process.stdout
             process.stdout.close()
@@ -74,6 +75,6 @@ class Trackers:
         assert process.stdout
         with suppress(ValueError, OSError):  # closed at the end
             for text in process.stdout:
-                self._quiet.add(name)
+                self._told.add(name)
                 if text.strip():
                     self._say(text.strip())
