@@ -79,6 +79,15 @@ def test_a_reply_that_waits_for_others_leaves_with_the_update_that_it_carries():
     assert times.answered.tolist()[0] == 2.25
 
 
+def test_who_joins_late_does_nothing_before():
+    """Client 1 is lost after its update at 2 s, and joins again at 6 s."""
+    rows = [update(2.0, 1, version=1, compute_s=1.0), update(8.0, 1, version=2, base_version=1, compute_s=1.0)]
+    events = [(0.0, at, kind, 1, 1, 0.0, b"") for at, kind in ((3.0, b"lost"), (6.0, b"joined"))]
+    times = rounds(tables(rows, events=events), "wall")
+    assert times.ordered.tolist() == [0.0, 6.0]
+    assert times.answered.tolist()[0] == 2.0
+
+
 @pytest.mark.parametrize("clock", ["wall", "virtual"])
 def test_a_trace_is_valid(tmp_path, clock):
     """Two jobs: the second goes on from 6 s, and tests again what the first has tested behind that."""

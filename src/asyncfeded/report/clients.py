@@ -60,17 +60,20 @@ def timeline(seen: Seen) -> Figure:
     )
 
 
-def _cycles(updates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows by client and time, and when the round of each began: at the client's update before it, or at the start."""
-    rows = updates[np.lexsort((updates["time_s"], updates["client"]))]
+def _cycles(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    """The rows by client and time, and when each round began: at the client's update before, its joining, or the start."""
+    rows = seen.updates[np.lexsort((seen.updates["time_s"], seen.updates["client"]))]
     began = np.zeros(len(rows))
     again = rows["client"][1:] == rows["client"][:-1]
     began[1:][again] = rows["time_s"][:-1][again]
+    for event in seen.events[np.isin(seen.events["kind"], (b"joined", b"back"))]:
+        first = np.flatnonzero((rows["client"] == event["client"]) & (rows["time_s"] >= event["time_s"]))[:1]
+        began[first] = np.maximum(began[first], event["time_s"])
     return rows, began
 
 
 def _spans(seen: Seen) -> Spans:
-    rows, began = _cycles(seen.updates)
+    rows, began = _cycles(seen)
     # The wait after the update before it is known on the wall clock; on the virtual one a reply takes no time.
     wait = np.clip(np.nan_to_num(rows["wait_s"]), 0, rows["time_s"] - began) if seen.clock == "wall" else np.zeros(len(rows))
     wait[began == 0] = 0
@@ -80,7 +83,9 @@ def _spans(seen: Seen) -> Spans:
     kind = np.concatenate([np.zeros(len(rows), np.int64), np.ones(int(waits.sum()), np.int64)])
     row = np.concatenate([rows["client"], rows["client"][waits]])
     marks = [(int(one["client"]), float(one["time_s"]), 0) for one in rows[~rows["accepted"]]]
-    marks += [(int(one["client"]), float(one["time_s"]), 1) for one in seen.events if one["kind"] in (b"lost", b"dropped")]
+    marks += [
+        (int(one["client"]), float(one["time_s"]), 1) for one in seen.events if one["kind"] in (b"lost", b"left", b"dropped")
+    ]
     names = [f"client {client}" for client in range(len(seen.clients))]
     kinds = [("training", 0), ("waiting for the reply", 1)][: 1 + bool(waits.any())]
     return Spans("", seen.time_label, names, kinds, row, start, end, kind, marks, seen.resumed_s)
@@ -106,7 +111,7 @@ def shown(counts: np.ndarray) -> np.ndarray:
 
 def _rows(seen: Seen) -> Iterator[list[str]]:
     """The cells of the table behind the timeline."""
-    rows, began = _cycles(seen.updates)
+    rows, began = _cycles(seen)
     since = rows["time_s"] - began
     edges = np.searchsorted(np.ascontiguousarray(rows["client"]), np.arange(len(seen.clients) + 1)).tolist()
     for client in shown(seen.counts).tolist():
@@ -129,7 +134,7 @@ def _pace(seen: Seen) -> str:
         said += f": client {most} the most ({counts[most]:,}), client {least} the fewest ({counts[least]:,})"
     none = int((counts == 0).sum())
     said += f"; {none:,} of them made none" if none else ""
-    rows, began = _cycles(seen.updates)
+    rows, began = _cycles(seen)
     longest = int((rows["time_s"] - began).argmax())
     gap = rows["time_s"][longest] - began[longest]
     said += f". The longest time without an update was {seconds(gap)}, of client {rows['client'][longest]}"

@@ -1,5 +1,6 @@
 """What was run, where, by whom and from what: config, versions, placement, data; and how the configs of runs differ."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def section(seen: Seen) -> Html:
             "Clients",
             f"{len(seen.clients):,}, with {samples.sum():,} samples, {least:,} to {samples.max(initial=0):,} each",
         ),
+        ("Ranks", _ranks(seen.places)),
         ("Clock and seed", f"{seen.clock} clock, seed {config.get('seed', '?')}"),
         ("Limits", ", ".join(f"{key} {number(value)}" for key, value in (config.get("limits") or {}).items() if value)),
         ("Began", seen.began),
@@ -54,6 +56,14 @@ def section(seen: Seen) -> Html:
             else "",
         ]
     )
+
+
+def _ranks(places: np.ndarray) -> str:
+    """How many ranks the run had, and what for."""
+    roles = Counter(role.decode() for role in places["role"].tolist())
+    groups = len(np.unique(places["group"][places["group"] >= 0]))
+    parts = [f"{number} {role}{'s' * (number > 1)}" for role, number in roles.items()]
+    return f"{len(places):,}: {listed(parts)}" + f", in {count(groups, 'group')} that train a client each" * bool(groups)
 
 
 def _placement(places: np.ndarray) -> Html:

@@ -141,9 +141,8 @@ def _curves(
     if not rows:
         said += " The records of its runs are not in the folder, so there is nothing to draw over time."
     head = ["error probability", "rule", "runs", "at s", "least", "mean", "greatest"]
-    return Figure(
-        f"{key}-curves", f"{goal} over time", said, panels, head, rows, "Lines: means over the seeds; bands: their range."
-    )
+    title = f"{goal} over time" if rows else f"{goal} of each rule"
+    return Figure(f"{key}-curves", title, said, panels, head, rows, "Lines: means over the seeds; bands: their range.")
 
 
 def _leader(goal: str, metric: Metric, rules: Sequence[str], runs: Sequence[Run]) -> str:

@@ -128,7 +128,7 @@ class Wandb:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", "asyncfeded")
-        place = {"project": project, "name": about.run_dir.name, "id": about.id, "dir": str(about.run_dir)}
+        place: dict[str, Any] = {"project": project, "name": about.run_dir.name, "id": about.id, "dir": str(about.run_dir)}
         self._run: Any = wandb.init(**place, resume="allow", config=dict(about.config))
         self._run.define_metric("version")
         self._run.define_metric("*", step_metric="version")  # so that a run that goes on may repeat versions

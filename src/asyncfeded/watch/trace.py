@@ -133,6 +133,9 @@ def rounds(tables: Tables, clock: str) -> Rounds:
     ordered[order] = np.minimum(np.maximum(np.where(again, served[left], 0.0), job), taken[order])
     answered = np.full(count, np.nan)
     answered[before[again]] = ordered[order[again]]
+    for event in tables.events[np.isin(tables.events["kind"], (b"joined", b"back"))]:
+        first = np.flatnonzero((rows["client"] == event["client"]) & (taken >= event["time_s"]))[:1]
+        ordered[first] = np.maximum(ordered[first], event["time_s"])
     if not real:
         return Rounds(ordered, ordered, taken, taken, *server, answered)
     spare = np.maximum(taken - ordered - rows["compute_s"], 0.0)
