@@ -92,6 +92,11 @@ def test_a_worker_needs_a_gradient_momentum_and_an_anchor(training, proximal, ve
     assert worker_need(config(training=training), proximal, LAYOUT) == Need(4 * PARAMS * vectors, 4 * PARAMS * vectors)
 
 
+def test_a_worker_that_measures_the_curvature_needs_two_gradients_and_a_model_more():
+    less, more = (worker_need(config(), 0.0, LAYOUT, measures=measures) for measures in (False, True))
+    assert more.touched - less.touched == 3 * 4 * PARAMS
+
+
 # --- what there is
 
 FREE = {

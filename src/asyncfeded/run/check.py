@@ -22,7 +22,7 @@ from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import limits
 from asyncfeded.mpi.seats import Part
 from asyncfeded.mpi.world import imagine_job
-from asyncfeded.rules import contract
+from asyncfeded.rules import contract, measured_for
 from asyncfeded.rules.decision import Update
 from asyncfeded.run import folder, work
 from asyncfeded.run.evaluate import make_evaluator
@@ -193,7 +193,8 @@ def _bytes(size: int, held: int, plan: Plan, parts: ClientParts) -> dict[str, st
     config, layout = plan.config, parts.flat.layout
     server = 4 * layout.size + server_need(config, plan.rule, layout, plan.device.type != "cpu").touched
     together = len(plan.seats.groups[0])
-    need = worker_need(config, plan.rule.proximal, layout, not parts.flat.buffer.is_cpu, together)
+    pinned, measures = not parts.flat.buffer.is_cpu, bool(measured_for(plan.rule))
+    need = worker_need(config, plan.rule.proximal, layout, pinned, together, measures)
     worker = 4 * layout.size + need.touched
     in_all = server + (size - 1) * worker + size * held
     return {

@@ -159,6 +159,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         "fadas": ("wang2024fadas",),
         "ace": ("chang2025ace",),
         "delayed_nesterov": ("liu2024nesterov",),
+        "reach": (),  # it is of the program
     },
     "rule.distance": dict.fromkeys(("l1", "linf", "cosine", "squared_l2", "mahalanobis"), ("wilhelm2026staleness",)),
     "task.name": {

@@ -126,15 +126,18 @@ def make_model(
     return GlobalModel(initial, layout, clients, 1, disk.new), disk
 
 
-def worker_need(config: Config, proximal: float, layout: Layout, pinned: bool = False, ranks: int = 1) -> Need:
+def worker_need(
+    config: Config, proximal: float, layout: Layout, pinned: bool = False, ranks: int = 1, measures: bool = False
+) -> Need:
     """What a rank of a worker will take of host memory besides its model, and the data of its clients.
 
     That is gradient, what the optimizer gathers (unless the task makes it), the anchor x_s, what is a client's own, and the
-    parts of gradients that arrive from the other `ranks` of the worker; on a GPU (`pinned`) only the copy for the wire.
+    parts of gradients that arrive from the other `ranks` of the worker; where the rule `measures` the curvature, two
+    gradients and the model more. On a GPU (`pinned`) it is only the copy for the wire.
     """
     if pinned:
         return Need(4 * layout.sent, 4 * layout.sent)
-    vectors = 1 + vectors_held(config.training) + bool(config.training.proximal or proximal)
+    vectors = 1 + vectors_held(config.training) + bool(config.training.proximal or proximal) + 3 * measures
     arriving = UNDER_WAY * ranks * min(CHUNK, layout.num_params // ranks) if ranks > 1 else 0
     needed = 4 * (layout.num_params * vectors + layout.sent - layout.size + arriving)
     return Need(needed, needed)

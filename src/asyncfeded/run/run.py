@@ -35,7 +35,7 @@ from asyncfeded.mpi.world import (
     take_seats,
 )
 from asyncfeded.own import CodeError
-from asyncfeded.rules import Rule
+from asyncfeded.rules import Rule, measured_for
 from asyncfeded.run import evaluate, folder, serve, stopping, terms, work
 from asyncfeded.run.evaluate import TesterParts
 from asyncfeded.run.memory import Need, agree_on_memory, server_need, worker_need
@@ -226,7 +226,8 @@ def needed_memory(world: World, plan: Plan, state: ModuleState, own: Iterable[Sh
         need = Need(4 * num_params, 4 * num_params)
     else:
         ranks = max((len(group) for group in world.seats.groups), default=1)  # a client that joins is in no group
-        need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu", ranks)
+        measures = bool(measured_for(plan.rule))
+        need = worker_need(config, plan.rule.proximal, layout, plan.device.type != "cpu", ranks, measures)
     kept = f" and {layout.sent - num_params} numbers of the optimizer's state" if layout.own else ""
     return need, f"the server holds a model of {num_params} parameters{kept} for each of {config.clients} clients"
 
