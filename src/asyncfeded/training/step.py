@@ -63,12 +63,8 @@ class Stepper:
         group: Group | None = None,
         measures: str = "",
     ) -> None:
-        self._task, self._mu, self._clip_norm, self._learning_rate = (
-            task,
-            proximal,
-            training.clip_norm,
-            training.learning_rate,
-        )
+        self._task, self._mu, self._clip_norm = task, proximal, training.clip_norm
+        self._learning_rate, self._rate, self.measured = training.learning_rate, 1.0, math.nan
         device = flat.buffer.device
         check_device(training, device)
         check_task(task, training, proximal, group, measures)
@@ -77,7 +73,6 @@ class Stepper:
         self._gradients = Gradients(self._params, group) if group else None
         self.descent = find_descent(parameters, task, training)
         self._curvature = Curvature(flat) if measures == "curvature" else None
-        self.measured = math.nan
         self._kept = Kept(flat) if flat.layout.own else None
         self._schedule = find_schedule(task, training)
         self._model = compiled(flat.module) if training.compile else flat.module
