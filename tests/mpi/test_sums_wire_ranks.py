@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.wire.sums import DeviceSum, Sum
+from asyncfeded.wire.sums import SHORT, DeviceSum, ShortSum, Sum, make_sum
 from asyncfeded.wire.transfer import CHUNK, UNDER_WAY
 from mpi.ranks import nothing_left, together
 
+LONG = 4 * (UNDER_WAY + 2) * CHUNK + 7
 
-@pytest.mark.parametrize("size", [1, 3, 1001, 4 * (UNDER_WAY + 2) * CHUNK + 7], ids=str)
+
+@pytest.mark.parametrize(("kind", "size"), [(ShortSum, 1), (ShortSum, 1001), (Sum, 3), (Sum, 1001), (Sum, LONG)])
 @together
-def test_a_sum_is_in_the_order_of_ranks_to_the_bit(world, comm, group, size):
+def test_a_sum_is_in_the_order_of_ranks_to_the_bit_however_it_is_made(world, comm, group, kind, size):
     group.begun = True
-    made = Sum(group, size)
+    made = kind(group, size)
     vectors = [np.random.default_rng(rank).standard_normal(size, np.float32) for rank in range(comm.size)]
     expected = vectors[0].copy()
     for vector in vectors[1:]:
@@ -27,10 +29,11 @@ def test_a_sum_is_in_the_order_of_ranks_to_the_bit(world, comm, group, size):
 
 @together
 def test_until_the_group_has_begun_each_rank_is_alone(world, comm, group):
-    made = Sum(group, 3)
-    made.vector.fill_(world.rank)
-    made.add()
-    assert made.vector.tolist() == [world.rank] * 3
+    for size in (SHORT, SHORT + 1):
+        made = make_sum(group, size, torch.device("cpu"))
+        made.vector.fill_(world.rank)
+        made.add()
+        assert made.vector.tolist() == [world.rank] * size
 
 
 @together

@@ -26,7 +26,7 @@ from asyncfeded.training.batches import ClientData
 from asyncfeded.training.client import Trainer
 from asyncfeded.wire.group import Group, make_group
 from asyncfeded.wire.messages import Order
-from asyncfeded.wire.sums import Sum
+from asyncfeded.wire.sums import make_sum
 
 SILENCE_S = 60.0
 
@@ -94,7 +94,7 @@ def _group(world: World, ranks: int, wait: str) -> Group | None:
 
 def _sum_s(world: World, group: Group, params: int, seconds: float) -> tuple[float, float]:
     """Seconds of a sum, ours and MPI's: medians over windows of about so many seconds, in turn. Collective."""
-    ours, raw = Sum(group, params), np.zeros(params, np.float32)
+    ours, raw = make_sum(group, params, torch.device("cpu")), np.zeros(params, np.float32)
 
     def add_raw() -> None:
         world.comm.Allreduce(MPI.IN_PLACE, [raw, MPI.FLOAT])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from asyncfeded.wire.group import Group
-from asyncfeded.wire.sums import DeviceSum, Sum
+from asyncfeded.wire.sums import DeviceSum, make_sum
 
 
 class Gradients:
@@ -30,7 +30,7 @@ class Gradients:
         num, flags = sum(sizes), len(sizes) + 1
         # On a GPU the flags travel by themselves: reading them there would wait for all that the GPU has yet to compute.
         self._on_device = DeviceSum(group, num, device) if device.type != "cpu" else None
-        self._sum = Sum(group, flags + (0 if self._on_device else num))
+        self._sum = make_sum(group, flags + (0 if self._on_device else num), torch.device("cpu"))
         flat = self._on_device.vector if self._on_device else self._sum.vector
         self._flags = self._sum.vector.numpy()[-flags:]
         self._views = [part.view_as(p) for part, p in zip(torch.split(flat[:num], sizes), parameters, strict=True)]
