@@ -61,7 +61,7 @@ def test_an_update_that_answers_no_order_is_refused_with_the_reason(world, comm,
     [
         ({"magic": 1}, "magic 0x1, expected 0xa5f3ded0"),
         ({"protocol": 99}, f"protocol 99, expected {PROTOCOL}"),
-        ({"flags": 8}, "flags 0x8, expected 0x2, or of 0x30"),
+        ({"flags": 8}, "flags 0x8, expected 0x2, 0x40, or of 0x30"),
     ],
 )
 @together

@@ -41,7 +41,7 @@ def test_a_good_answer_is_not_refused():
     [
         ({"magic": 255}, "magic 0xff, expected 0xa5f3ded0"),
         ({"protocol": 9}, f"protocol 9, expected {PROTOCOL}"),
-        ({"flags": 1}, "flags 0x1, expected 0x2, or of 0x30"),
+        ({"flags": 1}, "flags 0x1, expected 0x2, 0x40, or of 0x30"),
     ],
 )
 def test_a_header_of_another_program_is_told(fields, reason):

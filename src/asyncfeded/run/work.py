@@ -22,7 +22,7 @@ from asyncfeded.training.heterogeneity import ClientProfiles
 from asyncfeded.training.loader import Loader
 from asyncfeded.training.trial import Trial
 from asyncfeded.wire.client_wire import ClientWire, cut
-from asyncfeded.wire.group import Group
+from asyncfeded.wire.group import Group, GroupLostError
 from asyncfeded.wire.member_wire import MemberWire
 from asyncfeded.wire.messages import Order
 
@@ -124,7 +124,12 @@ def train_for_server(world: World, parts: ClientParts, leaves: Callable[[], bool
         group.begun, group.watch = True, wire.stopped
     mark(wire, receive="wait", send="send")
     mark(parts.trainer, round="train")
-    work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
+    try:
+        work(wire, parts.trainer, parts.client_data, lost_s, parts.flat, host, parts.held_out)
+    except GroupLostError:
+        if isinstance(wire, ClientWire):
+            wire.give_up()
+        raise
     if group and not wire.ranks_lost:
         group.undo.close()
     return wire.ranks_lost

@@ -14,9 +14,10 @@ from torch import Tensor
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import PROTOCOL, Backoff
-from asyncfeded.wire.group import Group
+from asyncfeded.wire.group import LAST_WORDS_S, Group
 from asyncfeded.wire.member_wire import Onward
 from asyncfeded.wire.messages import (
+    GONE,
     HEAD,
     HEADER,
     HEADER_TAG,
@@ -145,6 +146,14 @@ class ClientWire:
             elif self._backoff.spin and self._size > CHUNK:
                 time.sleep(BULK_S)
             else:
+                self._backoff.pause()
+
+    def give_up(self) -> None:
+        """Tell the server that this client ends, since a rank of its group has died. Client ranks."""
+        if self._request:  # else the wire is closed
+            self._written[0] = only(GONE)
+            last, until = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG), time.perf_counter() + LAST_WORDS_S
+            while not _or_server_lost(last.Test) and time.perf_counter() < until:
                 self._backoff.pause()
 
     def finish(self) -> None:

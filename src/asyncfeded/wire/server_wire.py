@@ -24,6 +24,7 @@ from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import (
     BYE,
     EMPTY,
+    GONE,
     HEAD,
     HEADER,
     HEADER_TAG,
@@ -46,6 +47,8 @@ from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 T = TypeVar("T")
 STALLED_S = 50e-3
 """After a transfer has not moved for this long, another one may start beside it."""
+IS_READY = int
+"""A function that does nothing: the weights were made ready when the order was given."""
 WATCH_S = 0.1
 """Seconds between two looks for workers that have died."""
 
@@ -234,6 +237,8 @@ class ServerWire:
             self._arrived.append(Refused(client, f"{self._workers[worker].name} sent a header with {header.foreign}", False))
         elif header.flags & LAST:
             self._left.add(worker)
+        elif header.flags & GONE:
+            self._give_up(worker, f"{self._workers[worker].name} has left: a rank of its client has died", gone=True)
         else:
             if pending:
                 self._deadlines.note(pending.order.client, pending.order.epochs, now - self._asked_s[worker])
@@ -300,7 +305,7 @@ class ServerWire:
             self._taken[header.client] = slot
             self._arrived.append(header.arrival(self._buffers[slot], began_s))
         if self._pending[worker]:
-            self._send(worker, heapq.heappop(self._pending[worker]), _is_ready)
+            self._send(worker, heapq.heappop(self._pending[worker]), IS_READY)
 
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
         """Send an order to a free worker."""
@@ -390,9 +395,5 @@ class ServerWire:
             self.assignment.silent.add(worker)
         if self.assignment.can_move and not self._stopping:
             for pending in sorted(unanswered):
-                self.reply(pending.order, pending.weights, _is_ready, pending.due)
+                self.reply(pending.order, pending.weights, IS_READY, pending.due)
         self._arrived.append(Lost(self._workers[worker].name, self.assignment.stranded(worker), reason))
-
-
-def _is_ready(stop: int) -> None:
-    """The weights were made ready when the order was given."""
