@@ -16,6 +16,7 @@ from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.world import PROTOCOL, Backoff
 from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.group import make_group
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, MAGIC
 from asyncfeded.wire.server_ranks import ServerRanks
 from asyncfeded.wire.server_wire import ServerWire
@@ -69,7 +70,11 @@ def bits(size, *key):
 def server_ranks(comm, size):
     """The ranks of a server of several, of a message of this size; None on a client."""
     of_server = comm.Split(0 if comm.rank < SERVERS else MPI.UNDEFINED, comm.rank)
-    return ServerRanks(of_server, cut(size, SERVERS), Backoff(**BACKOFF)) if comm.rank < SERVERS else None
+    if comm.rank >= SERVERS:
+        return None
+    ranks = ServerRanks(make_group(of_server, Backoff(**BACKOFF), "the server"), cut(size, SERVERS))
+    ranks.connect(10.0)
+    return ranks
 
 
 def take(wire):

@@ -74,13 +74,13 @@ def test_a_stranger_does_not_take_the_place_of_a_rank(monkeypatch):
 
     thread = threading.Thread(target=wait_for_it)
     thread.start()
-    with pytest.raises(ValueError, match="it cannot connect by TCP to the first rank of its client, at "):
+    with pytest.raises(ValueError, match="it cannot connect by TCP to the first of the ranks that it works with, at "):
         stranger.connect(10.0)
     thread.join(10)
-    assert said[0].startswith("1 of the 1 other ranks of its client did not connect to it")
+    assert said[0].startswith("1 of the 1 ranks that it works with did not connect to it")
 
 
 def test_ranks_that_do_not_come_are_told(monkeypatch):
     monkeypatch.setattr(lifeline, "CONNECT_S", 0.1)
-    with pytest.raises(ValueError, match=r"2 of the 2 other ranks of its client did not connect to it by TCP within 0\.1 s"):
+    with pytest.raises(ValueError, match=r"2 of the 2 ranks that it works with did not connect to it by TCP within 0\.1 s"):
         Lifeline(Ranks(3).comm(0)).connect(10.0)

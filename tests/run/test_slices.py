@@ -22,7 +22,7 @@ def whole(own_mpi, folder):
     return told(folder / "whole")
 
 
-@pytest.mark.parametrize("servers", [2, 3])
+@pytest.mark.parametrize("servers", [2, 3, 4])
 def test_a_run_is_the_same_to_the_bit_on_any_number_of_server_ranks(own_mpi, folder, whole, servers):
     assert own_mpi.train(servers + 2, "run.toml", f"servers={servers}", f"run_dir={servers}", cwd=folder).result
     assert differing(told(folder / str(servers)), whole) == []

@@ -32,6 +32,10 @@ MPICH_SHARED = 5.4e6
 """Bytes in /dev/shm that a rank of MPICH takes (5.0.2, with 2 to 13 ranks)."""
 
 
+FLUSH_S = 0.5
+"""Seconds before a rank ends the job: hydra ends it before it has read all output of a rank, 1 of 12 tracebacks was lost."""
+
+
 class Start(NamedTuple):
     """How to start mpiexec."""
 
@@ -189,6 +193,7 @@ def end_job(status: int) -> None:
     """End ranks that do not answer, with a status for the job, if this MPI does not show them that the server has left."""
     if MPI.get_vendor()[0] != "Open MPI":
         sys.stdout.flush()
+        time.sleep(FLUSH_S)
         MPI.COMM_WORLD.Abort(status)
 
 
@@ -223,7 +228,7 @@ def _end_job(error: BaseException, role: str, what: str) -> None:
     if size > 1 and not MPI.Is_finalized():
         if not MPI.Is_initialized():
             initialise()
-        time.sleep(0.5)  # hydra ends the job before it has read all output of a rank: 1 of 12 tracebacks was lost
+        time.sleep(FLUSH_S)
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)  # Abort may return before the process is ended
 

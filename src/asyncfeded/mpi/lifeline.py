@@ -19,6 +19,7 @@ from asyncfeded.mpi.launcher import MPI
 
 CONNECT_S = 20.0
 """Within so many seconds the ranks of a group must have found each other."""
+REMEDY = "let the hosts of a client, or of the server, reach each other, or put all its ranks on one host"
 ADDRESSES = 16
 """At most so many addresses of a host are tried."""
 MEETING = np.dtype([("port", np.int64), ("secret", np.uint8, 16), ("addresses", "S46", ADDRESSES)])
@@ -114,8 +115,8 @@ def _accept(door: socket.socket, secret: bytes, others: int) -> dict[int, socket
             said = connection.recv(len(secret) + 4, socket.MSG_WAITALL)
         except TimeoutError:
             raise ValueError(
-                f"{others - len(connections)} of the {others} other ranks of its client did not connect to it by TCP within "
-                f"{CONNECT_S:g} s; let the hosts of a client reach each other, or set ranks_per_client to ranks of one host"
+                f"{others - len(connections)} of the {others} ranks that it works with did not connect to it by TCP within "
+                f"{CONNECT_S:g} s; {REMEDY}"
             ) from None
         except OSError:
             continue
@@ -142,8 +143,7 @@ def _connect(meeting: np.ndarray, rank: int) -> tuple[socket.socket, str]:
                 pass
             connection.close()
     raise ValueError(
-        f"it cannot connect by TCP to the first rank of its client, at {', '.join(addresses)}; let the hosts of a client "
-        f"reach each other, or set ranks_per_client to ranks of one host"
+        f"it cannot connect by TCP to the first of the ranks that it works with, at {', '.join(addresses)}; {REMEDY}"
     )
 
 

@@ -181,8 +181,9 @@ def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tupl
             print(f"asyncfeded: rank {world.rank} leaves: {error}", file=sys.stderr, flush=True)  # noqa: T201
             return 0, True, run_dir
         except (ServerLostError, ServerRankLostError) as error:
-            if seated.rank in (0, seated.seats.leaders[0]):
+            if seated.rank in (0, 1, seated.seats.leaders[0]):
                 print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
+            launcher.end_job(1)
             return 1, True, run_dir
 
 
@@ -316,6 +317,8 @@ def _prepare(
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
     """
+    if ranks:
+        ranks.connect(plan.config.faults.patience_s)
     if owned:
         return serve.prepare(world, plan, flat, own, profiles, places, owned, resumed, cleanup, ranks)
     if ranks:

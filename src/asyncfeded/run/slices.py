@@ -33,12 +33,13 @@ from asyncfeded.training.rounds import Workload
 from asyncfeded.training.server import DivergedError, Server
 from asyncfeded.training.server_state import ServerSettings, ServerState
 from asyncfeded.wire.deadlines import Deadlines
+from asyncfeded.wire.group import make_group
 from asyncfeded.wire.messages import Arrival, Wire
 from asyncfeded.wire.nearest import Nearest
 from asyncfeded.wire.open_wire import OpenWire, absent
 from asyncfeded.wire.server_ranks import ServerRanks, What
 from asyncfeded.wire.server_wire import ServerWire
-from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SliceWire
+from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SharedDeadlines, SliceWire
 from asyncfeded.wire.staging import Staging
 from asyncfeded.wire.transfer import peers
 
@@ -58,7 +59,9 @@ def cut_model(world: World, sent: int, wait: str) -> tuple[list[Slice], ServerRa
         return [], None
     slices = cut(sent, servers)
     comm = cast(MPI.Intracomm, world.comm.Split(0 if world.rank < servers else MPI.UNDEFINED, world.rank))
-    return slices, ServerRanks(comm, slices, world.backoff(wait)) if world.rank < servers else None
+    if world.rank >= servers:
+        return slices, None
+    return slices, ServerRanks(make_group(comm, world.backoff(wait), "the server"), slices)
 
 
 def begin(
@@ -139,6 +142,7 @@ def lead(
     late = range(config.present, config.clients)
     # On an ordered clock updates wait for their turn, and the model changes before they are measured.
     staging = Staging(model) if not model.x.is_cpu else None
+    patience = config.faults.patience, config.faults.patience_s
     arguments = (
         world.comm,
         peers(world.comm, world.seats.groups) + absent(late),
@@ -147,7 +151,7 @@ def lead(
         config.clients,
         None if ordered else (staging or model).measure,
         state.taken_s,
-        Deadlines(config.faults.patience, config.faults.patience_s),
+        SharedDeadlines(ranks, *patience) if ranks else Deadlines(*patience),
         ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
         not model.x.is_cpu,
     )

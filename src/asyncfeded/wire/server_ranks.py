@@ -3,10 +3,14 @@
 Rank 0 says to all others, in words of fixed size, what comes next; a word may have numbers behind it. The others tell rank 0
 when their slice of an update is here. Besides that only the numbers of which norms are made pass between them, and, when the
 whole model is tested or saved, their slices of it. slice_wire.py does what rank 0 says.
+
+They watch each other as the ranks of a client do (group.py): one that has died, or that cannot be reached, ends the job. One
+that is only stopped is waited for, as a server of one rank would be; no worker is counted as silent meanwhile.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.wire.group import Group, GroupLostError
 from asyncfeded.wire.messages import Arrival, Lost, Refused
 from asyncfeded.wire.transfer import Peer, Receiving, Sending, peers
 
@@ -43,6 +47,8 @@ class What(IntEnum):
     """Write your slice of the checkpoint of this number."""
     END = 9
     """The wire is closed."""
+    ASK = 10
+    """Answer that you listen, and tell which workers have moved something."""
 
 
 WORD = np.dtype(
@@ -67,14 +73,20 @@ WORD = np.dtype(
     ]
 )
 HERE = np.dtype([("worker", np.int64), ("number", np.int64), ("fault", "S160")])
-"""What another server rank tells rank 0: its slice of a worker's message is here, and what is wrong with it."""
+"""What another server rank tells rank 0: its slice of a worker's message is here, and what is wrong with it; or with the
+number MOVES, that a worker moves something to it or from it; or with the worker LISTENS too, that it listens."""
+MOVES = LISTENS = -1
 WRITTEN = np.dtype([("line", "S160"), ("problem", "S320")])
 """What another server rank tells rank 0 of a checkpoint: the line that names its slice, or why it could not be written."""
 WORD_TAG, BEHIND_TAG, HERE_TAG, WRITTEN_TAG = 1, 3, 4, 5
+ASK_S = 0.5
+"""Seconds between two questions whether the others listen."""
+LATE_S = 1.0
+"""Who has not answered for so long does not listen."""
 
 
 class ServerRankLostError(RuntimeError):
-    """MPI reports that a rank of the server has died."""
+    """A rank of the server has died, or cannot be reached."""
 
 
 class Word(NamedTuple):
@@ -88,19 +100,23 @@ class Word(NamedTuple):
 class ServerRanks:
     """The ranks of one server.
 
-    Every method raises ServerRankLostError where MPI reports that one of them has died (ULFM).
+    Every method raises ServerRankLostError where one of them has died.
 
     Args:
-        comm: their communicator.
+        group: they themselves.
         slices: what each of them holds.
-        backoff: how to wait.
 
     Attributes:
         slices: as given.
+        index: which rank of the server this is.
+        connect: lets them watch each other; see `Group.connect`.
+        moved: workers that have moved something to or from the others since rank 0 emptied this. Rank 0.
     """
 
-    def __init__(self, comm: MPI.Intracomm, slices: Sequence[Slice], backoff: Backoff) -> None:
-        self._comm, self.slices, self._backoff = comm, tuple(slices), backoff
+    def __init__(self, group: Group, slices: Sequence[Slice]) -> None:
+        self._comm, self.slices, self._group, self.connect = group.comm, tuple(slices), group, group.connect
+        self.index, self.moved, comm = group.rank, set[int](), group.comm
+        self._answers, self._asked_s = comm.size - 1, 0.0  # to the last question, and when it was asked
         self._others = range(1, comm.size)
         self._said: deque[tuple[MPI.Request, np.ndarray]] = deque()  # what MPI may still read
         self._here: dict[tuple[int, int], list[str]] = {}  # by worker and number: what those with their slice said of it
@@ -114,11 +130,6 @@ class ServerRanks:
         ]
         for request in self._requests:
             request.Start()
-
-    @property
-    def index(self) -> int:
-        """Which rank of the server this is."""
-        return self._comm.rank
 
     @property
     def mine(self) -> Slice:
@@ -180,16 +191,33 @@ class ServerRanks:
 
     def is_everywhere(self, worker: int, number: int) -> bool:
         """Whether all others have their slice of a worker's message. Rank 0. Never waits."""
-        for i, request in enumerate(self._requests):
-            while _or_lost(request.Test):
-                whose, which, fault = self._inbox[i].item()
-                self._here.setdefault((whose, which), []).append(fault.decode())
-                request.Start()
+        self._hear_others()
         return len(self._here.get((worker, number), ())) == len(self._others)
 
     def fault(self, worker: int, number: int) -> str:
         """What is wrong with a message that is everywhere, as a sentence; empty if nothing is. Rank 0; asked once."""
         return next(filter(None, self._here.pop((worker, number), ())), "")
+
+    def listen(self) -> bool:
+        """Whether all others listen. Rank 0, which asks them; to be called at every poll. Never waits."""
+        self._hear_others()
+        self._look(lambda: False)
+        if (asked_for_s := time.perf_counter() - self._asked_s) > ASK_S and self._answers == len(self._others):
+            self.say(What.ASK)
+            self._asked_s, self._answers, asked_for_s = time.perf_counter(), 0, 0.0
+        return asked_for_s < LATE_S or self._answers == len(self._others)
+
+    def _hear_others(self) -> None:
+        for i, request in enumerate(self._requests):
+            while _or_lost(request.Test):
+                whose, which, fault = self._inbox[i].item()
+                if which != MOVES:
+                    self._here.setdefault((whose, which), []).append(fault.decode())
+                elif whose != LISTENS:
+                    self.moved.add(whose)
+                else:
+                    self._answers += 1
+                request.Start()
 
     def begin_checkpoint(self, number: int) -> None:
         """Let all others write their slice of a checkpoint. Rank 0; the one before must be `written`."""
@@ -200,15 +228,20 @@ class ServerRanks:
 
     def written(self) -> list[tuple[str, str]] | None:
         """The line and the problem of each other rank, once all have written; None before. Rank 0. Never waits."""
-        if not all([_or_lost(request.Test) for request, _ in self._written]):  # noqa: C419  # each must be tested
+        if not self._are_written():
+            self._look(self._are_written)
             return None
         return [(row["line"][0].decode(), row["problem"][0].decode()) for _, row in self._written]
+
+    def _are_written(self) -> bool:
+        return all([_or_lost(request.Test) for request, _ in self._written])  # noqa: C419  # each must be tested
 
     # The others
 
     def hear(self) -> Word | None:
         """The next word of rank 0; None if there is none yet. Never waits for a word. Server ranks except rank 0."""
         if not _or_lost(self._requests[0].Test):
+            self._look(self._requests[0].Test)
             return None
         row = self._inbox[0]
         fields = dict(zip(row.dtype.names or (), row.item(), strict=True))
@@ -224,6 +257,12 @@ class ServerRanks:
         """Tell rank 0 that this rank's slice of a worker's message is here. Server ranks except rank 0."""
         self._say(np.array([(worker, number, fault.encode()[:160])], HERE).view(np.uint8), 0, HERE_TAG)
 
+    def answer(self, moved: Iterable[int]) -> None:
+        """Answer rank 0 that this rank listens, and which workers have moved something. Server ranks except rank 0."""
+        for worker in moved:
+            self.tell_here(worker, MOVES, "")
+        self.tell_here(LISTENS, MOVES, "")
+
     def tell_written(self, line: str, problem: str) -> None:
         """Tell rank 0 how writing the slice of a checkpoint went. Server ranks except rank 0."""
         told = np.array([(line.encode(), problem.encode()[:320])], WRITTEN)
@@ -238,11 +277,18 @@ class ServerRanks:
         """Wait until all that was said has left, and expect nothing more; rank 0 has said the END."""
         for request, _ in self._said:
             self._wait(request)
+        if self.index == 0:
+            self._until(self._is_answered)
         for request in self._requests:
-            if self._comm.rank == 0:  # posted, and nothing comes
+            if self.index == 0:  # posted, and nothing comes
                 request.Cancel()
                 self._wait(request)
             request.Free()
+        self._group.undo.close()
+
+    def _is_answered(self) -> bool:
+        self._hear_others()
+        return self._answers == len(self._others)
 
     def _say(self, raw: np.ndarray, rank: int, tag: int) -> None:
         while self._said and bool(_or_lost(self._said[0][0].Test)):
@@ -253,9 +299,10 @@ class ServerRanks:
         self._until(request.Test)
 
     def _until(self, done: Callable[[], bool]) -> None:
-        self._backoff.reset()
-        while not _or_lost(done):
-            self._backoff.pause()
+        _or_lost(lambda: self._group.wait(done))
+
+    def _look(self, done: Callable[[], bool]) -> None:
+        _or_lost(lambda: self._group.look(done))
 
 
 def _or_lost(call: Callable[[], T]) -> T:
@@ -263,3 +310,5 @@ def _or_lost(call: Callable[[], T]) -> T:
         return call()
     except MPI.Exception as error:
         raise ServerRankLostError(error.Get_error_string()) from None
+    except GroupLostError as error:
+        raise ServerRankLostError(str(error)) from None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
+from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, PendingOrder, Refused, Stuck, Wire
 from asyncfeded.wire.server_ranks import ServerRanks, What, Word
 from asyncfeded.wire.server_wire import ServerWire
@@ -37,9 +38,34 @@ class FirstSliceWire(ServerWire):
         self.ranks.say(What.RECEIVE, worker=worker, client=client, slot=slot, flag=measured, number=number)
         return ReceivingSlices(self.ranks, worker, number, self._workers[worker], self._arrays[slot])
 
+    def _watch(self) -> None:
+        """A worker gives a sign of life also when it moves something to or from another server rank."""
+        for worker in self.ranks.moved:
+            self._sign_s[worker] = self._deadlines.listened_s
+        self.ranks.moved.clear()
+        super()._watch()
+
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
         self.ranks.say(What.REPLY, worker=worker, client=pending.order.client)
         super()._send(worker, pending, ready)
+
+
+class SharedDeadlines(Deadlines):
+    """As `Deadlines`; only the time in which all server ranks were listening counts.
+
+    Args:
+        ranks: they themselves; this is rank 0.
+        patience: how many times the spread.
+        least_s: the shortest deadline.
+    """
+
+    def __init__(self, ranks: ServerRanks, patience: float, least_s: float) -> None:
+        super().__init__(patience, least_s)
+        self._ranks = ranks
+
+    def listen(self) -> float:
+        """See `Deadlines`."""
+        return super().listen() if self._ranks.listen() else self.listened_s
 
 
 class ReceivingSlices(Receiving):
@@ -157,6 +183,7 @@ class SliceWire:
         self._replies: dict[int, np.ndarray] = {}  # by client: what it is sent next
         self._incoming: list[tuple[Word, Receiving]] = []
         self._outgoing: dict[int, Sending] = {}  # by worker
+        self._moved = set[int]()  # workers with which something has moved since rank 0 asked
         self.ended = self.ranks_lost = False
         self.score: np.ndarray | None = None
 
@@ -208,11 +235,14 @@ class SliceWire:
         if what is What.RECEIVE:
             if slot not in self._buffers:
                 self._buffers[slot] = torch.empty(self._size, pin_memory=self._pinned)
+            for earlier, _ in self._incoming:
+                if earlier.fields["client"] == client:  # of a worker that was given up
+                    earlier.fields["flag"] = False
             receiving = Receiving(self._workers[worker], self._buffers[slot].numpy(), int(fields["number"]))
             self._incoming.append((word, receiving))
             self._move()
         elif what is What.REPLY:
-            self._outgoing[worker] = Sending(self._workers[worker], self._replies.pop(client))
+            self._outgoing[worker] = Sending(self._workers[worker], self._replies[client])  # again if the client moves
             self._move()
         elif what is What.COLLECT:
             self._ranks.give(self._x())
@@ -220,6 +250,9 @@ class SliceWire:
             self.score = behind
         elif what is What.CHECKPOINT and self._keeper:
             self._keeper.begin(int(fields["number"]))
+        elif what is What.ASK:
+            self._ranks.answer(self._moved)
+            self._moved.clear()
         elif what is What.END:
             self.ended, self.ranks_lost = True, bool(fields["flag"])
         elif what is What.TAKE:
@@ -243,6 +276,7 @@ class SliceWire:
             try:
                 while (part := receiving.poll()) is not None:
                     self._backoff.reset()
+                    self._moved.add(worker)
                     if self._measure is not None and word.fields["flag"]:
                         self._measure(client, self._buffers[slot], *part)
             except MPI.Exception:  # the worker has died: rank 0 gives it up
@@ -256,6 +290,7 @@ class SliceWire:
                 given, sent = sending.given, sending.go_on()
                 if sending.given > given:
                     self._backoff.reset()
+                    self._moved.add(worker)
             except MPI.Exception:
                 sent = True
             if sent:
