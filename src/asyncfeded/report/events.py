@@ -37,7 +37,8 @@ def section(events: np.ndarray, kept: int) -> Html:
         f"{count(kinds['lost'] + kinds['dropped'], 'client')} lost, {kinds['back']} back",
         f"{count(kinds['checkpoint'], 'checkpoint')} written{took}, and {kept} kept",
     ]
-    said += [f"{kinds['joined']} joined, {kinds['left']} left"] if kinds["joined"] or kinds["left"] else []
+    coming = {"absent": "absent at the start of a job", "joined": "joined", "left": "left"}
+    said += [f"{count(kinds[kind], 'client')} {word}" for kind, word in coming.items() if kinds[kind]]
     said += [f"trouble with the disk {count(kinds['trouble'], 'time')}"] if kinds["trouble"] else []
     told = events[events["kind"] != b"evaluated"]  # their results are in a figure of their own
     rows = [_cells(event) for event in told[_few(told["kind"])]]

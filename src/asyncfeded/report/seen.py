@@ -91,7 +91,7 @@ class Seen:
     @property
     def time_label(self) -> str:
         """The name of an axis of time."""
-        return f"seconds of the {'wall' if self.clock == 'wall' else 'virtual'} clock"
+        return "seconds of the recorded run" if self.clock == "replay" else f"seconds of the {self.clock} clock"
 
     @cached_property
     def seconds(self) -> float:
