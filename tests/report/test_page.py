@@ -91,6 +91,15 @@ def test_what_happened_is_told_from_the_events_of_the_record(made, tmp_path):
     assert ("[3,51.0,1]" in text, '"lines":[30.0]' in text) == (True, True)  # marks of the timeline
 
 
+def test_who_joins_late_does_nothing_before(made, tmp_path):
+    """Of 8 updates client 2 makes the one at 30 s; it was absent until 20 s."""
+    events = [(0.0, 0.0, b"absent", 2, 0, 0.0, b""), (1.0, 20.0, b"joined", 2, 0, 0.0, b"client 2 has joined")]
+    text = report(made("late", updates=8, events=events), output=tmp_path / "a.html")
+    assert "; 1 client absent at the start of a job; 1 client joined." in said(text)
+    assert "<td>30.00</td><td>30.00</td><td>10.00</td>" in text
+    assert "3: 1 server and 2 workers" in text
+
+
 def test_several_runs_stand_side_by_side_with_the_difference_of_their_configs(made, tmp_path):
     runs = [made("one/run"), made("two/run", rule="fedavg", gain=0.95)]
     text = report(*runs, output=tmp_path / "a.html")
