@@ -1,5 +1,7 @@
 """A server of two ranks, and two clients: slices arrive to the bit, and both server ranks see the same. On every rank."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from asyncfeded.model.slices import cut
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
+from asyncfeded.wire import server_wire
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Arrival, Order, Refused, Stuck
 from asyncfeded.wire.server_ranks import What
@@ -24,7 +27,7 @@ def wire_of(comm, ranks, measure=None):
     if comm.rank:
         return SliceWire(ranks, workers, Backoff(**BACKOFF), measure, lambda: torch.full((ranks.mine.size,), 7.0))
     first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(**BACKOFF), len(workers), measure)
-    first.ranks = ranks
+    first.ranks, first.hosts = ranks, [str(worker) for worker in range(len(workers))]
     return LeadingWire(first, ranks, first)
 
 
@@ -114,6 +117,41 @@ def test_what_is_refused_is_refused_on_every_server_rank(world, comm):
             order = wire.receive()
             wire.send(order._replace(round=5), 1, 1, 0.0, 0.0, 0.0)
             wire.send(wire.receive(), 1, 1, 0.0, 0.0, 0.0)
+        assert wire.receive() is None
+        wire.finish()
+    assert nothing_left(comm)
+
+
+@together
+def test_as_many_updates_arrive_side_by_side_as_there_are_slices(world, comm, monkeypatch):
+    """The first client sends its second slice only after an update of the other was taken; no transfer counts as stalled."""
+    monkeypatch.setattr(server_wire, "STALLED_S", 1e9)
+    chunk, told = np.zeros(CHUNK, np.float32), np.zeros(1, np.uint8)
+    ranks = server_ranks(comm, 2 * CHUNK)
+    if ranks:
+        wire, deadline = wire_of(comm, ranks), time.monotonic() + 30
+        for client in (0, 1):
+            wire.reply(Order(client, 0, 0, 1), torch.zeros(CHUNK), int)
+        for client in (1, 0):
+            while (event := wire.next()) is None:
+                assert time.monotonic() < deadline
+                wire.pause()
+            assert event.client == client
+            if client and comm.rank == 0:
+                comm.Send(told, SERVERS, 9)
+            wire.release(event)
+        wire.stop()
+    else:
+        wire = ClientWire(comm, torch.zeros(2 * CHUNK), Backoff(**BACKOFF), cut(2 * CHUNK, SERVERS))
+        order = wire.receive() if comm.rank < SERVERS + 2 else None
+        if comm.rank == SERVERS:
+            send(comm, header(), chunk)
+            comm.Send(told, SERVERS + 1, 9)  # the first slice is here
+            comm.Recv(told, 0, 9)
+            comm.Send([chunk, MPI.FLOAT], 1, 3)
+        elif order:
+            comm.Recv(told, SERVERS, 9)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
         assert wire.receive() is None
         wire.finish()
     assert nothing_left(comm)

@@ -29,6 +29,8 @@ def test_the_server_needs_a_model_for_each_client_the_global_one_and_a_receive_b
     need = server_need(config(), rules.load_rule({"name": "fedasync"}), LAYOUT, pinned=False)
     state = 8 * CLIENTS
     assert need == Need((CLIENTS + 2) * MODEL + state, (2 * CLIENTS + 1) * MODEL + state)
+    of_three = server_need(config(servers=3), rules.load_rule({"name": "fedasync"}), LAYOUT, pinned=False)
+    assert of_three.touched == need.touched + 2 * MODEL  # as many updates arrive side by side
 
 
 def test_checkpoints_are_written_from_a_copy():

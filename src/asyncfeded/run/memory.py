@@ -69,7 +69,8 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
     # A checkpoint is written from a copy of the newest version and of all others that clients train from.
     copies = held * size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
     near = min(held, clients_near(config, layout)) if config.bases == "disk" else held
-    return Need((near + 1) * sent + size + state + copies, (held + n) * sent + size + state + copies)
+    arriving = min(n, config.servers)  # a buffer of each update that arrives at a time
+    return Need((near + arriving) * sent + size + state + copies, (held + n) * sent + size + state + copies)
 
 
 def clients_near(config: Config, layout: Layout) -> int:

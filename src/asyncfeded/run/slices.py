@@ -163,7 +163,7 @@ def lead(
         staging.below = clock or workers
     wire: Wire = staging or clock or workers
     if isinstance(workers, FirstSliceWire) and ranks:
-        workers.ranks = ranks
+        workers.ranks, workers.hosts = ranks, [world.hosts[leader] for leader in world.seats.leaders]
         wire = LeadingWire(wire, ranks, workers)
     return Wires(wire, workers, clock, staging)
 

@@ -141,7 +141,7 @@ class OpenWire(ServerWire):
             before.line.close()
         self._here[worker], self._workers[worker] = guest, peer
         self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
-        self._announced = deque(item for item in self._announced if item[0] != worker)
+        self._announced = [item for item in self._announced if item[0] != worker]
         self._in_hand[worker] = self._outgoing[worker] = None
         self._pending[worker].clear()
         for workers in (self._unsent, self.assignment.lost, self.assignment.silent, self.assignment.absent):

@@ -47,8 +47,6 @@ from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 T = TypeVar("T")
 STALLED_S = 50e-3
 """After a transfer has not moved for this long, another one may start beside it."""
-IS_READY = int
-"""A function that does nothing: the weights were made ready when the order was given."""
 WATCH_S = 0.1
 """Seconds between two looks for workers that have died."""
 
@@ -109,7 +107,7 @@ class ServerWire:
         self._arrays = [buffer.numpy() for buffer in self._buffers]
         self._free = list(range(num_clients))  # the buffer used last is used next
         self._used: set[int] = set()
-        self._announced: deque[tuple[int, Header]] = deque()  # header is here, no receive posted for weights
+        self._announced: list[tuple[int, Header]] = []  # header is here, no receive posted for weights
         self._incoming: list[Incoming] = []
         self._arrived: deque[Arrival | Refused | Lost | Joined] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
@@ -126,8 +124,7 @@ class ServerWire:
         self._asked_s = [0.0] * num_workers  # when the order in hand was sent, in seconds of listening
         self._sign_s = [0.0] * num_workers  # when the worker gave its last sign of life
         self._failed: dict[int, str] = {}  # by worker: the error that MPI gave for it
-        self._left, self._stopping = set[int](), False
-        self._stops: dict[int, MPI.Request | None] = {}
+        self._left, self._stopping, self._stops = set[int](), False, dict[int, MPI.Request | None]()
         self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
         self.receiving_s = self._watched_s = self._moved_s = 0.0  # moved: when the last part arrived
         self._start = time.perf_counter() - start_s
@@ -248,11 +245,10 @@ class ServerWire:
         """Go on receiving what is arriving, and begin with the next update if nothing else moves."""
         began, cpu = time.perf_counter(), time.thread_time()
         moved = self._take_parts()
-        waits = any(i.worker not in self.assignment.lost for i in self._incoming) or (
-            self._measure is not None and self._arrived
-        )
-        if self._announced and self._free and (not waits or (not moved and began - self._moved_s > STALLED_S)):
-            (worker, header), slot = self._announced.popleft(), self._free.pop()
+        arriving = [incoming.worker for incoming in self._incoming if incoming.worker not in self.assignment.lost]
+        following = 0 if not moved and began - self._moved_s > STALLED_S else self._beside(arriving)
+        if self._announced and self._free and following >= 0:
+            (worker, header), slot = self._announced.pop(following), self._free.pop()
             self._used.add(slot)
             pending = self._in_hand[worker]
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
@@ -264,6 +260,10 @@ class ServerWire:
             self._moved_s = time.perf_counter()
             self.receiving_s += time.thread_time() - cpu
             self._backoff.reset()
+
+    def _beside(self, arriving: list[int]) -> int:
+        """Which of the announced updates is received beside those of the workers that send; -1: none yet."""
+        return -1 if arriving or (self._measure is not None and self._arrived) else 0
 
     def _begin(self, worker: int, client: int, slot: int, measured: bool) -> Receiving:
         """Post the first receives of an update."""
@@ -305,7 +305,7 @@ class ServerWire:
             self._taken[header.client] = slot
             self._arrived.append(header.arrival(self._buffers[slot], began_s))
         if self._pending[worker]:
-            self._send(worker, heapq.heappop(self._pending[worker]), IS_READY)
+            self._send(worker, heapq.heappop(self._pending[worker]), int)  # the weights are ready
 
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
         """Send an order to a free worker."""
@@ -378,7 +378,7 @@ class ServerWire:
         if gone:
             self.assignment.silent.discard(worker)
             self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
-            self._announced = deque(item for item in self._announced if item[0] != worker)
+            self._announced = [item for item in self._announced if item[0] != worker]
         if worker in self.assignment.lost:
             return
         self.assignment.lost.add(worker)
@@ -395,5 +395,5 @@ class ServerWire:
             self.assignment.silent.add(worker)
         if self.assignment.can_move and not self._stopping:
             for pending in sorted(unanswered):
-                self.reply(pending.order, pending.weights, IS_READY, pending.due)
+                self.reply(pending.order, pending.weights, int, pending.due)  # the weights are ready
         self._arrived.append(Lost(self._workers[worker].name, self.assignment.stranded(worker), reason))

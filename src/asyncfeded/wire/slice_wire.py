@@ -23,11 +23,21 @@ from asyncfeded.wire.transfer import Peer, Receiving, Sending
 class FirstSliceWire(ServerWire):
     """A `ServerWire` for the first slice: other ranks receive and send theirs when it says so.
 
+    As many updates arrive side by side as there are slices, since the link of one worker would fill a part of each server
+    rank's. They come from different hosts: two of one host would share its link, and end together.
+
     Attributes:
-        ranks: all ranks of the server; it must be set before the first message.
+        ranks: all ranks of the server; it must be set before the first message, and so must `hosts`.
+        hosts: the host of each worker.
     """
 
     ranks: ServerRanks
+    hosts: Sequence[str]
+
+    def _beside(self, arriving: list[int]) -> int:
+        if len(arriving) + len(self._taken) >= sum(each.size > 0 for each in self.ranks.slices):
+            return -1
+        return of_another_host([worker for worker, _ in self._announced], arriving, self.hosts)
 
     def slot(self, client: int) -> int:
         """The buffer that a client's arrival lies in."""
@@ -66,6 +76,18 @@ class SharedDeadlines(Deadlines):
     def listen(self) -> float:
         """See `Deadlines`."""
         return super().listen() if self._ranks.listen() else self.listened_s
+
+
+def of_another_host(waiting: Sequence[int], arriving: Sequence[int], hosts: Sequence[str]) -> int:
+    """Index of the worker whose update is next: the first that waits on a host that sends none; -1 if there is none.
+
+    Args:
+        waiting: workers, those first that have waited longest.
+        arriving: workers that send.
+        hosts: by worker.
+    """
+    busy = {hosts[worker] for worker in arriving}
+    return next((index for index, worker in enumerate(waiting) if hosts[worker] not in busy), -1)
 
 
 class ReceivingSlices(Receiving):
