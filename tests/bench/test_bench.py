@@ -30,6 +30,10 @@ CHECKPOINTING = [
     "turnaround_s_p50_checkpointing", "turnaround_s_p99_checkpointing", "p99_checkpointing_over_p99", "checkpoints",
     "checkpoint_bytes",
 ]  # fmt: skip
+SERVERS = [
+    "params", "servers", "clients", "hosts", "mpi", "wait", "round_s", "updates_per_s", "exchanges_per_s",
+    "updates_over_exchanges", "client_wait_s", "busiest_host", "cpu_s_per_update", "resident_bytes", "models_bytes",
+]  # fmt: skip
 
 
 # the client
@@ -185,9 +189,28 @@ def test_the_server_is_measured_while_checkpoints_are_written(own_mpi, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_and_two_server_ranks_are_measured(own_mpi, tmp_path):
+    """The second holds nothing of so small a model; a client that sleeps for 50 ms sends at most 20 updates a second."""
+    options = ("--servers", 2, "--clients", 1, "--seconds", 0.3, "--round-s", 0.05)
+    done = run_asyncfeded("bench", "servers", "--params", 1000, *options, cwd=tmp_path, env=own_mpi.env, timeout=200)
+    assert done.status == 0, str(done)
+    figures = done.result
+    assert list(figures) == SERVERS
+    assert (figures["servers"], figures["clients"], figures["hosts"], figures["round_s"]) == ([1, 2], 1, 1, 0.05)
+    for i in (0, 1):
+        assert 0 < figures["updates_per_s"][i] < 20
+        ratio = figures["updates_per_s"][i] / figures["exchanges_per_s"][i]
+        assert figures["updates_over_exchanges"][i] == pytest.approx(ratio, rel=1e-2)
+        assert 0.05 < figures["client_wait_s"][i] + figures["round_s"] < 60
+        assert 0 < figures["busiest_host"][i] <= 1
+        for name in ("cpu_s_per_update", "resident_bytes", "models_bytes"):
+            assert len(figures[name][i]) == i + 1
+
+
 @pytest.mark.parametrize(
     ("command", "why"),
     [
+        (["servers", "--params", 10, "--servers", 0, "--clients", 2], "--servers 0: expected at least 1"),
         (["server", "--params", 10], "--clients is missing: give a number of at least 1"),
         (["server", "--params", 10, "--clients", 0], "--clients 0: expected at least 1"),
         (["wait"], "--ranks is missing: give a number of at least 2"),

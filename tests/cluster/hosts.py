@@ -69,11 +69,11 @@ class Hosts:
         assert done.returncode == 0, f"{name}: {line}: {done.stderr}"
         return done.stdout
 
-    def thin(self, name, rate):
-        """Make the wire of a host thin in both directions; rate as tc reads it, such as 1mbit."""
+    def thin(self, name, rate, burst="32kb", latency="200ms"):
+        """Make the wire of a host thin in both directions; rate, burst and latency as tc reads them."""
         port = f"port{self.names.index(name) + 1}"
         for host, device in ((name, "eth0"), ("switch", port)):
-            self.on(host, f"tc qdisc replace dev {device} root tbf rate {rate} burst 32kb latency 200ms")
+            self.on(host, f"tc qdisc replace dev {device} root tbf rate {rate} burst {burst} latency {latency}")
 
     def cut(self, name):
         """Cut the wire of a host."""

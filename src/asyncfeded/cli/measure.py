@@ -1,4 +1,4 @@
-"""Commands that measure: bench client, bench group, bench kernel, bench server, bench wait."""
+"""Commands that measure: bench client, bench group, bench kernel, bench server, bench servers, bench wait."""
 
 from typing import Annotated
 
@@ -75,6 +75,27 @@ def bench_server(
         from asyncfeded.bench import server as room
 
         status = room.measure(params, seconds, wait, checkpoints, device)
+    raise typer.Exit(status)
+
+
+@bench.command("servers", epilog=example("asyncfeded bench servers --params 1000000 --servers 2 --clients 2"))
+def bench_servers(
+    params: Annotated[int, typer.Option(help="Elements of the model.")],
+    servers: Annotated[int, typer.Option(help="The most ranks of the server.")],
+    clients: Annotated[int | None, typer.Option(help="Start mpiexec with so many clients and the server ranks.")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement: two for each number of ranks.")] = 10.0,
+    round_s: Annotated[float, typer.Option(help="Seconds that a client sleeps in each round, as if it trained.")] = 0.0,
+    wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
+) -> None:
+    """Measure the updates per second of 1, 2, 4, ... server ranks, against models that only travel, and their memory."""
+    if clients is not None or not origin.launched_by():
+        arguments = ["--params", str(params), "--servers", str(servers), "--seconds", str(seconds)]
+        arguments += ["--round-s", str(round_s), "--wait", wait]
+        start(at_least(1, "--servers", servers) + at_least(1, "--clients", clients), ["bench", "servers", *arguments])
+    with load_launcher().guard():
+        from asyncfeded.bench import servers as room
+
+        status = room.measure(params, servers, seconds, round_s, wait)
     raise typer.Exit(status)
 
 
