@@ -12,7 +12,7 @@ from asyncfeded.config import Config
 from asyncfeded.plots.scaling import plot_scaling
 from asyncfeded.store.record import UPDATE
 from asyncfeded.studies import scaling
-from asyncfeded.studies.scaling import prediction, slurm, table
+from asyncfeded.studies.scaling import prediction, servers, slurm, table
 from asyncfeded.studies.scaling.grid import expand, load_scaling_grid
 from asyncfeded.studies.scaling.queueing import Times, bound, fit, mean_values, saturation
 from asyncfeded.studies.scaling.simulation import simulate
@@ -92,6 +92,7 @@ def test_nodes_follow_from_the_ranks_on_each(path):
         ("models.small.run.task.hiden=3", "unknown key hiden; did you mean hidden"),
         ("rules.asyncfeded.run.rule.kapa=0", "unknown key kapa; did you mean kappa"),
         ('scaling=["week"]', "scaling"),
+        ("wanted.mine.params=9", "wanted.mine"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_any_run(path, override, words):
@@ -406,6 +407,21 @@ def test_a_line_without_the_runs_to_fit_on_is_not_predicted(done):
     some = [row for row in rows if row.run.clients != 2]
     assert prediction.predict(grid, some, said.append) == []
     assert said[0].endswith("not predicted, runs of 1 and 2 clients are missing")
+
+
+def test_server_ranks_are_told_for_what_is_wanted(done, path, tmp_path):
+    """With one client: 0.4 s of the processor for 9 parameters, which are one chunk. 3.5 clients of 1 s saturate it."""
+    keys = {"few": "{params = 9, clients = 3, round_s = 1}", "many": "{params = 9, clients = 4, round_s = 1}"}
+    grid = load_scaling_grid(path, [f"wanted.{label}={table}" for label, table in keys.items()])
+    answers = servers.answer(grid, done[2])
+    assert [one[:2] + one[3:4] for one in answers] == [("few", "asyncfeded", 1), ("many", "asyncfeded", 0)]
+    text = servers.to_markdown(answers)
+    assert "| few | asyncfeded | 9 | 3 | 1 |  | **1** | 3.5 | 3.5 |" in text
+    assert "**none suffices**" in text
+    assert text.count("| its processor |") == 2
+    servers.write_csv(answers, tmp_path / "servers.csv")
+    lines = list(csv.DictReader((tmp_path / "servers.csv").read_text().splitlines()))
+    assert [(line["servers"], line["saturation_one"]) for line in lines] == [("1", "3.5"), ("0", "3.5")]
 
 
 @pytest.mark.parametrize("paced", [True, False])

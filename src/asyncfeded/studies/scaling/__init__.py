@@ -1,7 +1,7 @@
 """Scaling studies: the same training with more and more clients, one table, and a model that predicts larger numbers.
 
 `grid` is the schema of the file and the runs that it makes, `slurm` submits them, `table` measures those that are done,
-`queueing`, `simulation` and `prediction` predict the behaviour of more clients.
+`queueing`, `simulation` and `prediction` predict the behaviour of more clients, `servers` how many server ranks they need.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asyncfeded.studies import jobs
-from asyncfeded.studies.scaling import grid, prediction, slurm, table
+from asyncfeded.studies.scaling import grid, prediction, servers, slurm, table
 
 
 class Report(NamedTuple):
@@ -89,6 +89,9 @@ class Study:
         if predictions:
             prediction.write_csv(predictions, self._out / "prediction.csv")
             text += "\n" + prediction.to_markdown(predictions)
+        if answers := servers.answer(self.grid, rows) if predict else []:
+            servers.write_csv(answers, self._out / "servers.csv")
+            text += "\n" + servers.to_markdown(answers)
         (self._out / "table.md").write_text(text, encoding="utf-8")
         print(text)  # noqa: T201
         return Report(rows, table.compare(self.grid, rows), predictions)

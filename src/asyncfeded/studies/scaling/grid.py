@@ -18,6 +18,21 @@ class Variant(Settings):
     """The part of a run's config that belongs to it."""
 
 
+class Wanted(Settings):
+    """A run that is planned: how many server ranks does it need?"""
+
+    params: int = Field(ge=1)
+    """Parameters of its model."""
+    clients: int = Field(ge=1)
+    """Its clients."""
+    round_s: float = Field(ge=0)
+    """Seconds that a client trains between two updates."""
+    link_gbit: float = Field(0.0, ge=0)
+    """Gbit/s of each host's link, in each direction. 0: the links are no limit."""
+    hosts: int = Field(0, ge=0)
+    """Hosts of the clients, without the server's, of which each server rank has one. 0: one for each client."""
+
+
 class ScalingGrid(Settings):
     """A scaling study.
 
@@ -55,6 +70,8 @@ class ScalingGrid(Settings):
     """Numbers of clients whose runs the prediction is fitted on; the others test it. Empty: the two fewest."""
     predict: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10000)
     """Numbers of clients, besides those measured, that are predicted."""
+    wanted: Labelled[Wanted] = Field(default_factory=dict)
+    """By label: runs for which the prediction says how many server ranks they need."""
     caption: str = ""
     """Text above the tables."""
 
@@ -104,7 +121,7 @@ class ScalingRun(NamedTuple):
     @property
     def ranks(self) -> int:
         """MPI ranks."""
-        return self.clients + 1
+        return self.clients + self.config.servers
 
     @property
     def nodes(self) -> int:
