@@ -34,7 +34,7 @@ def wire_of(comm, ranks, measure):
         return SliceWire(ranks, workers, Backoff(**BACKOFF), measure, lambda: torch.zeros(ranks.mine.size)), None
     patience = Attentive(ranks, 1.0, 60.0)
     first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(**BACKOFF), 2, measure, 0.0, patience, True)
-    first.ranks = ranks
+    first.ranks, first.hosts = ranks, [str(worker) for worker in range(len(workers))]
     return LeadingWire(first, ranks, first), patience
 
 
