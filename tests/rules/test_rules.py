@@ -25,6 +25,8 @@ VARIANTS = [
     *({"name": name, "eta_g": 3.0} for name in ("fedbuff", "ca2fl")),
     {"name": "area", "M": 3},
     {"name": "delay_adaptive", "eta_0": 2.0, "tau_c": 1},
+    {"name": "ringmaster", "R": 2},
+    {"name": "fedat", "tiers": 2},
 ]
 every_rule = pytest.mark.parametrize("table", VARIANTS, ids=lambda table: "-".join(map(str, table.values())))
 
@@ -121,9 +123,10 @@ def test_the_record_s_gamma_is_the_euclidean_one_unless_another_is_asked_for(tab
 @pytest.mark.parametrize(
     ("table", "proximal"),
     [
-        *(({"name": name}, 0.0) for name in rules.RULES if name not in ("fedprox", "fedasync")),
+        *(({"name": name}, 0.0) for name in rules.RULES if name not in ("fedprox", "fedasync", "fedat")),
         ({"name": "fedprox", "mu": 0.1}, 0.1),
         ({"name": "fedasync", "rho": 0.2}, 0.2),
+        ({"name": "fedat", "mu": 0.3}, 0.3),
     ],
 )
 def test_the_proximal_term_that_a_rule_asks_for(table, proximal):

@@ -16,11 +16,16 @@ from asyncfeded.rules.contract import MEASURED, Measures, Rule, RuleError, Waits
 from asyncfeded.rules.delay_adaptive import DelayAdaptive
 from asyncfeded.rules.delayed_nesterov import DelayedNesterov
 from asyncfeded.rules.fadas import Fadas
+from asyncfeded.rules.fedadam import FedAdam
 from asyncfeded.rules.fedasync import FedAsync
+from asyncfeded.rules.fedat import FedAT
 from asyncfeded.rules.fedavg import FedAvg
+from asyncfeded.rules.fedavgm import FedAvgM
 from asyncfeded.rules.fedbuff import FedBuff
 from asyncfeded.rules.fedprox import FedProx
 from asyncfeded.rules.reach import Reach
+from asyncfeded.rules.ringleader import Ringleader
+from asyncfeded.rules.ringmaster import Ringmaster
 
 __all__ = ["RULES", "TAKEN", "Measures", "Rule", "Waits", "load_rule", "measured_for"]
 
@@ -29,6 +34,9 @@ TAKEN = ("name",)
 RULES: dict[str, type[Settings]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedat": FedAT,
     "fedasync": FedAsync,
     "fedbuff": FedBuff,
     "asyncfeded": AsyncFedED,
@@ -39,6 +47,8 @@ RULES: dict[str, type[Settings]] = {
     "ace": Ace,
     "delayed_nesterov": DelayedNesterov,
     "reach": Reach,
+    "ringmaster": Ringmaster,
+    "ringleader": Ringleader,
 }
 
 

@@ -72,10 +72,13 @@ class RuleError(CodeError):
 def versions_held(rule: Rule, clients: int) -> int:
     """How many versions of the model the clients hold at least, once each has been replied to.
 
-    Clients that wait for each other hold one, and the next one while it is handed out. A rule with an `M` makes a step for
-    so many updates: no more clients than that are sent the same version. Any other rule may make a step for each.
+    Clients that wait for each other hold one, and the next one while it is handed out; in several groups (`groups` of the
+    rule), each its own. A rule with an `M` makes a step for so many updates: no more clients than that are sent the same
+    version. Any other rule may make a step for each.
     """
-    return min(2, clients) if isinstance(rule, Waits) else math.ceil(clients / max(1, getattr(rule, "M", 1)))
+    if isinstance(rule, Waits):
+        return min(2 * getattr(rule, "groups", 1), clients)
+    return math.ceil(clients / max(1, getattr(rule, "M", 1)))
 
 
 def init(rule: Rule, model: GlobalModel, epochs: np.ndarray) -> State:

@@ -104,6 +104,40 @@ REFERENCES = {
         2024,
         arxiv="2401.09135",
     ),
+    "hsu2019dirichlet": Reference(
+        "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+        "Hsu, Tzu-Ming Harry and Qi, Hang and Brown, Matthew",
+        2019,
+        arxiv="1909.06335",
+    ),
+    "reddi2021adaptive": Reference(
+        "Adaptive Federated Optimization",
+        "Reddi, Sashank J. and Charles, Zachary and Zaheer, Manzil and Garrett, Zachary and Rush, Keith and "
+        "Kone{\\v{c}}n{\\'y}, Jakub and Kumar, Sanjiv and McMahan, H. Brendan",
+        2021,
+        "ICLR",
+        "2003.00295",
+    ),
+    "chai2021fedat": Reference(
+        "FedAT: A High-Performance and Communication-Efficient Federated Learning System with Asynchronous Tiers",
+        "Chai, Zheng and Chen, Yujing and Anwar, Ali and Zhao, Liang and Cheng, Yue and Rangwala, Huzefa",
+        2021,
+        "SC",
+        "2010.05958",
+    ),
+    "maranjyan2025ringmaster": Reference(
+        "Ringmaster ASGD: The First Asynchronous SGD with Optimal Time Complexity",
+        "Maranjyan, Artavazd and Tyurin, Alexander and Richt{\\'a}rik, Peter",
+        2025,
+        "ICML",
+        "2501.16168",
+    ),
+    "maranjyan2025ringleader": Reference(
+        "Ringleader ASGD: The First Asynchronous SGD with Optimal Time Complexity under Data Heterogeneity",
+        "Maranjyan, Artavazd and Richt{\\'a}rik, Peter",
+        2025,
+        arxiv="2509.22860",
+    ),
     "alpaydin1998digits": Reference(
         "Optical Recognition of Handwritten Digits",
         "Alpaydin, Ethem and Kaynak, Cenk",
@@ -123,12 +157,6 @@ REFERENCES = {
         "McMahan, H. Brendan and Smith, Virginia and Talwalkar, Ameet",
         2018,
         arxiv="1812.01097",
-    ),
-    "hsu2019dirichlet": Reference(
-        "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
-        "Hsu, Tzu-Ming Harry and Qi, Hang and Brown, Matthew",
-        2019,
-        arxiv="1909.06335",
     ),
     "he2016resnet": Reference(
         "Deep Residual Learning for Image Recognition",
@@ -160,6 +188,11 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         "ace": ("chang2025ace",),
         "delayed_nesterov": ("liu2024nesterov",),
         "reach": (),  # it is of the program
+        "fedavgm": ("hsu2019dirichlet",),
+        "fedadam": ("reddi2021adaptive",),
+        "fedat": ("chai2021fedat",),
+        "ringmaster": ("maranjyan2025ringmaster",),
+        "ringleader": ("maranjyan2025ringleader",),
     },
     "rule.distance": dict.fromkeys(("l1", "linf", "cosine", "squared_l2", "mahalanobis"), ("wilhelm2026staleness",)),
     "task.name": {
