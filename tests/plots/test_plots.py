@@ -14,7 +14,8 @@ from conftest import METRICS, num_calls, places, run_asyncfeded
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
-from asyncfeded.plots import plot_run, read_authors
+from asyncfeded.plots import plot_run
+from asyncfeded.plots.study import read_authors
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

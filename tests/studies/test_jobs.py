@@ -116,7 +116,7 @@ def test_a_study_has_one_owner_and_a_folder_that_can_be_written(tmp_path):
         own(tmp_path / "file" / "out", print)
 
 
-@pytest.mark.parametrize("name", ["table.csv", "table.md", "tuning.csv", "prediction.csv", "digits-errors.png"])
+@pytest.mark.parametrize("name", ["table.csv", "table.md", "chosen.toml", "prediction.csv", "digits-errors.png"])
 def test_a_study_replaces_no_table_and_no_picture_of_a_user(tmp_path, name):
     (tmp_path / name).write_text("precious")
     with pytest.raises(ValueError, match=f"holds {name}, and no runs of a study; choose another folder"):

@@ -46,6 +46,21 @@ def train(
     raise typer.Exit(status)
 
 
+@app.command(hidden=True, epilog=example("mpiexec -n 2 asyncfeded batch one.toml two.toml"))
+def batch(files: Annotated[list[Path], typer.Argument(help="TOML files of runs.")]) -> None:
+    """Train one run after the other, as a study asks on all ranks of a job; remove the file of each, until one fails."""
+    with load_launcher().guard():
+        from asyncfeded.mpi.origin import launched_by
+        from asyncfeded.run import run
+
+        launched = launched_by()
+        for file in files:
+            if status := run.train(file, []).of_job:
+                raise typer.Exit(status)
+            if not launched or launched.rank == 0:
+                file.unlink()
+
+
 @app.command(epilog=example("asyncfeded check launch/digits.toml --ranks 5"))
 def check(
     file: Annotated[Path, typer.Argument(help="TOML file of the run.")],

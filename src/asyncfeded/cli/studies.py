@@ -1,57 +1,69 @@
 """Commands of many runs, and the picture and the report of runs: study, scale, plot, report."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 from rich.console import Console
 
-from asyncfeded.cli.app import RunDir, app, at_least, example, fail, load_launcher
+from asyncfeded.cli.app import RunDir, app, at_least, example, fail, load_launcher, tell
 
 
-@app.command(epilog=example("asyncfeded study launch/paper_small.toml --output studies/paper_small --jobs 2"))
+@app.command(epilog=example("asyncfeded study launch/protocol_small.toml --output studies/small --jobs 2"))
 def study(
     grid: Annotated[Path, typer.Argument(help="TOML file of the grid.")],
-    output: Annotated[Path, typer.Option(help="Folder of the study: runs, table.csv, table.md and figures.")],
+    output: Annotated[Path, typer.Option(help="Folder of the study: runs, rows.csv, table.csv, table.md and figures.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, such as a task's files.")] = None,
     ranks: Annotated[int, typer.Option(help="MPI ranks of each run.")] = 2,
     jobs: Annotated[int, typer.Option(help="Number of runs at the same time.")] = 1,
-    tune: Annotated[bool, typer.Option(help="Try the values that the rules' `tune` lists, and print the best.")] = False,
+    hours: Annotated[float, typer.Option(help="Begin no run after so many hours; the same command goes on.")] = math.inf,
     authors: Annotated[Path | None, typer.Option(help="CSV of published figures, drawn beside ours.")] = None,
 ) -> None:
-    """Compare rules: run a grid of tasks x rules x error probabilities x seeds, skip finished runs, write one table."""
+    """Compare rules: search their values, run a grid of tasks x rules x error probabilities x seeds, make tables.
+
+    Runs that have a line in rows.csv are skipped. Exit status 75: some are left; the same command goes on with them.
+    """
     at_least(2, "--ranks", ranks)
     at_least(1, "--jobs", jobs)
     load_launcher()
-    from asyncfeded import plots
+    from asyncfeded.plots import study as plots
     from asyncfeded.studies import jobs as jobs_room
-    from asyncfeded.studies import study as room
+    from asyncfeded.studies import statistics, tables
+    from asyncfeded.studies.perform import Performance
+    from asyncfeded.studies.search import as_toml_table
+    from asyncfeded.studies.study import load_study_grid
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        plan = room.load_study_grid(grid, overrides or [])
+        plan = load_study_grid(grid, overrides or [])
+        statistics.scipy_stats()  # what is missing or wrong is told before the runs, not after them
         if authors:
-            plots.read_authors(authors)  # what is wrong with it is told before the runs, not after them
-        runs = list(room.expand_tuning(plan) if tune else room.expand(plan))
+            plots.read_authors(authors)
         with jobs_room.own(output, console.print) as owned:
-            failed = room.execute(runs, output, ranks, jobs, console.print)
+            done = Performance(plan, output, ranks, jobs, hours, console.print).perform()
             owned.check()
-            rows = room.collect(plan, runs, output)
-            room.write_csv(plan, runs, rows, output, output / ("tuning.csv" if tune else "table.csv"))
-            if tune:
-                print(room.chosen(plan, rows))  # noqa: T201
-            else:
-                table = room.to_markdown(plan, rows)
-                (output / "table.md").write_text(table, encoding="utf-8")
-                print(table)  # noqa: T201
-                for picture in plots.plot_study(plan, rows, output, authors):
-                    print(picture)  # noqa: T201
+            tables.write_csv(plan, done, output / "table.csv")
+            if done.searches:
+                (output / "chosen.toml").write_text(tomli_w.dumps(as_toml_table(done.searches)), encoding="utf-8")
+            table = tables.to_markdown(plan, done)
+            (output / "table.md").write_text(table, encoding="utf-8")
+            print(table)  # noqa: T201
+            for picture in plots.plot_study(plan, done, output, authors):
+                print(picture)  # noqa: T201
     except (ValueError, OSError) as error:
         fail(str(error))
-    if failed:
-        names = ", ".join(run.name for run in failed)
-        fail(f"{len(failed)} of {len(runs)} runs failed: {names}; see their logs in {output}/runs")
+    if failed := [name for name, row in done.rows.items() if row.outcome != "done"]:
+        tell(
+            f"{len(failed)} runs failed, and count as the worst; remove their lines from {output}/rows.csv to try them again"
+        )
+    if done.refused:
+        fail(f"{len(done.refused)} runs could not be done: {', '.join(done.refused)}; see their logs in {output}/runs")
+    if done.missing:
+        tell(f"{done.missing} of the runs that are known so far are left; the same command goes on with them")
+        raise typer.Exit(75)
 
 
 @app.command(
@@ -114,7 +126,7 @@ def plot(
     epilog=example(
         "asyncfeded report runs/mine",
         "asyncfeded report runs/one runs/two --output comparison.html",
-        "asyncfeded report --study studies/paper_small --scaling studies/scaling --output studies.html",
+        "asyncfeded report --study studies/small --scaling studies/scaling --output studies.html",
     )
 )
 def report(

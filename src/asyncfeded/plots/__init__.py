@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from asyncfeded.files.plain import read_csv
 from asyncfeded.metric import Metric
 from asyncfeded.plots.clients import COLORS, POINTS, draw_clients, draw_tests
 from asyncfeded.store import record
-
-if TYPE_CHECKING:  # drawing needs no torch
-    from asyncfeded.studies.study import StudyGrid, StudyRow
 
 MAKER = "drawn by asyncfeded"
 """What a picture says of its origin."""
@@ -98,139 +91,6 @@ def draw_metric(axis: Any, evaluations: np.ndarray, name: str, metric: Metric, *
     if np.isfinite(last[name]) and dot:
         label = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
         axis.annotate(metric.text(last[name]), (last["time_s"], last[name]), **label)
-
-
-def plot_study(grid: StudyGrid, rows: Sequence[StudyRow], folder: Path, authors: Path | None = None) -> list[Path]:
-    """Draw the figures of a study for each task.
-
-    The metric of the goal over time by rule (mean and range over the seeds) at each error probability; its best value and
-    the time to each target over the error probability; K and gamma of each client over time in the first rule's first run,
-    if it has one. The legend names every rule of the grid, and says how many of its runs are done where some are not.
-
-    Args:
-        grid: grid of the study.
-        rows: its finished runs.
-        folder: folder for the PNGs.
-        authors: a CSV of the authors' figures (task, method, error_probability, max_test_accuracy_mean, target_i,
-            median_s_to_target_i; accuracies in percent), drawn beside ours where task and method are the labels of the grid
-            and the goal is accuracy.
-
-    Returns:
-        The PNGs.
-
-    Raises:
-        ValueError: matplotlib is not installed, or the authors' CSV cannot be read.
-    """
-    plt = pyplot()
-    published = read_authors(authors) if authors else []
-    made = []
-    with plt.rc_context(STYLE):
-        for task, plan in grid.tasks.items():
-            of_task = [row for row in rows if row.run.task == task]
-            if not of_task:
-                continue
-            goal, metric = of_task[0].metrics.goal, of_task[0].metrics.of_goal
-            levels = [p for p in grid.error_probabilities if any(row.run.error_probability == p for row in of_task)]
-            color = {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(grid.rules)}
-            done, all_runs = Counter(row.run.rule for row in of_task), len(grid.error_probabilities) * len(grid.seeds)
-            label = {rule: rule + f" ({done[rule]} of {all_runs} runs)" * (done[rule] < all_runs) for rule in grid.rules}
-
-            figure, axes = plt.subplots(1, len(levels), figsize=(3.6 * len(levels) + 1, 3.8), sharey=True, squeeze=False)
-            for axis, p in zip(axes[0], levels, strict=True):
-                for rule in grid.rules:
-                    axis.plot([], [], color=color[rule], label=label[rule], linewidth=1.3)  # in the legend, drawn or not
-                    curves = [_curve(row) for row in of_task if (row.run.rule, row.run.error_probability) == (rule, p)]
-                    if curves:
-                        times = curves[0][0]
-                        stacked = np.array([np.interp(times, *curve) for curve in curves])
-                        axis.plot(times, stacked.mean(axis=0), color=color[rule], linewidth=1.3)
-                        axis.fill_between(times, stacked.min(axis=0), stacked.max(axis=0), color=color[rule], alpha=0.15)
-                axis.set(title=f"p = {p:g}", xlabel="time (s)")
-            axes[0][0].set(ylabel=f"test {metric.label(goal)}")
-            axes[0][0].legend(frameon=False, fontsize=7)
-            made.append(save(figure, folder / f"{task}-{goal}.png", f"{task}: mean and range over the seeds"))
-
-            figure, axes = plt.subplots(
-                1, 1 + len(plan.targets), figsize=(3.6 * (1 + len(plan.targets)) + 1, 3.8), squeeze=False
-            )
-            for rule in grid.rules:
-                mine = [[row for row in of_task if (row.run.rule, row.run.error_probability) == (rule, p)] for p in levels]
-                axes[0][0].errorbar(
-                    levels,
-                    [np.mean([row.best for row in some]) if some else np.nan for some in mine],
-                    [np.std([row.best for row in some]) if some else np.nan for some in mine],
-                    color=color[rule], marker="o", markersize=3, capsize=2, label=label[rule],
-                )  # fmt: skip
-                for i, axis in enumerate(axes[0][1:]):
-                    medians = [np.median([row.seconds_to[i] for row in some]) if some else np.nan for some in mine]
-                    reached = np.where(np.isfinite(medians), medians, np.nan)
-                    axis.plot(levels, reached, color=color[rule], marker="o", markersize=3)
-            known = [line for line in published if line["task"] == task and line["method"] in color and goal == "accuracy"]
-            for line in known:
-                p, mark = float(line["error_probability"]), {"marker": "x", "color": color[line["method"]], "linestyle": ""}
-                axes[0][0].plot(p, float(line["max_test_accuracy_mean"]) / 100, **mark)
-                for target, axis in zip(plan.targets, axes[0][1:], strict=True):
-                    seconds = _published_seconds(line, target)
-                    axis.plot(p, seconds, **mark)
-            axes[0][0].set(title=f"best {metric.label(goal)}", xlabel="error probability p")
-            axes[0][0].legend(frameon=False, fontsize=7)
-            for target, axis in zip(plan.targets, axes[0][1:], strict=True):
-                axis.set(title=f"seconds to {target:.4g}", xlabel="error probability p")
-                axis.set_ylim(bottom=0)
-                if not any(np.isfinite(line.get_ydata()).any() for line in axis.lines):
-                    axis.text(0.5, 0.5, "reached by none", transform=axis.transAxes, ha="center")
-            for axis in axes[0]:
-                axis.set_xlim(min(levels) - 0.05, max(levels) + 0.05)
-            crosses = "; crosses: the authors' figures" if published else ""
-            made.append(save(figure, folder / f"{task}-errors.png", f"{task}: over the error probability{crosses}"))
-
-            if first := next((row for row in of_task if row.run.rule == next(iter(grid.rules))), None):
-                tables = record.read_record(first.run_dir)
-                figure, (local, stale) = plt.subplots(1, 2, figsize=(11, 3.8))
-                merged, num_clients = (
-                    tables.updates[tables.updates["accepted"]],
-                    len(np.asarray(tables.attributes["clients"])),
-                )
-                draw_clients(merged, num_clients, None, local, stale)
-                made.append(save(figure, folder / f"{task}-clients.png", f"{first.run.name}: K and gamma of each client"))
-    return made
-
-
-def _curve(row: StudyRow) -> tuple[np.ndarray, np.ndarray]:
-    evaluations = record.read_record(row.run_dir).evaluations
-    return evaluations["time_s"], evaluations[row.metrics.goal]
-
-
-def read_authors(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of published figures, as `plot_study` draws them.
-
-    Raises:
-        ValueError: it cannot be read, a column is missing, or a cell is no number; the message says in which line.
-    """
-    columns = ["task", "method", "error_probability", "max_test_accuracy_mean"]
-    rows = read_csv(path, columns, "give the CSV of published figures as --authors")
-    for number, row in rows:
-        targets = [f"target_{i}" for i in range(1, 5) if row.get(f"target_{i}")]
-        for column in (*columns[2:], *targets, *(f"median_s_to_{target}" for target in targets)):
-            cell = row.get(column, "")
-            if not (cell == "never" and column.startswith("median_s_to_")) and not _is_number(cell):
-                raise ValueError(f"{path}: line {number}: {column} is {cell!r}, expected a number such as 0.5")
-    return [row for _, row in rows]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
-
-
-def _published_seconds(line: dict[str, str], target: float) -> float:
-    for i in range(1, 5):
-        if line.get(f"target_{i}") and abs(float(line[f"target_{i}"]) / 100 - target) < 1e-9:
-            text = line[f"median_s_to_target_{i}"]
-            return float(text) if text != "never" else np.nan
-    return np.nan
 
 
 def pyplot() -> ModuleType:

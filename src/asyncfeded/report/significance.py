@@ -58,13 +58,3 @@ def quantile(freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if upper_tail(middle, freedom) > LEVEL / 2 else (low, middle)
     return (low + high) / 2
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Several p, corrected for their number (Holm 1979); NaN stays, and does not count."""
-    known = sorted((p, i) for i, p in enumerate(ps) if math.isfinite(p))
-    corrected, so_far = [math.nan] * len(ps), 0.0
-    for rank, (p, i) in enumerate(known):
-        so_far = max(so_far, min(1.0, p * (len(known) - rank)))
-        corrected[i] = so_far
-    return corrected

@@ -15,6 +15,7 @@ from asyncfeded.report.html import Html, tag
 from asyncfeded.report.page import Part
 from asyncfeded.report.words import count, listed, number
 from asyncfeded.store import record
+from asyncfeded.studies.statistics import holm
 
 COLUMNS = ("task", "rule", "error_probability", "seed", "config_sha256", "outcome", "metric", "best", "final", "updates")
 ADVICE = "asyncfeded study writes it into its folder (--output)"
@@ -25,6 +26,7 @@ class Run(NamedTuple):
 
     task: str
     rule: str
+    """With its setting, where the study has several."""
     p: float
     """Error probability."""
     seed: str
@@ -42,8 +44,9 @@ class Run(NamedTuple):
 def read(folder: Path) -> list[Run]:
     """The runs of a study. Raises ValueError if the folder has no table of one, or a cell is no number."""
     path = folder / "table.csv"
-    runs = []
-    for line, row in read_csv(path, [name for name in COLUMNS if name != "outcome"], ADVICE):
+    runs, rows = [], read_csv(path, [name for name in COLUMNS if name != "outcome"], ADVICE)
+    settings = len({row.get("setting") for _, row in rows})
+    for line, row in rows:
         try:
             p, seconds_to = float(row["error_probability"]), {}
             for name in (name for name in row if name.startswith("target_") and row[name]):
@@ -53,9 +56,8 @@ def read(folder: Path) -> list[Run]:
             raise ValueError(f"{path}: line {line}: {error}; {ADVICE}") from None
         name = f"{row['task']}-{row['rule']}-p{p:g}-s{row['seed']}-{row['config_sha256'][:8]}"
         done = row.get("outcome", "done") == "done"
-        runs.append(
-            Run(row["task"], row["rule"], p, row["seed"], name, done, row["metric"], best, final, updates, seconds_to)
-        )
+        rule = f"{row['rule']}, {row['setting']}" if settings > 1 else row["rule"]
+        runs.append(Run(row["task"], rule, p, row["seed"], name, done, row["metric"], best, final, updates, seconds_to))
     if not runs:
         raise ValueError(f"{path}: holds no run; {ADVICE}")
     return runs
@@ -227,7 +229,7 @@ def _compare(rules: Sequence[str], runs: Sequence[Run]) -> Iterator[Compared]:
             for rule in others:
                 pairs = [(value(of[rule][seed]), value(of[first][seed])) for seed in of[first] if seed in of[rule]]
                 made.append(significance.paired([ours for ours, _ in pairs], [theirs for _, theirs in pairs]))
-            for rule, one, p_holm in zip(others, made, significance.holm([one.p for one in made]), strict=True):
+            for rule, one, p_holm in zip(others, made, holm([one.p for one in made]), strict=True):
                 yield Compared(p, what, rule, one, p_holm)
 
 

@@ -1,16 +1,19 @@
-"""The runs of a grid: their configs are made in layers, and each run is a separate job, skipped when it is done.
+"""The runs of a grid: their configs are made in layers, and jobs do them, those left out that are done.
 
-A run is done when its result.json exists and its `<name>.toml`, which is there while it is tried, does not. A crash loses
-only that run. Of several processes one does a run: that of `<name>.owner`. This module does not know what the runs are for.
+A run is done when its result.json exists and its `<name>.toml`, which is there while it is tried, does not. A job does one
+run, or some of them one after the other, since its start takes 2 s of each core. A crash loses only the run that crashed. Of
+several processes one does a run: that of `<name>.owner`. This module does not know what the runs are for.
 """
 
 import hashlib
+import math
 import os
 import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -19,7 +22,7 @@ from pydantic import AfterValidator
 from asyncfeded import rules, tasks
 from asyncfeded.config import Config, section
 from asyncfeded.mpi import launcher
-from asyncfeded.override import Word, setting
+from asyncfeded.override import Word
 from asyncfeded.run import folder as run_folder
 from asyncfeded.run.plan import digest_origin, fill_in
 from asyncfeded.store.ownership import NAME, OwnedError, Ownership
@@ -27,6 +30,9 @@ from asyncfeded.studies.children import Children, end_by_signals
 
 AGAIN = "remove the folder of that run, and it is done again"
 """What to do about a run that is done, but whose files are damaged."""
+
+ENDED_ITSELF = "failed with status 1"
+"""How it is told that a run has ended itself, as one that diverges; another try would end the same."""
 
 T = TypeVar("T")
 LABEL = re.compile(r"[^\W_][\w.+=,@ -]*(?<! )")
@@ -87,7 +93,10 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
             f"{where}: run_dir = {table['run_dir']!r}: a study names the folders of its runs; leave run_dir out"
         )
     config = section(Config, table, where)
-    return fill_in(config, tasks.load_task(config.task), rules.load_rule(config.rule))
+    try:
+        return fill_in(config, tasks.load_task(config.task), rules.load_rule(config.rule))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def digest(config: Config) -> str:
@@ -130,7 +139,7 @@ def is_done(folder: Path, name: str) -> bool:
     return (folder / name / "result.json").exists() and not (folder / f"{name}.toml").exists()
 
 
-WRITTEN = ("table.csv", "table.md", "tuning.csv", "prediction.csv", "*.png")
+WRITTEN = ("rows.csv", "table.csv", "table.md", "chosen.toml", "prediction.csv", "*.png")
 """What a study writes into its folder besides its runs."""
 
 
@@ -143,7 +152,7 @@ def own(out: Path, say: Callable[[str], None]) -> Ownership:
     try:
         out.mkdir(parents=True, exist_ok=True)
         foreign = [] if (out / "runs").exists() else sorted(path.name for kind in WRITTEN for path in out.glob(kind))
-        if foreign:
+        if foreign and "rows.csv" not in foreign:  # the rows of a study whose runs are elsewhere, or were not kept
             raise ValueError(f"{out} holds {', '.join(foreign)}, and no runs of a study; choose another folder (--output)")
         return Ownership(out / NAME, str(out), say)
     except OSError as error:
@@ -157,7 +166,15 @@ def outcome(folder: Path, name: str) -> str:
     return f"not done, see runs/{name}.log" if (folder / f"{name}.log").exists() else "not done"
 
 
-def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Callable[[str], None]) -> list[GridJob]:
+def execute(
+    planned: Sequence[GridJob],
+    folder: Path,
+    side_by_side: int,
+    say: Callable[[str], None],
+    together: int = 1,
+    until_s: float = math.inf,
+    tell: Callable[[GridJob, str], None] = lambda job, trouble: None,
+) -> list[GridJob]:
     """Do the runs that are not done yet.
 
     Args:
@@ -165,6 +182,9 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
         folder: contains the folders of the runs.
         side_by_side: number of runs at the same time.
         say: shows a line about progress.
+        together: how many runs a job may do one after the other.
+        until_s: no run begins after this time (time.monotonic).
+        tell: is called with each run that has been done or has failed, and with what went wrong, in this thread.
 
     Returns:
         The runs that failed; the log of each lies beside its folder.
@@ -176,19 +196,22 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
     with_ranks = f"{sizes[0]} ranks each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} ranks"
     done_already = len(distinct) - len(pending)
     say(f"{len(distinct)} runs, {done_already} of them done already; {side_by_side} at a time with {with_ranks}")
-    failed, began = [], time.monotonic()
+    failed, began, ended = [], time.monotonic(), 0
     # Runs at the same time share cores, but each run knows only its own ranks.
     crowded = side_by_side > 1 and side_by_side * sizes[-1] > len(os.sched_getaffinity(0))
     children, wait = Children(), "yield" if crowded else "auto"
     with end_by_signals(say), ThreadPoolExecutor(side_by_side) as pool:
-        running = {pool.submit(_execute, job, folder, wait, children, say): job for job in pending}
+        batches = _batches(pending, max(1, min(together, len(pending) // (4 * side_by_side))))
+        running = [pool.submit(_execute, batch, folder, wait, children, say, until_s) for batch in batches]
         try:
-            for done, future in enumerate(as_completed(running), start=1):
-                job, trouble = running[future], future.result()
-                if trouble:
-                    failed.append(job)
-                left = (time.monotonic() - began) / done * (len(pending) - done) / 60
-                say(f"[{done}/{len(pending)}] {job.name} {trouble or 'done'}; {left:.0f} min left")
+            for future in as_completed(running):
+                for job, trouble in future.result():
+                    ended += 1
+                    if trouble:
+                        failed.append(job)
+                    tell(job, trouble)
+                    left = (time.monotonic() - began) / ended * (len(pending) - ended) / 60
+                    say(f"[{ended}/{len(pending)}] {job.name} {trouble or 'done'}; {left:.0f} min left")
         except BaseException:
             children.end()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -196,18 +219,41 @@ def execute(planned: Sequence[GridJob], folder: Path, side_by_side: int, say: Ca
     return failed
 
 
-def _execute(job: GridJob, folder: Path, wait: str, children: Children, say: Callable[[str], None]) -> str:
-    """Do one run, if no other process does it. Returns what went wrong; empty if nothing did."""
-    try:
-        with Ownership(folder / f"{job.name}.owner", job.name, say):
-            if is_done(folder, job.name):
-                return ""
-            _clear(folder / job.name, say)
-            return _do(job, folder, wait, children)
-    except OwnedError as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be written in {folder}: {error.strerror}"
+def _batches(pending: Sequence[GridJob], size: int) -> list[list[GridJob]]:
+    """At most so many runs each, of as many ranks."""
+    by_ranks: dict[int, list[GridJob]] = {}
+    for job in pending:
+        by_ranks.setdefault(job.ranks, []).append(job)
+    return [jobs[i : i + size] for jobs in by_ranks.values() for i in range(0, len(jobs), size)]
+
+
+def _execute(
+    batch: Sequence[GridJob], folder: Path, wait: str, children: Children, say: Callable[[str], None], until_s: float
+) -> list[tuple[GridJob, str]]:
+    """Do some runs, those that no other process does, until it is too late.
+
+    Returns what went wrong with each; empty if nothing did.
+    """
+    told: list[tuple[GridJob, str]] = []
+    waiting = list(batch)
+    while waiting and time.monotonic() < until_s:
+        with ExitStack() as owned:
+            mine = []
+            for job in waiting:
+                try:
+                    owned.enter_context(Ownership(folder / f"{job.name}.owner", job.name, say))
+                    if is_done(folder, job.name):
+                        told.append((job, ""))
+                        continue
+                    _clear(folder / job.name, say)
+                    mine.append(job)
+                except OwnedError as error:
+                    told.append((job, str(error)))
+                except OSError as error:
+                    told.append((job, f"cannot be written in {folder}: {error.strerror}"))
+            done, waiting = _do(mine, folder, wait, children) if mine else ([], [])
+            told += done
+    return told
 
 
 def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
@@ -217,17 +263,32 @@ def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
             run_folder.clear(run_dir)
 
 
-def _do(job: GridJob, folder: Path, wait: str, children: Children) -> str:
-    """Do one run, from its start. Returns what went wrong; empty if nothing did."""
-    run_dir = folder / job.name
-    file, log = folder / f"{job.name}.toml", folder / f"{job.name}.log"
-    file.write_text(job.config.to_toml(), encoding="utf-8")
-    overrides = [setting("run_dir", str(run_dir))] + ([f"wait={wait}"] if job.config.wait == "auto" else [])
-    command, env, _ = launcher.command(job.ranks, ["train", str(file), *overrides])
+def _do(
+    batch: Sequence[GridJob], folder: Path, wait: str, children: Children
+) -> tuple[list[tuple[GridJob, str]], list[GridJob]]:
+    """Do some runs in one job, from their start, until one fails.
+
+    Returns:
+        What went wrong with each that has ended, empty if nothing did; and those that were not begun.
+    """
+    files = []
+    for job in batch:
+        change: dict[str, Any] = {"run_dir": str(folder / job.name)}
+        if job.config.wait == "auto":
+            change["wait"] = wait
+        files.append(folder / f"{job.name}.toml")
+        files[-1].write_text(job.config.model_copy(update=change).to_toml(), encoding="utf-8")
+    log = folder / f"{batch[0].name}.log"
+    command, env, _ = launcher.command(batch[0].ranks, ["batch", *map(str, files)])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
     status = children.run(command, env, log)
-    if status or not (run_dir / "result.json").exists():
-        return f"failed with status {status}, see {log}"
-    file.unlink()
-    log.unlink()
-    return ""
+    ended = next((i for i, file in enumerate(files) if file.exists()), len(files))  # a run removes its file when it is done
+    told = [(job, "") for job in batch[:ended]]
+    if ended == len(batch):
+        log.unlink()
+        return told, []
+    log = log.rename(folder / f"{batch[ended].name}.log")
+    told.append((batch[ended], f"failed with status {status}, see {log}"))
+    for file in files[ended + 1 :]:
+        file.unlink()
+    return told, list(batch[ended + 1 :])

@@ -22,7 +22,7 @@ from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.seeds import Stream, numpy_rng, seed_globals
 from asyncfeded.store.record import UPDATE, UpdateRow
 from asyncfeded.studies.scaling.queueing import Times
-from asyncfeded.studies.study import quartiles
+from asyncfeded.studies.statistics import quartiles
 from asyncfeded.training.evaluation import Evaluator, NoEvaluator, Score
 from asyncfeded.training.heterogeneity import draw
 from asyncfeded.training.server import Server

@@ -11,7 +11,7 @@ from asyncfeded.files.plain import read_numbers
 from asyncfeded.store import record
 from asyncfeded.studies.jobs import AGAIN, is_done, outcome
 from asyncfeded.studies.scaling.grid import ScalingGrid, ScalingRun, expand
-from asyncfeded.studies.study import quartiles
+from asyncfeded.studies.statistics import quartiles
 
 RESULTS = ("params", "updates", "server_busy", "peak_rss_bytes", "hosts", "cores", "wall_s")
 """The figures of a result that the table needs."""

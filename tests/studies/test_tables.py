@@ -1,0 +1,92 @@
+"""Rows become tables, by hand."""
+
+import csv
+
+import pytest
+
+from asyncfeded.metric import Metric, Metrics
+from asyncfeded.studies import rows, study, tables
+from asyncfeded.studies.perform import Done
+from studies.grids import finish
+
+
+def told(grid, out, curves, metrics=None):
+    """What there is of a study whose runs have these curves, by rule and seed; None: it failed. Others are missing."""
+    runs = list(study.expand(grid, "given", {}))
+    found = {}
+    for run in runs:
+        curve = curves.get((run.rule, run.seed), ())
+        if run.error_probability == 0.0 and curve is None:
+            found[run.name] = rows.of_failure(run)
+        elif run.error_probability == 0.0 and len(curve):
+            finish(run, out, curve, **({"metrics": metrics} if metrics else {}))
+            found[run.name] = rows.of_run(run, out / "runs" / run.name, grid.tasks["digits"].targets, 400.0)
+    return Done({"given": runs}, found, [], len(runs) - len(found), [])
+
+
+CURVES = {
+    ("asyncfeded", 1): [0.1, 0.6, 0.95, 0.9], ("asyncfeded", 2): [0.1, 0.2, 0.3, 0.8],
+    ("hinge", 1): [0.1, 0.2, 0.2, 0.2], ("hinge", 2): [0.1, 0.2, 0.2, 0.2],
+}  # fmt: skip
+
+
+@pytest.fixture
+def grid(path):
+    return study.load_study_grid(path)
+
+
+def test_the_table_tells_medians_intervals_and_never(grid, tmp_path):
+    """Medians of 1 and 3 s, and of 2 s and never; 50 % of 400 samples: 1.96 sqrt(2 * 0.25 / 400) = 6.93 points."""
+    text = tables.to_markdown(grid, told(grid, tmp_path, CURVES))
+    assert text.startswith("Small.\n")
+    assert "| rule | runs | final accuracy (%) | best | mean over the run | updates | s to 0.5 | x | s to 0.9 | x |" in text
+    assert "| asyncfeded | 2 of 2 | 85.00 [80.00, 90.00] | 87.50 [80.00, 95.00] |" in text
+    assert "| 10 | 2 [1, 3] | 1.0 | never [2, never] |  |" in text
+    assert "| hinge | 2 of 2 | 20.00 | 20.00 | 17.50 | 10 | never |  | never |  |" in text
+    assert "400 test samples: by chance two models as good as these (50.0 %) differ by up to 6.93 points (95 %)." in text
+
+
+def test_differences_are_of_pairs_and_corrected(grid, tmp_path):
+    """-0.7 and -0.6, the first rule sooner in one pair, one tie: 2 pairs of one sign have p = 2 / 4."""
+    text = tables.to_markdown(grid, told(grid, tmp_path, CURVES))
+    assert "### digits: differences to asyncfeded" in text
+    assert "With so many pairs the smallest such p is 0.5." in text
+    assert "| hinge | 2 | -65 [-70, -60] | 0.5 | 0, 1 | 1 |" in text
+
+
+def test_ranks_are_over_the_cells_that_all_rules_have(grid, tmp_path):
+    text = tables.to_markdown(grid, told(grid, tmp_path, CURVES))
+    assert "Mean ranks over 1 pairs of task and error probability" in text
+    assert "| asyncfeded | 1.00 | 1.50 | 1.00 |\n| hinge | 2.00 | 1.50 | 2.00 |" in text  # neither is at 0.9 in most runs
+
+
+def test_a_failed_run_counts_as_the_worst_value_of_any(grid, tmp_path):
+    text = tables.to_markdown(grid, told(grid, tmp_path, CURVES | {("hinge", 1): None}))
+    assert "| hinge | 2 of 2, 1 failed | 15.00 [10.00, 20.00] | 15.00 [10.00, 20.00] |" in text
+    assert "A run that failed (diverged) counts as the worst value of any run here." in text
+
+
+def test_a_rule_whose_runs_are_not_done_has_a_line(grid, tmp_path):
+    text = tables.to_markdown(grid, told(grid, tmp_path, {("hinge", 1): [0.2]}))
+    assert "| asyncfeded | 0 of 2 |  |  |  |  |  |  |  |  |\n| hinge | 1 of 2 | 20.00 | 20.00 | 20.00 | 10 | never |" in text
+    assert "### Ranks" not in text
+
+
+def test_a_metric_whose_smallest_value_is_the_best_is_ranked_so(path, tmp_path):
+    grid = study.load_study_grid(path, ["tasks.digits.targets=[10]"])
+    perplexity = Metrics({"perplexity": Metric("min", "characters"), "accuracy": Metric("max")}, "perplexity")
+    curves = {("asyncfeded", 1): [30.0, 10.0, 4.0], ("hinge", 1): [30.0, 20.0, 9.0]}
+    text = tables.to_markdown(grid, told(grid, tmp_path, curves, perplexity))
+    assert "| rule | runs | final perplexity (characters) | best |" in text
+    assert "| asyncfeded | 1 of 2 | 4 | 4 | 14.667 | 10 | 1 | 1.0 |" in text
+    assert "| asyncfeded | 1.00 | 1.00 | 1.00 |" in text
+
+
+def test_the_csv_has_a_line_for_each_run(grid, tmp_path):
+    tables.write_csv(grid, told(grid, tmp_path, CURVES), tmp_path / "table.csv")
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [line["outcome"] for line in lines].count("done") == 4
+    assert len(lines) == 8
+    line = next(line for line in lines if (line["rule"], line["seed"]) == ("asyncfeded", "2"))
+    assert (line["target_1"], line["seconds_to_target_1"], line["seconds_to_target_2"]) == ("0.5", "3", "")
+    assert (line["metric"], float(line["best"]), line["setting"]) == ("accuracy", 0.8, "given")
