@@ -50,7 +50,7 @@ def test_differences_are_of_pairs_and_corrected(grid, tmp_path):
     """-0.7 and -0.6, the first rule sooner in one pair, one tie: 2 pairs of one sign have p = 2 / 4."""
     text = tables.to_markdown(grid, told(grid, tmp_path, CURVES))
     assert "### digits: differences to asyncfeded" in text
-    assert "With so many pairs the smallest such p is 0.5." in text
+    assert "With so many pairs the smallest p of that test is 0.5." in text
     assert "| hinge | 2 | -65 [-70, -60] | 0.5 | 0, 1 | 1 |" in text
 
 

@@ -93,7 +93,9 @@ def _curves(grid: StudyGrid, cells: Sequence[Cell]) -> Any:  # noqa: ANN401 matp
                 times = curves[0][0]
                 stacked = np.array([np.interp(times, *curve) for curve in curves])
                 axis.plot(times, np.median(stacked, axis=0), **look[rule], linewidth=1.3)
-                axis.fill_between(times, stacked.min(axis=0), stacked.max(axis=0), color=look[rule]["color"], alpha=0.1)
+                if rule == next(iter(grid.rules)) or len(grid.rules) <= len(COLORS):  # more would hide each other
+                    low, high = stacked.min(axis=0), stacked.max(axis=0)
+                    axis.fill_between(times, low, high, color=look[rule]["color"], alpha=0.1)
         axis.set(title=f"p = {cell.p:g}", xlabel="time (s)")
     axes[0][0].set(ylabel=f"test {some.metric.label(some.goal)}")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
@@ -152,7 +154,7 @@ def _ranks(rules: Sequence[str], ranked: dict[str, Ranks]) -> Any:  # noqa: ANN4
             depth = top - 1 - (place if left else len(rules) - 1 - place)
             edge = 0.6 if left else len(rules) + 0.4
             axis.plot([one.mean[i], one.mean[i], edge], [0, depth, depth], color="black", linewidth=0.7)
-            text = f"{rules[i]} ({one.mean[i]:.1f}) "
+            text = f" {rules[i]} ({one.mean[i]:.1f}) "
             axis.text(edge, depth, text, ha="right" if left else "left", va="center", fontsize=7)
         for number, (low, high) in enumerate(bars):
             axis.plot([low - 0.05, high + 0.05], [-0.5 * (number + 1)] * 2, color=COLORS[0], linewidth=3)

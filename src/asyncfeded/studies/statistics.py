@@ -15,6 +15,9 @@ LEVEL = 0.05
 RESAMPLES = 50_000
 """Resamples of a bootstrap; if there are no more than so many, all of them."""
 
+SIGNS = 10_000
+"""Random signs of a permutation test; if there are no more than so many, all of them."""
+
 
 def scipy_stats() -> Any:  # noqa: ANN401, a module without types
     """The module scipy.stats. Raises ValueError if it is not installed."""
@@ -51,13 +54,13 @@ def interval(values: Sequence[float]) -> Interval:
 def permutation_p(differences: Sequence[float]) -> float:
     """Two-sided p of the mean of paired differences: how often random signs give one as large; exact up to 13 pairs.
 
-    NaN without a pair. Of n pairs it is no less than 2^(1 - n).
+    NaN without a pair.
     """
     array = np.asarray(differences, float)
     if len(array) < 2 or not array.any():
         return 1.0 if len(array) else math.nan
     test = scipy_stats().permutation_test(
-        (array,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, axis=0, **_seeded()
+        (array,), np.mean, permutation_type="samples", n_resamples=SIGNS - 1, vectorized=True, axis=0, **_seeded()
     )
     return float(test.pvalue)
 
@@ -68,6 +71,11 @@ def _seeded() -> dict[str, Any]:
 
     old = tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 15)
     return {"random_state" if old else "rng": np.random.default_rng(0)}
+
+
+def least_p(pairs: int) -> float:
+    """The smallest p that such a test can have."""
+    return max(2.0 ** (1 - pairs), 2.0 / SIGNS)
 
 
 def sign_p(wins: int, losses: int) -> float:

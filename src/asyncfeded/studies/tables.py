@@ -170,8 +170,8 @@ def _differences(grid: StudyGrid, made: Sequence[Cell]) -> Iterator[str]:
     )
     said += f"{target}: sign test; p corrected after Holm for {len(compared)} rules."
     if pairs:
-        least = min(1.0, 2.0 ** (1 - pairs) * len(compared))
-        said += f" With so many pairs the smallest such p is {least:.2g}."
+        least = min(1.0, statistics.least_p(pairs) * len(compared))
+        said += f" With so many pairs the smallest p of that test is {least:.2g}."
     yield from (said, "")
     yield f"| rule | pairs | final{points} | p | sooner, later at {target} | p |"
     yield "|---|---:|---:|---:|---:|---:|"
