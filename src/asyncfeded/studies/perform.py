@@ -12,7 +12,9 @@ from asyncfeded.studies.search import Search, search
 from asyncfeded.studies.study import StudyGrid, StudyRun, expand
 
 TOGETHER = (8, 3)
-"""How many tuning runs a job does one after the other, by their round of halving; later rounds, and results, one."""
+"""How many tuning runs a job does one after the other, by their round of halving; in later rounds, as of results, `LONG`."""
+LONG = 2
+"""How many long runs a job does one after the other."""
 
 
 class Done(NamedTuple):
@@ -92,7 +94,7 @@ class Performance:
                 else:
                     self._refused.append(job.name)
 
-            size = together[0] if together else 1
+            size = together[0] if together else LONG
             jobs.execute(todo, self._folder, self._side_by_side, self._say, size, self._until_s, tell)
         return all(run.name in self._book.rows for run in planned)
 

@@ -67,6 +67,8 @@ class Tuning(Settings):
     """One in so many trials goes on to the next round, for so many times as long."""
     rounds: Count = 3
     """Rounds of halving. 1: every trial has the whole time."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Part of the time of a run of the results that a trial has in the last round."""
     extensions: int = Field(2, ge=0)
     """How often ranges may go on beyond an end. 0: never."""
     error_probability: float = 0.1
@@ -201,7 +203,7 @@ def tuning_run(grid: StudyGrid, task: str, rule: str, values: dict[str, Any], ro
     tuning = grid.tuning
     layers = [tuning.run, jobs.nest(values)]
     whole = _run(grid, "tuning", task, rule, tuning.error_probability, tuning.seed, values, layers)
-    share = tuning.halving ** (round_ + 1 - tuning.rounds)
+    share = tuning.share * tuning.halving ** (round_ + 1 - tuning.rounds)
     limits = whole.config.limits
     short = {"limits": {"seconds": limits.seconds * share, "updates": round(limits.updates * share)}}
     return _run(grid, "tuning", task, rule, tuning.error_probability, tuning.seed, values, [*layers, short])
