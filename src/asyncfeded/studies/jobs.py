@@ -201,7 +201,7 @@ def execute(
     crowded = side_by_side > 1 and side_by_side * sizes[-1] > len(os.sched_getaffinity(0))
     children, wait = Children(), "yield" if crowded else "auto"
     with end_by_signals(say), ThreadPoolExecutor(side_by_side) as pool:
-        batches = _batches(pending, max(1, min(together, len(pending) // (4 * side_by_side))))
+        batches = _batches(pending, max(1, min(together, len(pending) // (2 * side_by_side))))
         running = [pool.submit(_execute, batch, folder, wait, children, say, until_s) for batch in batches]
         try:
             for future in as_completed(running):
