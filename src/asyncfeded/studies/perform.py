@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Performance:
         self, grid: StudyGrid, out: Path, ranks: int, side_by_side: int, hours: float, say: Callable[[str], None]
     ) -> None:
         self._grid, self._folder, self._ranks, self._side_by_side, self._say = grid, out / "runs", ranks, side_by_side, say
+        self._folder.mkdir(parents=True, exist_ok=True)  # says that the folder is that of a study
         self._until_s = time.monotonic() + 3600 * hours
         self._book = rows.Book(out / "rows.csv")
         self._samples: dict[str, float] = {}
@@ -107,3 +109,5 @@ class Performance:
         self._book.add(run, rows.of_run(run, run_dir, targets, self._samples[run.task]))
         if self._grid.keep == "rows":
             run_folder.clear(run_dir)
+            with suppress(OSError):  # a file of somebody else's is in it
+                run_dir.rmdir()
