@@ -48,6 +48,23 @@ def test_a_forgotten_buffer_is_not_used_again_since_the_wire_may_be_sending_from
     assert sending.tolist() == [7.0, 7.0]
 
 
+def test_what_is_kept_stays_as_it_is_and_is_used_again_afterwards():
+    b = bases(clients=2)
+    b.alone(0)
+    b.base[0].fill_(5.0)
+    kept, let_go = list(b.reply), b.keep()
+    for number in (6.0, 7.0):
+        assert b.alone(0).tolist() == [number - 1.0] * 2
+        b.base[0].fill_(number)  # the second time in the same buffer
+    assert [reply.tolist() for reply in kept] == [[5.0, 5.0], [0.0, 0.0]]
+    let_go()
+    b.alone(1)
+    assert b.alone(1).data_ptr() == b.base[1].data_ptr() == kept[1].data_ptr()  # it is alone, and may be written again
+    b.join(1, 0)
+    b.alone(1)
+    assert (b.base[1].data_ptr() in {reply.data_ptr() for reply in kept}, b.num_bytes) == (True, 3 * 8)
+
+
 def test_what_is_a_clients_own_moves_with_it_and_outlives_its_base():
     b = bases(clients=2, layout=LAYOUT.with_own([("m", (1,))]))
     assert b.num_bytes == 2 * 12

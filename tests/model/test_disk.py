@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from asyncfeded.model import disk
 from asyncfeded.model.disk import Disk
@@ -30,6 +31,26 @@ def test_a_buffer_that_is_put_away_keeps_its_numbers_and_takes_no_memory(tmp_pat
     assert full - resident_kb(tmp_path) == lies.num_bytes / 2 / 1024
     lies.read_ahead(one)
     assert (one.unique().tolist(), other.unique().tolist()) == ([1.0], [2.0])
+
+
+def test_the_place_of_a_buffer_is_free_once_nothing_refers_to_it(tmp_path):
+    """Not even what the wire sends from, nor a part of it."""
+    lies = Disk(tmp_path, 10, 2)
+    one, other = lies.new().fill_(1.0), lies.new()
+    address, sending = one.data_ptr(), one[2:].numpy()
+    del one
+    with pytest.raises(IndexError):
+        lies.new()
+    assert sending.tolist() == [1.0] * 8
+    del sending
+    assert lies.new().data_ptr() == address != other.data_ptr()
+
+
+def test_what_lies_elsewhere_is_left_alone(tmp_path):
+    lies, here = Disk(tmp_path, 0, 1), torch.ones(10)
+    for buffer in (here, lies.new()):
+        lies.put_away(buffer)
+    assert here.tolist() == [1.0] * 10
 
 
 def test_the_file_has_no_name_and_two_runs_share_a_folder(tmp_path):

@@ -184,7 +184,7 @@ def test_who_is_replied_to_while_a_merge_is_carried_out_gets_the_whole_of_it():
 
 def test_a_version_of_a_checkpoint_is_held_once():
     m = model([0.0], clients=4)
-    m.restore(torch.tensor([3.0]), 7, np.array([5, 7, 5, -1]), {5: torch.tensor([2.0])}, [])
+    m.restore(torch.tensor([3.0]), 7, np.array([5, 7, 5, -1]), [(5, torch.tensor([2.0]))], [])
     assert [m.base[i].tolist() for i in range(3)] == [[2.0], [3.0], [2.0]]
     assert m.base[0].data_ptr() == m.base[2].data_ptr()
     m.hand_out(3)
@@ -232,6 +232,22 @@ def test_what_a_client_keeps_outlives_its_base():
     m.hold(0)
     m.mix(torch.ones(2), 1.0)
     assert m.hand_out(0).tolist() == [1.0, 1.0, 5.0, 6.0]
+
+
+def test_replies_that_are_kept_for_a_checkpoint_do_not_change_while_clients_move_on():
+    """Client 0 sends its state and is merged; its base and its state of before are still there, and given in turn."""
+    m = with_own()
+    replies, let_go = m.keep()
+    for number in (5.0, 6.0):
+        w = torch.tensor([number, 1.0, number, number])
+        assert m.distances(0, w)[1] == (5.0 if number == 5.0 else 1.0)
+        m.keep_own(0, w)
+        m.merge(0, w[:2], 1.0)
+        assert m.hand_out(0).tolist() == w.tolist()
+    assert [row.tolist() for row in m.in_turn(replies, slice(4))] == [[0.0] * 4] * 2
+    let_go()
+    m.mix(torch.zeros(2), 1.0)
+    assert (m.hand_out(1).tolist(), m.num_bytes) == ([0.0] * 4, 4 * (2 + 3 * 4))
 
 
 # --- part by part

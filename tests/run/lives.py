@@ -11,6 +11,7 @@ from torch import nn
 from asyncfeded import rules
 from asyncfeded.config import Config
 from asyncfeded.model.average import Average
+from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.run import resume
@@ -102,7 +103,9 @@ class Told:
 class Life:
     """A run from its start, or from its newest checkpoint, to its end or until it is killed; as in run.py."""
 
-    def __init__(self, folder, rule, *, num_workers=1, rng=None, resumed=False, limits=None, every_updates=5, **config):
+    def __init__(
+        self, folder, rule, *, num_workers=1, rng=None, resumed=False, limits=None, every_updates=5, disk=False, **config
+    ):
         self.folder, self.told, self.kill_in = folder, Told(), -1
         self.config = Config.model_validate(
             {
@@ -114,7 +117,7 @@ class Life:
         torch.manual_seed(0)
         flat = FlatModel(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
         layout = flat.layout.with_own([("there", (1,)), ("0.weight.momentum_buffer", (2, 3))])
-        model = GlobalModel(flat.buffer, layout, CLIENTS)
+        model = GlobalModel(flat.buffer, layout, CLIENTS, disk=Disk(folder, layout.sent, 2 * CLIENTS) if disk else None)
         rule, epochs, profiles = rules.load_rule(self.config.rule), np.full(CLIENTS, 2), np.zeros(CLIENTS, PROFILE)
         wire, toml = Workers(num_workers, rng or random.Random(0)), self.config.to_toml()
         state = ServerState(model, rule.init(model, epochs), epochs, Average(model.x, self.config.evaluation.average))

@@ -36,7 +36,17 @@ def test_the_server_needs_a_model_for_each_client_the_global_one_and_a_receive_b
 def test_checkpoints_are_written_from_a_copy():
     rule = rules.load_rule({"name": "fedasync"})
     without, with_copy = (server_need(config(checkpoint={"every_s": s}), rule, LAYOUT, pinned=False) for s in (0, 60))
-    assert with_copy.touched - without.touched == CLIENTS * MODEL + 8 * CLIENTS  # the versions of the clients, and K
+    assert with_copy.touched - without.touched == MODEL + 8 * CLIENTS  # x, and K
+    assert with_copy.reserved - without.reserved == (1 + CLIENTS) * MODEL + 8 * CLIENTS  # clients move on meanwhile
+
+
+def test_bases_on_a_disk_take_no_memory_but_for_the_clients_that_are_near():
+    rule, gb = (
+        rules.load_rule({"name": "fedasync"}),
+        {"clock": "virtual", "bases": "disk", "bases_dir": ".", "bases_gb": 2 * 2 * MODEL / 1e9},
+    )
+    need, state = server_need(config(**gb), rule, LAYOUT, pinned=False), 8 * CLIENTS
+    assert need == Need((2 + 2) * MODEL + state, (2 * CLIENTS + CLIENTS + 1) * MODEL + state)
 
 
 def test_an_average_of_the_model_is_a_model_more_and_one_in_the_copy_for_a_checkpoint():
@@ -65,12 +75,12 @@ def test_a_rule_that_takes_no_k_of_1_and_one_that_looks_at_the_layout_are_no_err
 
 
 def test_what_is_a_clients_own_is_held_for_each_client_and_with_every_update():
-    """And copied for a checkpoint; a worker has it behind its model."""
+    """A worker has it behind its model."""
     rule, own = rules.load_rule({"name": "fedasync"}), 4 * 30
     kept, table = LAYOUT.with_own([("there", (1,)), ("w.m", (29,))]), config(checkpoint={"every_s": 60})
     less, more = (server_need(table, rule, layout, pinned=False) for layout in (LAYOUT, kept))
-    assert more.touched - less.touched == (CLIENTS + 1 + CLIENTS) * own
-    assert more.reserved - less.reserved == (2 * CLIENTS + CLIENTS) * own
+    assert more.touched - less.touched == (CLIENTS + 1) * own
+    assert more.reserved - less.reserved == (CLIENTS + CLIENTS + CLIENTS) * own
     assert server_need(table, rule, kept, pinned=True).touched == 2 * CLIENTS * (MODEL + own)
     assert worker_need(table, 0.0, kept).touched - worker_need(table, 0.0, LAYOUT).touched == own
 

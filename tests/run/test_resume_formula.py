@@ -30,11 +30,12 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
 def test_a_run_killed_anywhere_ends_as_the_whole_one_to_the_bit(tmp_path, folder, rule):
+    """Whether the bases lie in memory or on a disk."""
     expected, rng, kills = whole(tmp_path, rule), random.Random(str(rule)), 0
     life = Life(folder, rule, rng=rng)
     while not life.live(rng.randrange(1, 25)):
         kills += 1
-        life = Life(folder, rule, num_workers=rng.choice([1, 2, 3]), rng=rng, resumed=True)
+        life = Life(folder, rule, num_workers=rng.choice([1, 2, 3]), rng=rng, resumed=True, disk=kills % 2 > 0)
     assert life.end == expected
     assert kills > 0
     assert record.read_record(folder).updates["accepted"].sum() == UPDATES == len(record.read_record(folder).updates) - 1

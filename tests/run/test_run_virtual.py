@@ -33,7 +33,7 @@ def same_rows(one, other):
 def test_a_virtual_run_is_the_same_to_the_bit_on_any_number_of_ranks(own_mpi, virtual, runs, ranks):
     """And with bases on disk, where base and update of 2 of the 4 clients are in memory; and with a rank that only tests."""
     run_dir = runs / f"virtual-{ranks}"
-    more = {3: ("bases=disk", f"bases_dir={runs}", "bases_gb=3e-5"), 5: ("evaluator=2",)}
+    more = {3: ("bases=disk", f"bases_dir={runs}", "bases_gb=3e-5", "checkpoint.every_updates=4"), 5: ("evaluator=2",)}
     done = own_mpi.train(ranks, "run.toml", *VIRTUAL, *more.get(ranks, ()), f"run_dir={run_dir}", cwd=runs).result
     assert done["model_sha256"] == virtual["model_sha256"]
     assert same_rows(record.read_record(run_dir), record.read_record(runs / "virtual"))

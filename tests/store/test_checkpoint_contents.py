@@ -13,8 +13,8 @@ from asyncfeded.metric import Metric, Metrics
 from asyncfeded.model.flat import Entry, FlatModel, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.store import checkpoint
-from asyncfeded.store.checkpoint import read_checkpoint, save, save_model
-from store.snapshots import CONFIG, LAYOUT, ONE, a_snapshot, idle, noise, put, the_same
+from asyncfeded.store.checkpoint import Rows, read_checkpoint, save, save_model
+from store.snapshots import CONFIG, LAYOUT, ONE, a_snapshot, idle, noise, numbered, put, the_same
 
 
 def test_everything_comes_back_to_the_bit(tmp_path):
@@ -31,11 +31,11 @@ MANY = Layout(tuple(Entry(f"{i}", (2, 1), 2 * i) for i in range(300)), 600, 600)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layout": ONE, "model": noise(1, 0), "bases": {}, "clients": idle()},
-        {"layout": MANY, "model": noise(600, 0), "bases": {}, "clients": idle()},
+        {"layout": ONE, "model": noise(1, 0), "bases": Rows(), "clients": idle()},
+        {"layout": MANY, "model": noise(600, 0), "bases": Rows(), "clients": idle()},
         {"layout": replace(LAYOUT, num_params=LAYOUT.size)},
-        {"bases": {}, "clients": idle()},
-        {"bases": {version: noise(LAYOUT.size, version) for version in range(20)}, "clients": idle()},
+        {"bases": Rows(), "clients": idle()},
+        {"bases": numbered({version: noise(LAYOUT.size, version) for version in range(20)}), "clients": idle()},
         {"rule": {}},
         {"rule": {"nothing": np.zeros((0, 3), np.float32), "one": np.array(3), "kept": np.array([True, False])}},
         {"clients": idle(5000)},
@@ -72,7 +72,7 @@ def test_the_state_of_every_rule_comes_back_to_the_bit(tmp_path, name, layout):
     }
     for seed, array in enumerate(state.values()):
         array.view(np.uint8)[...] = np.random.default_rng(seed).integers(0, 256, array.view(np.uint8).shape)
-    there = a_snapshot(layout=layout, model=model.x.numpy(), bases={}, clients=idle(), rule=state)
+    there = a_snapshot(layout=layout, model=model.x.numpy(), bases=Rows(), clients=idle(), rule=state)
     save(tmp_path / "it.h5", there)
     assert the_same(read_checkpoint(tmp_path / "it.h5"), there)
 
@@ -101,7 +101,7 @@ def test_a_file_holds_no_objects(tmp_path):
 def test_a_module_takes_the_weights_as_the_docstring_says(tmp_path):
     torch.manual_seed(0)
     flat = FlatModel(nn.Sequential(nn.Linear(300, 100), nn.BatchNorm1d(100)))
-    put(tmp_path, a_snapshot(layout=flat.layout, model=flat.buffer.numpy(), bases={}, clients=idle()))
+    put(tmp_path, a_snapshot(layout=flat.layout, model=flat.buffer.numpy(), bases=Rows(), clients=idle()))
     module = nn.Sequential(nn.Linear(300, 100), nn.BatchNorm1d(100))
     lines = [line.strip() for line in checkpoint.__doc__.splitlines() if line.startswith("    ")][-3:]
     code = "\n".join(lines).replace("runs/mine", str(tmp_path))

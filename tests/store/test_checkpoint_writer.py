@@ -17,7 +17,9 @@ from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.store.checkpoint import Writer, newest, save
 from asyncfeded.store.checkpoint import writer as writer_room
 from conftest import run
-from store.snapshots import a_snapshot, flip, idle, names, noise, put, the_same, written
+from store.snapshots import a_snapshot, flip, idle, names, noise, numbered, put, the_same, written
+
+BIG = Layout((Entry("w", (1 << 20,), 0),), 1 << 20, 1 << 20)
 
 
 def test_the_last_ones_are_kept(tmp_path):
@@ -42,12 +44,25 @@ def test_what_is_written_is_the_state_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(writer_room, "save", lambda path, snapshot: go.wait(60) and save(path, snapshot))
     snapshot, writer = a_snapshot(), Writer(tmp_path / "checkpoints", 1)
     assert writer.start(snapshot)
-    for array in (snapshot.model, snapshot.clients, *snapshot.bases.values(), *snapshot.rule.values()):
+    for array in (snapshot.model, snapshot.clients, *snapshot.rule.values()):
         array[...] = np.zeros((), array.dtype)
-    snapshot.bases.clear()
     go.set()
     writer.wait()
     assert the_same(newest(tmp_path).snapshot, a_snapshot())
+
+
+def test_the_bases_are_not_copied_but_held_until_the_outcome_is_told(tmp_path):
+    let_go, large = [], numbered({version: noise(1 << 20, version) for version in range(8)})
+    snapshot = a_snapshot(
+        bases=large, let_go=lambda: let_go.append(1), layout=BIG, model=noise(1 << 20, 9), clients=idle(), rule={}
+    )
+    writer = Writer(tmp_path / "checkpoints", 1)
+    assert writer.start(snapshot)
+    while (done := writer.poll()) is None:
+        assert not let_go
+    assert (done.problem, let_go) == ("", [1])
+    assert writer.num_bytes == (4 << 20) + snapshot.clients.nbytes  # the model
+    assert the_same(newest(tmp_path).snapshot, snapshot)
 
 
 def test_one_is_written_at_a_time_and_its_outcome_told_once(tmp_path, monkeypatch):
@@ -66,17 +81,17 @@ def test_one_is_written_at_a_time_and_its_outcome_told_once(tmp_path, monkeypatc
 
 
 def test_the_copy_serves_again(tmp_path):
-    layout = Layout((Entry("w", (1 << 20,), 0),), 1 << 20, 1 << 20)
-    snapshot = a_snapshot(layout=layout, model=noise(1 << 20, 0), bases={7: noise(1 << 20, 1)}, clients=idle(), rule={})
+    base = noise(1 << 20, 1)
+    snapshot = a_snapshot(layout=BIG, model=noise(1 << 20, 0), bases=numbered({7: base}), clients=idle(), rule={})
     writer = Writer(tmp_path / "checkpoints", 1)
     written(writer, snapshot)
-    assert writer.num_bytes == (8 << 20) + snapshot.clients.nbytes
+    assert writer.num_bytes == (4 << 20) + snapshot.clients.nbytes
     tracemalloc.start()
-    written(writer, replace(snapshot, bases={8: snapshot.bases[7]}))
+    written(writer, replace(snapshot, bases=numbered({8: base})))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20  # bytes; a model has four times as many
-    assert list(newest(tmp_path).snapshot.bases) == [8]
+    assert newest(tmp_path).snapshot.bases.numbers == (8,)
 
 
 def test_after_a_restart_the_later_ones_go_and_the_earlier_ones_stay(tmp_path):
@@ -113,7 +128,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from store.snapshots import a_snapshot, written
-from asyncfeded.store.checkpoint import Writer, file
+from asyncfeded.store import sealed
+from asyncfeded.store.checkpoint import Writer
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -136,7 +152,7 @@ if sys.argv[2] == "while it writes":
     Path.open = open_
 else:
     place, name = {
-        "before its head is written": (file, "_head"),
+        "before its head is written": (sealed, "_head"),
         "before it is on the disk": (os, "fsync"),
         "before it has its name": (Path, "replace"),
         "before the older one goes": (Path, "unlink"),

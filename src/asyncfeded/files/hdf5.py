@@ -240,6 +240,15 @@ class Array:
             _damaged(self.where, error)
         return values
 
+    def blocks(self, at_once: int) -> Iterator[np.ndarray]:
+        """All values, so many entries of the first axis at a time. Raises FileFaultError as `read`."""
+        try:
+            self._check(0)
+            for start in range(0, self.shape[0], at_once):
+                yield self._dataset[start : start + at_once]
+        except Exception as error:
+            _damaged(self.where, error)
+
     def texts(self) -> list[str]:
         """All values of an array of strings, one after the other. Raises FileFaultError as `read`, or if it holds others."""
         return texts_of(self)

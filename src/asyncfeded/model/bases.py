@@ -14,11 +14,12 @@ from asyncfeded.model.flat import Layout
 
 @dataclass(eq=False)
 class Buffer:
-    """A reply, and how many clients hold it."""
+    """A reply, and how many hold it."""
 
     reply: Tensor
-    """float32 (sent,). It may be written only while one client holds it, and after that client's update has arrived."""
+    """float32 (sent,). It may be written only while a client alone holds it, and after that client's update has arrived."""
     holders: int = 0
+    """Clients, a checkpoint that is being written, and the wire, which may still send it to a client that was forgotten."""
 
 
 class Bases:
@@ -75,20 +76,33 @@ class Bases:
             self._give(client, buffer)
 
     def forget(self, client: int) -> None:
-        """Give up a client's buffer, but not what is its own. The wire may still send from it: nobody gets it again."""
+        """Give up a client's buffer, but not what is its own. The wire may still send from it: nobody writes it again."""
         own = self.own(client).clone()
-        if (buffer := self._of[client]) is not None:
-            buffer.holders -= 1
         self._of[client], self.reply[client], self.base[client] = None, own, own[:0]
+
+    def keep(self) -> Callable[[], None]:
+        """Hold all buffers of clients as they are, until the returned function is called."""
+        kept = list({id(buffer): buffer for buffer in self._of if buffer is not None}.values())
+        for buffer in kept:
+            buffer.holders += 1
+
+        def let_go() -> None:
+            for buffer in kept:
+                self._drop(buffer)
+
+        return let_go
 
     def _give(self, client: int, buffer: Buffer) -> None:
         before = self._of[client]
         if before is not None:
-            before.holders -= 1
-            if not before.holders:
-                self._free.append(before)
+            self._drop(before)
         buffer.holders += 1
         self._of[client], self.reply[client], self.base[client] = buffer, buffer.reply, buffer.reply[: self._size]
+
+    def _drop(self, buffer: Buffer) -> None:
+        buffer.holders -= 1
+        if not buffer.holders:
+            self._free.append(buffer)
 
     def _take(self) -> Buffer:
         return self._free.pop() if self._free else Buffer(self._new())

@@ -9,8 +9,10 @@ import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,15 +27,15 @@ class Disk:
     Args:
         folder: where the file lies.
         size: elements of a buffer.
-        number: how many there may be.
+        number: how many there may be at a time.
 
     Raises:
         ValueError: the folder cannot hold them; the message says how much is needed and how much there is.
     """
 
     def __init__(self, folder: Path, size: int, number: int) -> None:
-        self._size, self._used = size, 0
-        self._stride = -(-4 * size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._size = size
+        self._stride = max(-(-4 * size // mmap.PAGESIZE), 1) * mmap.PAGESIZE  # a slice may be empty
         self.num_bytes = number * self._stride
         where = f"bases_dir = {str(folder)!r}"
         try:
@@ -50,11 +52,14 @@ class Disk:
                 f"{free}; name another folder, or take fewer clients"
             ) from None
         self._start = torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
+        self._free = [i * self._stride for i in reversed(range(number))]
 
     def new(self) -> Tensor:
-        """The next buffer, float32 (size,) of zeros."""
-        offset, self._used = self._used * self._stride, self._used + 1
-        return torch.frombuffer(self._map, dtype=torch.float32, count=self._size, offset=offset)
+        """A buffer, float32 (size,): of zeros, or with what an earlier one held that nothing refers to any more."""
+        offset = self._free.pop()
+        place = np.frombuffer(self._map, np.float32, self._size, offset)
+        weakref.finalize(place, self._free.append, offset).atexit = False
+        return torch.from_numpy(place)  # its memory keeps `place`
 
     def put_away(self, buffer: Tensor) -> None:
         """Take the memory from a buffer: what is in it stays in the file."""
@@ -65,4 +70,6 @@ class Disk:
         self._advise(buffer, mmap.MADV_WILLNEED)
 
     def _advise(self, buffer: Tensor, advice: int) -> None:
-        self._map.madvise(advice, buffer.data_ptr() - self._start, self._stride)
+        offset = buffer.data_ptr() - self._start
+        if 0 <= offset < self.num_bytes:  # not an empty slice, nor what is left of a forgotten client
+            self._map.madvise(advice, offset, self._stride)

@@ -11,10 +11,11 @@ chunk, and the numbers of all chunks are added in one order, so that the bits do
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from asyncfeded.model import kernel
 from asyncfeded.model.bases import Bases
+from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import Layout
 from asyncfeded.model.slices import Gather
 
@@ -75,7 +77,7 @@ class GlobalModel:
         layout: what lies where.
         num_clients: number of clients.
         held: how many versions the clients will hold at least, as far as is known: memory for so many is taken now.
-        new: makes the buffer of a base; None: in memory, on the device of `initial`.
+        disk: where the bases lie; None: in memory, on the device of `initial`.
         gather: brings the numbers of all slices together, where this is one of several; None: it is the whole model.
 
     Attributes:
@@ -84,6 +86,7 @@ class GlobalModel:
         base: float32 (size,) by client; x_s, in `reply`. Valid after the client's first `hand_out`. After a merge of the
             client's update it is valid once that merge is finished.
         base_version: int64 (clients,); s, or -1 before the first `hand_out`.
+        disk: as given.
     """
 
     def __init__(
@@ -92,14 +95,14 @@ class GlobalModel:
         layout: Layout,
         num_clients: int,
         held: int | None = None,
-        new: Callable[[], Tensor] | None = None,
+        disk: Disk | None = None,
         gather: Gather | None = None,
     ) -> None:
-        self.layout, self._gather = layout, gather
+        self.layout, self.disk, self._gather = layout, disk, gather
         self._x = initial.detach().clone()
         self.version = 0
         self._num_own = layout.sent - layout.size
-        new = new or (lambda: self._x.new_zeros(layout.sent))
+        new = disk.new if disk else lambda: self._x.new_zeros(layout.sent)
         self._bases = Bases(new, layout, num_clients, num_clients if held is None else held)
         self.reply, self.base = self._bases.reply, self._bases.base
         self.base_version = np.full(num_clients, -1, np.int64)
@@ -223,6 +226,8 @@ class GlobalModel:
             w: float32 (layout.sent,), finite.
         """
         if self._num_own:
+            if (before := self._bases.alone(client)) is not self.base[client]:
+                self.base[client].copy_(before)
             self.own(client).copy_(w[self.layout.size :])
 
     def merge(self, client: int, w: Tensor, eta: float) -> None:
@@ -319,31 +324,65 @@ class GlobalModel:
         self._bases.forget(client)
         self.base_version[client] = -1
 
+    def keep(self) -> tuple[list[Tensor], Callable[[], None]]:
+        """Keep all replies as they are, while a checkpoint is written: a client that moves on gets another buffer.
+
+        Returns:
+            The reply of each client, and what to call once they may change.
+        """
+        self.finish_merge()
+        return list(self.reply), self._bases.keep()
+
+    def in_turn(self, replies: Iterable[Tensor], part: slice) -> Iterator[np.ndarray]:
+        """A part of each reply, in host memory, valid until the next one is asked for. Another thread may call it.
+
+        Args:
+            replies: some of `keep`.
+            part: elements of each.
+        """
+        for reply in replies:
+            yield reply[part].cpu().numpy()
+            self._put_away(reply)
+
     def restore(
-        self, x: Tensor, version: int, base_version: np.ndarray, bases: dict[int, Tensor], own: Iterable[Tensor]
+        self,
+        x: Tensor,
+        version: int,
+        base_version: np.ndarray,
+        bases: Iterable[tuple[int, Tensor]],
+        own: Iterable[tuple[int, Tensor]],
     ) -> None:
         """Take the state of a checkpoint.
 
         Args:
-            x: float32 (size,), x_t. It is copied, and so is all else.
+            x: float32 (size,), x_t. It is copied, and so is all else, one after the other.
             version: t.
             base_version: int64 (clients,), s of each client.
-            bases: float32 (size,) by version, the x_s that clients train from; the base of `version` is x.
-            own: float32 (own,) of each client.
+            bases: version and float32 (size,) of the x_s that clients train from; the base of `version` is x.
+            own: client and float32 (own,).
         """
         self._x.copy_(x)
         self.version, self.base_version[:] = version, base_version
-        first: dict[int, int] = {}  # by version: a client that has it
+        having: dict[int, list[int]] = {}  # by version: its clients
         for client, s in enumerate(base_version.tolist()):
-            if s in first and not self._num_own:
-                self._bases.join(client, first[s])
-            elif s == version or s in bases:  # a client without an order gets a new base before its old one is read
-                self._bases.alone(client)
-                self.base[client].copy_(x if s == version else bases[s])
-                first[s] = client
-        self._newest = first.get(version, 0)
-        for client, kept in enumerate(own):
+            having.setdefault(s, []).append(client)
+        self._newest = having.get(version, [0])[0]
+        # A client without an order gets a new base before its old one, which is not there, is read.
+        for s, base in chain([(version, x)], bases):
+            for client in (clients := having.get(s, [])):
+                if client == clients[0] or self._num_own:
+                    self._bases.alone(client)
+                    self.base[client].copy_(base)
+                    self._put_away(self.reply[client])
+                else:
+                    self._bases.join(client, clients[0])
+        for client, kept in own:
             self.own(client).copy_(kept)
+            self._put_away(self.reply[client])
+
+    def _put_away(self, reply: Tensor) -> None:
+        if self.disk:
+            self.disk.put_away(reply)
 
     def _rest_is_finite(self, w: Tensor, start: int, stop: int) -> bool:
         """Whether a part is finite behind the parameters; that counts in no norm."""

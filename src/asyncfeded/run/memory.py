@@ -66,16 +66,18 @@ def server_need(config: Config, rule: Rule, layout: Layout, pinned: bool) -> Nee
     if pinned:
         return Need(2 * n * sent, 2 * n * sent)
     held = n if layout.own else versions_held(rule, n)
-    # A checkpoint is written from a copy of the newest version and of all others that clients train from.
-    copies = held * size + n * (sent - size) + state if config.checkpoint.every_updates or config.checkpoint.every_s else 0
-    near = min(held, clients_near(config, layout)) if config.bases == "disk" else held
+    # A checkpoint is written from a copy of x and of the rule's state; clients that move on meanwhile get another buffer.
+    checkpoints = bool(config.checkpoint.every_updates or config.checkpoint.every_s)
+    copies = (size + state) * checkpoints
+    disk = config.bases == "disk"
+    near, most = (min(held, clients_near(config, layout)), 2 * n) if disk else (held, held * (1 + checkpoints))
     arriving = min(n, config.servers)  # a buffer of each update that arrives at a time
-    return Need((near + arriving) * sent + size + state + copies, (held + n) * sent + size + state + copies)
+    return Need((near + arriving) * sent + size + state + copies, (most + n) * sent + size + state + copies)
 
 
 def clients_near(config: Config, layout: Layout) -> int:
     """With bases = disk: how many clients at a time have base and update in memory."""
-    return int(1e9 * config.bases_gb / (8 * layout.sent))
+    return int(1e9 * config.bases_gb / (8 * max(layout.sent, 1)))  # a slice may be empty
 
 
 def most_held(config: Config, layout: Layout, held: int) -> str:
@@ -89,7 +91,7 @@ def most_held(config: Config, layout: Layout, held: int) -> str:
     n, sent, left = config.clients, 4 * layout.sent, limits.host_memory()
     if config.bases == "disk":
         near = min(n, clients_near(config, layout))
-        file = f"all bases in {n * sent / 1e9:.3g} GB of {config.bases_dir}"
+        file = f"the bases of all in {2 * n * sent / 1e9:.3g} GB of {config.bases_dir}"
         return f"base and update of {near} of {n} clients in memory, {file}; its host has {left / 1e9:.3g} GB left"
     most = f"at most {(held + 2 * n * sent) / 1e6:.1f} MB with a base and an update of each of {n} clients"
     return f"{most}; its host has {left / 1e9:.3g} GB left"
@@ -97,8 +99,8 @@ def most_held(config: Config, layout: Layout, held: int) -> str:
 
 def make_model(
     config: Config, rule: Rule, initial: Tensor, layout: Layout, workers: int, gather: Gather | None = None
-) -> tuple[GlobalModel, Disk | None]:
-    """Make the global model with its bases, and the disk that they lie on, if they do. Server ranks.
+) -> GlobalModel:
+    """Make the global model with its bases, in memory or on a disk. Server ranks.
 
     Args:
         config: the resolved config.
@@ -113,9 +115,7 @@ def make_model(
     """
     clients = config.clients
     if config.bases == "memory":
-        return GlobalModel(initial, layout, clients, versions_held(rule, clients), gather=gather), None
-    if gather:
-        raise ValueError(f"bases = disk needs servers = 1, and servers = {config.servers}; set one of them")
+        return GlobalModel(initial, layout, clients, versions_held(rule, clients), gather=gather)
     if not initial.is_cpu:
         raise ValueError(f"bases = disk needs server_device = cpu, and the server is on {initial.device}; set one of them")
     if (near := clients_near(config, layout)) < min(workers, clients):
@@ -123,8 +123,8 @@ def make_model(
             f"bases_gb = {config.bases_gb:g} holds base and update of {near} clients, and {min(workers, clients)} train at "
             f"a time; set it to at least {8e-9 * layout.sent * min(workers, clients):.2g}"
         )
-    disk = Disk(Path(config.bases_dir), layout.sent, clients)
-    return GlobalModel(initial, layout, clients, 1, disk.new), disk
+    # A checkpoint that is being written holds as many as the clients do.
+    return GlobalModel(initial, layout, clients, 1, Disk(Path(config.bases_dir), layout.sent, 2 * clients), gather)
 
 
 def worker_need(

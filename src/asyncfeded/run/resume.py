@@ -21,7 +21,7 @@ from asyncfeded.rules.decision import State
 from asyncfeded.run import folder, result
 from asyncfeded.run.progress import Progress
 from asyncfeded.store import checkpoint, record
-from asyncfeded.store.checkpoint import Snapshot, Writer
+from asyncfeded.store.checkpoint import Rows, Snapshot, Writer
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.server import Server
 from asyncfeded.training.server_state import ServerState
@@ -134,7 +134,7 @@ def _check_state(path: Path, snapshot: Snapshot, num_clients: int, layout: Layou
         or {name: (array.shape, array.dtype) for name, array in snapshot.rule.items()} != shapes
     ):
         raise ValueError(f"{path}: holds another model, or another state of the rule, than this version of the program")
-    if snapshot.own_names != layout.own_names or any(len(own) != num_own for own in snapshot.own.values()):
+    if snapshot.own_names != layout.own_names or (len(snapshot.own) and snapshot.own.length != num_own):
         raise ValueError(f"{path}: holds another state of the optimizer than this version of the program, or of torch, has")
     for name, array in snapshot.rule.items():
         if array.dtype.kind == "f" and np.isfinite(start[name]).all() and not np.isfinite(array).all():
@@ -209,8 +209,7 @@ def kept_due(snapshot: Snapshot) -> dict[int, float]:
 def restore(state: ServerState, snapshot: Snapshot) -> None:
     """Replace the state of a server at its start by the state in a checkpoint."""
     at, clients = snapshot, snapshot.clients
-    bases = {version: torch.from_numpy(base) for version, base in at.bases.items()}
-    own = [torch.from_numpy(at.own[client]) for client in sorted(at.own)]
+    bases, own = (((number, torch.from_numpy(row)) for number, row in rows) for rows in (at.bases, at.own))
     state.model.restore(torch.from_numpy(at.model), at.version, clients["base_version"], bases, own)
     for name, array in state.rule.items():
         torch.as_tensor(array).copy_(torch.from_numpy(at.rule[name]))
@@ -240,7 +239,8 @@ def snapshot(
 ) -> Snapshot:
     """Take the state of a server between two updates, or after it has stopped.
 
-    The arrays of the snapshot share the server's memory, unless the model is on a GPU.
+    The arrays of the snapshot share the server's memory, unless the model is on a GPU. Those of the bases stay as they are
+    until its `let_go` is called.
 
     Args:
         server: the server.
@@ -264,6 +264,13 @@ def snapshot(
         clients["base_version"][client], clients["out"][client] = model.version, True
         clients["rounds"][client] += 1
         clients["share"][client] = math.nan  # follows from the limits that the run then has
+    replies, let_go = model.keep()
+    bases = {
+        version: reply
+        for reply, out, version in zip(replies, state.out.tolist(), model.base_version.tolist(), strict=True)
+        if out and version != model.version
+    }
+    size, sent = model.layout.size, model.layout.sent
     return Snapshot(
         config=config,
         provenance=book.provenance,
@@ -280,16 +287,15 @@ def snapshot(
         metrics=metrics,
         layout=layout.with_own(()),
         model=model.x.cpu().numpy(),
-        bases={
-            version: model.base[client].cpu().numpy()
-            for client, (out, version) in enumerate(zip(state.out.tolist(), model.base_version.tolist(), strict=True))
-            if out and version != model.version
-        },
+        bases=Rows(tuple(bases), size, lambda: model.in_turn(bases.values(), slice(size))),
         own_names=layout.own_names,
-        own={client: model.own(client).cpu().numpy() for client in range(len(clients) if model.layout.own else 0)},
+        own=Rows(tuple(range(len(replies))), sent - size, lambda: model.in_turn(replies, slice(size - sent, None)))
+        if sent > size
+        else Rows(),
         clients=clients,
         rule=_in_host_memory(kept(state)),
         vectors=vectors(kept(state)),
+        let_go=let_go,
         **{name: getattr(state, name) for name in NUMBERS},
     )
 

@@ -322,7 +322,7 @@ def _prepare(
     if owned:
         return serve.prepare(world, plan, flat, own, profiles, places, owned, resumed, cleanup, ranks)
     if ranks:
-        state, _ = begin(plan, flat, own, profiles, ranks)
+        state = begin(plan, flat, own, profiles, ranks)
         return SliceParts(plan.config, plan.metrics, plan.rule, profiles.workloads, state, ranks)
     if world.rank == world.seats.evaluator:
         return evaluate.prepare(plan, flat)

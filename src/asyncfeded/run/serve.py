@@ -18,7 +18,6 @@ from asyncfeded.config import Config
 from asyncfeded.files.digest import digest_files
 from asyncfeded.metric import Metrics
 from asyncfeded.model import kernel
-from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel, Layout, Shape
 from asyncfeded.model.global_model import is_finite
 from asyncfeded.mpi import launcher, placement
@@ -70,8 +69,6 @@ class ServerParts:
     """What K means for each client."""
     state: ServerState
     """The state in which the run begins or continues."""
-    disk: Disk | None
-    """Where the bases lie; None: in memory."""
     due: Due
     """When an update is due; not used on the wall clock."""
     repeated: Replay | None
@@ -128,7 +125,7 @@ def prepare(
         ValueError, OSError: something is wrong that the user can correct.
     """
     config, metrics, rule = plan.config, plan.metrics, plan.rule
-    (state, disk), layout = begin(plan, flat, own, profiles, ranks), flat.layout.with_own(own)
+    state, layout = begin(plan, flat, own, profiles, ranks), flat.layout.with_own(own)
     evaluator: Evaluator | Elsewhere
     if plan.seats.evaluator >= 0:
         evaluator, remarks = evaluate_elsewhere(world, plan, flat.layout.size), tuple(plan.task.remarks())
@@ -143,7 +140,7 @@ def prepare(
         due = repeated = Replay(recorded.updates, attended(recorded.events))
     absent = repeated.absent if repeated else range(config.present, config.clients)
     owned.check()
-    made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state, disk)
+    made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state)
     again = folder.is_unbegun(Path(config.run_dir))
     if again or not resumed:
         remarks += (f"{config.run_dir}: the run was ended before its first update; it begins again",) * again
@@ -212,7 +209,7 @@ class ServerRun:
         self._complete = True  # whether the run's folder has taken all files of the end
         self._elsewhere: list[Path] = []  # the folder that has taken the others
         config, state, repeated = parts.config, parts.state, parts.repeated
-        self._wires = lead(world, config, state, parts.disk, parts.due, parts.ranks, repeated)
+        self._wires = lead(world, config, state, parts.due, parts.ranks, repeated)
         self.wire = self._wires.workers
         newest = Path(parts.newest) if parts.newest else None
         arguments = (parts.run_dir / FOLDER, config.checkpoint.keep, newest, book.sync)
@@ -362,7 +359,8 @@ class ServerRun:
     @property
     def _num_bytes(self) -> int:
         """Bytes of the models that the server holds."""
-        state, most = self._parts.state, 1e9 * self._parts.config.bases_gb if self._parts.disk else math.inf
+        state = self._parts.state
+        most = 1e9 * self._parts.config.bases_gb if state.model.disk else math.inf
         held = int(min(state.model.num_bytes, most)) + self._parts.evaluator.num_bytes + self.wire.buffer_bytes
         held += self._wires.staging.num_bytes if self._wires.staging else 0
         return held + sum(int(array.nbytes) for array in resume.kept(state).values())

@@ -77,18 +77,14 @@ class SliceWriter:
     def __init__(self, ranks: ServerRanks, folder: Path) -> None:
         self._ranks, self._folder = ranks, folder
         self._thread: threading.Thread | None = None
+        self._let_go: Callable[[], object] = int
         self._told = ("", "")
 
     def begin(self, number: int) -> None:
         """See `SliceKeeper`."""
         at = self.take(number)
-        at = replace(
-            at,
-            model=at.model.copy(),
-            bases={version: base.copy() for version, base in at.bases.items()},
-            own={client: own.copy() for client, own in at.own.items()},
-            rule={name: array.copy() for name, array in at.rule.items()},
-        )
+        at = replace(at, model=at.model.copy(), rule={name: array.copy() for name, array in at.rule.items()})
+        self._let_go = at.let_go
         self._thread = threading.Thread(target=self._write, args=(at,), name="slice", daemon=True)
         self._thread.start()
 
@@ -102,6 +98,7 @@ class SliceWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._let_go()
             self._ranks.tell_written(*self._told)
 
     def _write(self, at: Snapshot) -> None:

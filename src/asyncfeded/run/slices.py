@@ -11,7 +11,6 @@ from torch import Tensor
 from asyncfeded.config import Config
 from asyncfeded.metric import Metrics
 from asyncfeded.model.average import Average
-from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel, Shape
 from asyncfeded.model.kernel import CHUNK
 from asyncfeded.model.slices import Slice, cut
@@ -64,10 +63,8 @@ def cut_model(world: World, sent: int, wait: str) -> tuple[list[Slice], ServerRa
     return slices, ServerRanks(make_group(comm, world.backoff(wait), "the server"), slices)
 
 
-def begin(
-    plan: Plan, flat: FlatModel, own: list[Shape], profiles: ClientProfiles, ranks: ServerRanks | None
-) -> tuple[ServerState, Disk | None]:
-    """The state of this server rank at the start of a run, and the disk that its bases lie on, if they do.
+def begin(plan: Plan, flat: FlatModel, own: list[Shape], profiles: ClientProfiles, ranks: ServerRanks | None) -> ServerState:
+    """The state of this server rank at the start of a run.
 
     Args:
         plan: the run.
@@ -82,13 +79,13 @@ def begin(
     config, rule, workers = plan.config, plan.rule, plan.seats.workers
     layout, epochs = flat.layout.with_own(own), profiles.clients["epochs"].astype(np.int64)
     if ranks is None:
-        model, disk = make_model(config, rule, flat.buffer, layout, workers)
+        model = make_model(config, rule, flat.buffer, layout, workers)
     else:
         held = ranks.mine
         part = flat.buffer[held.start : min(held.stop, layout.size)]
-        model, disk = make_model(config, rule, part, held.of(layout), workers, ranks.numbers_of_all)
+        model = make_model(config, rule, part, held.of(layout), workers, ranks.numbers_of_all)
     average = Average(model.x, config.evaluation.average) if config.evaluation.average else None
-    return ServerState(model, contract.init(rule, model, epochs), epochs, average), disk
+    return ServerState(model, contract.init(rule, model, epochs), epochs, average)
 
 
 def describe(ranks: ServerRanks | None) -> list[str]:
@@ -122,7 +119,6 @@ def lead(
     world: World,
     config: Config,
     state: ServerState,
-    disk: Disk | None,
     due: Due,
     ranks: ServerRanks | None,
     repeated: Replay | None,
@@ -133,7 +129,6 @@ def lead(
         world: all ranks.
         config: the resolved config.
         state: the state in which the run begins or continues.
-        disk: where the bases lie; None: in memory.
         due: when an update is due; not used on the wall clock.
         ranks: all ranks of the server; None: it has one.
         repeated: the record that a replay repeats.
@@ -156,7 +151,7 @@ def lead(
         not model.x.is_cpu,
     )
     workers: ServerWire = (FirstSliceWire if ranks else OpenWire if late else ServerWire)(*arguments)
-    below = Nearest(workers, disk, clients_near(config, model.layout)) if disk else workers
+    below = Nearest(workers, model.disk, clients_near(config, model.layout)) if model.disk else workers
     meanwhile = repeated.meanwhile if repeated else nobody
     clock = OrderedClock(below, due, state.taken_s, meanwhile) if ordered else None
     if staging:
@@ -203,6 +198,7 @@ def follow(world: World, parts: SliceParts) -> bool:
         None if ordered else (staging or model).measure,
         lambda: state.tested,
         keeper,
+        model.disk,
         state.taken_s,
         not model.x.is_cpu,
     )

@@ -8,21 +8,22 @@ before HDF5 reads it. The checksums of HDF5's chunks (fletcher32) do not cover n
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from asyncfeded.files.plain import FileFaultError, cannot_read, check_file
+from asyncfeded.store.rows import Rows
 
 HEAD = 512  # bytes, the smallest user block
 SMALL = 1 << 16  # bytes: HDF5 itself writes what is smaller
 BLOCK = 8 << 20  # bytes written, and added to the checksum, at a time
 
 
-Arrays = Mapping[str, np.ndarray | list[np.ndarray]]
-"""By name: an array, or the rows of one, which lie anywhere. C-contiguous, of any dtype except object."""
+Arrays = Mapping[str, np.ndarray | Rows]
+"""By name: an array, or the rows of one. C-contiguous, of any dtype except object."""
 
 
 def write(path: Path, arrays: Arrays, attributes: Mapping[str, int | float | str]) -> int:
@@ -115,8 +116,10 @@ def _head(size: int, digest: str) -> bytes:
     return f"asyncfeded, HDF5 behind 512 bytes\nbytes {size}\nsha256 {digest}\n".encode().ljust(HEAD, b"\0")
 
 
-def _hdf5(arrays: Arrays, attributes: Mapping[str, int | float | str]) -> list[memoryview]:
+def _hdf5(arrays: Arrays, attributes: Mapping[str, int | float | str]) -> Iterator[memoryview]:
     """An HDF5 file without its head, as pieces: what HDF5 writes, and between that the large arrays themselves.
+
+    A piece is valid until the next one is asked for.
 
     HDF5 writes to a file in memory. There it reserves the places of the large arrays, and leaves them as holes. On a full
     disk HDF5 2.0 ends the process with a segmentation fault when it closes a file; here that is an OSError. Also, while h5py
@@ -126,28 +129,25 @@ def _hdf5(arrays: Arrays, attributes: Mapping[str, int | float | str]) -> list[m
     contiguous.set_layout(h5py.h5d.CONTIGUOUS)
     contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    places: list[tuple[int, list[np.ndarray]]] = []
+    places: list[tuple[int, np.ndarray | Rows]] = []
     with os.fdopen(os.memfd_create("hdf5"), "w+b", buffering=0) as memory:
         with h5py.File(memory, "w", userblock_size=HEAD) as file:
             for name, value in attributes.items():
                 file.attrs[name] = value
             names: dict[int, str] = {}
             for name, array in arrays.items():
-                rows = array if isinstance(array, list) else [array]
-                shape = (len(rows), *rows[0].shape) if array is rows else rows[0].shape
-                assert not rows[0].dtype.hasobject, name
+                assert not array.dtype.hasobject, name
                 if (first := names.setdefault(id(array), name)) != name:
                     file[name] = file[first]  # a second name of the same dataset
-                elif sum(row.nbytes for row in rows) < SMALL or not shape:  # h5py reserves no place for one without shape
-                    file[name] = np.asarray(array)
+                elif array.nbytes < SMALL or not array.shape:  # h5py reserves no place for one without shape
+                    file[name] = np.reshape(list(array.each()), array.shape) if isinstance(array, Rows) else array
                 else:
-                    dataset = file.create_dataset(name, shape, rows[0].dtype, dcpl=contiguous)
-                    places.append((dataset.id.get_offset(), rows))
+                    dataset = file.create_dataset(name, array.shape, array.dtype, dcpl=contiguous)
+                    places.append((dataset.id.get_offset(), array))
         number, at = memory.fileno(), HEAD
-        pieces: list[memoryview] = []
-        for offset, rows in sorted(places, key=lambda place: place[0]):
-            pieces.append(memoryview(os.pread(number, offset - at, at)))
-            pieces += [memoryview(row.reshape(-1).view(np.uint8)) for row in rows]  # type: ignore[arg-type]  # numpy's stubs
-            at = offset + sum(row.nbytes for row in rows)
-        pieces.append(memoryview(os.pread(number, os.fstat(number).st_size - at, at)))
-    return pieces
+        for offset, array in sorted(places, key=lambda place: place[0]):
+            yield memoryview(os.pread(number, offset - at, at))
+            for row in array.each() if isinstance(array, Rows) else [array]:
+                yield memoryview(row.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs
+            at = offset + array.nbytes
+        yield memoryview(os.pread(number, os.fstat(number).st_size - at, at))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asyncfeded.model.disk import Disk
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.deadlines import Deadlines
@@ -178,6 +179,7 @@ class SliceWire:
         measure: as for `ServerWire`.
         x: gives this rank's slice of the global model.
         keeper: writes this rank's slice of checkpoints.
+        disk: where the replies lie; None: in memory.
         start_s: what the clock shows at the start.
         pinned: whether to receive into pinned memory.
 
@@ -195,11 +197,12 @@ class SliceWire:
         measure: Callable[[int, Tensor, int, int], None] | None,
         x: Callable[[], Tensor],
         keeper: SliceKeeper | None = None,
+        disk: Disk | None = None,
         start_s: float = 0.0,
         pinned: bool = False,
     ) -> None:
         self._ranks, self._workers, self._backoff, self._measure, self._x = ranks, list(workers), backoff, measure, x
-        self._keeper = keeper
+        self._keeper, self._disk = keeper, disk
         self._size, self._now, self._pinned = ranks.mine.size, start_s, pinned
         self._buffers: dict[int, Tensor] = {}  # by slot
         self._replies: dict[int, np.ndarray] = {}  # by client: what it is sent next
@@ -233,6 +236,8 @@ class SliceWire:
         """See `Wire`. It is sent when rank 0 has sent the header."""
         ready(self._size)
         self._replies[order.client] = weights.numpy()
+        if self._disk:
+            self._disk.put_away(weights)  # rank 0 may not send it for long
 
     def pause(self) -> None:
         """See `Wire`."""

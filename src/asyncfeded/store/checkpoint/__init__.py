@@ -35,12 +35,14 @@ from asyncfeded.store.checkpoint.reading import MOST_EPOCHS, Found, checkpoints,
 from asyncfeded.store.checkpoint.slices import save_slice
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, Snapshot, save, save_model
 from asyncfeded.store.checkpoint.writer import Writer, Written
+from asyncfeded.store.rows import Rows
 
 __all__ = [
     "CLIENT_STATE",
     "FOLDER",
     "MOST_EPOCHS",
     "Found",
+    "Rows",
     "Snapshot",
     "Writer",
     "Written",

@@ -19,6 +19,7 @@ from asyncfeded.model.flat import Entry, Layout, named_views
 from asyncfeded.model.slices import Slice
 from asyncfeded.store.checkpoint.slices import Vectors, read_slices
 from asyncfeded.store.checkpoint.snapshot import CLIENT_STATE, FOLDER, SCHEMA, Snapshot, numbers
+from asyncfeded.store.rows import stored
 from asyncfeded.store.sealed import checksum
 
 N = TypeVar("N", int, float)
@@ -106,7 +107,7 @@ def describe_checkpoint(path: Path) -> dict[str, str]:
         "clients": f"{len(at.clients)}, {int(at.clients['out'].sum())} of them at work",
         "score": f"{score} at version {at.score_version}" if at.score_version >= 0 else "not evaluated yet",
         "model": f"{layout.num_params} parameters, {layout.size - layout.num_params} statistics",
-        **({"own": f"{len(next(iter(at.own.values())))} numbers of each client"} if at.own else {}),
+        **({"own": f"{at.own.length} numbers of each client"} if len(at.own) else {}),
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "checksum": f"right (sha256 {digest})",
         "written by": " ".join(filter(None, ("asyncfeded", *map(at.provenance.get, ("asyncfeded", "commit"))))),
@@ -131,7 +132,7 @@ def _load(path: Path, held: Slice | None = None, vectors: Collection[str] = ()) 
             found = read_slices(path.parent, file.array("slices").texts(), held)
             vectors = found.rule
         else:
-            bases, own = _numbered(file, "bases", layout.size), _numbered(file, "own")
+            bases, own = stored(path, file, "bases", layout.size), stored(path, file, "own")
             found = Vectors(_model(file, layout), bases, own, {name: rule[name] for name in vectors if name in rule})
             found = found.cut(held) if held else found
         if held is None and len(found.model) != layout.size:
@@ -195,24 +196,6 @@ def _model(file: Group, layout: Layout) -> np.ndarray:
     return model
 
 
-def _numbered(file: Group, what: str, size: int | None = None) -> dict[int, np.ndarray]:
-    """The rows of a group's array, float32 (size,), by their numbers; without a size they may have any."""
-    if file.kind(what) != "group":
-        return {}
-    group = file.group(what)
-    numbers, rows = group.array("numbers"), group.array("rows")
-    length = rows.shape[-1] if size is None and rows.shape else size
-    if numbers.dtype != np.int64 or len(numbers.shape) != 1 or rows.shape != (*numbers.shape, length):
-        raise FileFaultError(
-            f"{group.where()}: holds rows of {rows.shape} for numbers of {numbers.dtype} {numbers.shape}, expected (n, "
-            f"{'any' if size is None else size}) for int64 (n,)"
-        )
-    found = numbers.read()
-    if found.min(initial=0) < 0 or len(np.unique(found)) < len(found):
-        raise FileFaultError(f"{numbers.where}: holds a number below 0, or one twice")
-    return dict(zip(found.tolist(), _floats(group, "rows"), strict=True))
-
-
 def _clients(file: Group) -> np.ndarray:
     array = file.array("clients")
     if array.dtype != CLIENT_STATE or len(array.shape) != 1:
@@ -260,7 +243,7 @@ def _fault(at: Snapshot) -> str:
         return f"score_version = {at.score_version} at version {at.version}"
     clients = at.clients
     columns = {name: clients[name] for name in CLIENT_STATE.names or ()}
-    known = np.array([at.version, *at.bases])
+    known = np.array([at.version, *at.bases.numbers])
     wrong = {
         f"K (expected 1 to {MOST_EPOCHS})": (columns["epochs"] < 1) | (columns["epochs"] > MOST_EPOCHS),
         "a count below 0": np.any([columns[name] < 0 for name in ("rounds", "steps", "updates", "refused")], axis=0),
@@ -277,6 +260,6 @@ def _fault(at: Snapshot) -> str:
             return f"client {client} has {what}: {dict(zip(columns, clients[client].tolist(), strict=True))}"
     if not len(clients):
         return "it has no clients"
-    if at.own and set(at.own) != set(range(len(clients))):
-        return f"what is their own is there of the clients {sorted(at.own)[:20]}, expected 0 to {len(clients) - 1}"
+    if len(at.own) and set(at.own.numbers) != set(range(len(clients))):
+        return f"what is their own is there of the clients {sorted(at.own.numbers)[:20]}, expected 0 to {len(clients) - 1}"
     return ""

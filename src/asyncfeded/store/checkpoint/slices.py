@@ -13,7 +13,7 @@ Another number of server ranks reads what it needs of each.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from asyncfeded.files.hdf5 import open_hdf5
 from asyncfeded.files.plain import FileFaultError
 from asyncfeded.model.slices import Slice
 from asyncfeded.store.checkpoint.snapshot import Snapshot, numbered
+from asyncfeded.store.rows import Rows, stored, together
 from asyncfeded.store.sealed import checksum, write, written_checksum
 
-K = TypeVar("K", int, str)
 LINE = re.compile(r"(slice-\d{10}-\d+\.h5) ([0-9a-f]{64})")
 
 
@@ -31,8 +31,8 @@ class Vectors(NamedTuple):
     """All arrays of a state whose last axis is the model, its parameters, or what is a client's own; or a slice of each."""
 
     model: np.ndarray
-    bases: dict[int, np.ndarray]
-    own: dict[int, np.ndarray]
+    bases: Rows
+    own: Rows
     rule: dict[str, np.ndarray]
 
     def cut(self, held: Slice, start: int = 0) -> "Vectors":
@@ -42,15 +42,16 @@ class Vectors(NamedTuple):
             held: the slice.
             start: the place of their first element in a message.
         """
-        own = start + self.model.shape[-1]  # it lies behind the model
+        behind = start + self.model.shape[-1]
 
         def part(array: np.ndarray, first: int) -> np.ndarray:
             return array[..., max(held.start - first, 0) : max(held.stop - first, 0)]
 
+        own = self.own.cut(held.start - behind, held.stop - behind)
         return Vectors(
             part(self.model, start),
-            {version: part(base, start) for version, base in self.bases.items()},
-            {client: kept for client, row in self.own.items() if (kept := part(row, own)).size},
+            self.bases.cut(held.start - start, held.stop - start),
+            own if own.length else Rows(),
             {name: part(array, start) for name, array in self.rule.items()},
         )
 
@@ -106,31 +107,17 @@ def read_slices(folder: Path, lines: Sequence[str], held: Slice | None) -> Vecto
             start, stop = (file.attributes().get(name) for name in ("start", "stop"))
             if start != end or not isinstance(stop, int) or stop < end:
                 raise FileFaultError(f"{path}: begins at {start}, expected {end}")
-            rows = {}
-            for what in ("bases", "own"):
-                there = file.group(what) if file.kind(what) == "group" else None
-                numbers = there.array("numbers").read().tolist() if there else []
-                rows[what] = dict(zip(numbers, there.array("rows").read(), strict=True)) if there else {}
             rule = file.group("rule") if file.kind("rule") == "group" else None
             vectors = {name: rule.array(name).read() for name in rule.names()} if rule else {}
-            part = Vectors(file.array("model").read(), rows["bases"], rows["own"], vectors)
-        for array in (part.model, *part.bases.values(), *part.own.values()):
-            if array.dtype != np.float32 or not np.isfinite([array.min(initial=0), array.max(initial=0)]).all():
-                raise FileFaultError(f"{path}: holds a value that is not finite, or no float32")
+            part = Vectors(file.array("model").read(), stored(path, file, "bases"), stored(path, file, "own"), vectors)
+        model = part.model
+        if model.dtype != np.float32 or not np.isfinite([model.min(initial=0), model.max(initial=0)]).all():
+            raise FileFaultError(f"{path}: holds a value that is not finite, or no float32")
         parts.append(part if held is None else part.cut(held, end))
         end = stop
-    return join(parts)
-
-
-def join(parts: Sequence[Vectors]) -> Vectors:
-    """Vectors of slices that lie one behind the other."""
-
-    def together(rows: list[dict[K, np.ndarray]]) -> dict[K, np.ndarray]:
-        return {key: np.concatenate([row[key] for row in rows if key in row], -1) for row in rows for key in row}
-
     return Vectors(
         np.concatenate([part.model for part in parts]),
-        together([part.bases for part in parts]),
-        together([part.own for part in parts]),
-        together([part.rule for part in parts]),
+        together([part.bases for part in parts], f"{folder}: bases"),
+        together([part.own for part in parts], f"{folder}: own"),
+        {name: np.concatenate([part.rule[name] for part in parts if name in part.rule], -1) for name in parts[0].rule},
     )

@@ -1,7 +1,7 @@
 """What a run needs for a resume, and how it becomes a file (reading.py reads it); also writes a model alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncfeded.metric import Metrics
 from asyncfeded.model.flat import Layout, named_views
+from asyncfeded.store.rows import Rows
 from asyncfeded.store.sealed import Arrays, text, write
 
 SCHEMA = 4
@@ -81,11 +82,11 @@ class Snapshot:
     """Of the model; `own` is empty."""
     model: np.ndarray
     """float32 (size,), x_t."""
-    bases: dict[int, np.ndarray]
+    bases: Rows
     """float32 (size,) by version: the bases that clients train from, except that of `version`, which is the model."""
     own_names: tuple[str, ...]
     """`Layout.own_names` of the messages."""
-    own: dict[int, np.ndarray]
+    own: Rows
     """float32 (own,) by client: what is its own. Empty if the clients have nothing."""
     clients: np.ndarray
     """CLIENT_STATE (clients,)."""
@@ -93,6 +94,8 @@ class Snapshot:
     """State of the rule."""
     vectors: tuple[str, ...] = ()
     """Which arrays of `rule` have the length of the model, or of its parameters."""
+    let_go: Callable[[], object] = int
+    """Call it once the checkpoint is written: until then the server holds `bases` and `own` as they are."""
 
     @property
     def rows(self) -> dict[str, int]:
@@ -148,11 +151,9 @@ def save(path: Path, snapshot: Snapshot, slices: Sequence[str] = ()) -> int:
     return write(path, arrays, {"schema": SCHEMA, "num_params": layout.num_params} | values | snapshot.provenance)
 
 
-def numbered(what: str, rows: Mapping[int, np.ndarray]) -> Arrays:
-    """Arrays of one shape as one array, beside their numbers; nothing where there is none."""
-    if not rows:
-        return {}
-    return {f"{what}/numbers": np.array(list(rows), np.int64), f"{what}/rows": list(rows.values())}
+def numbered(what: str, rows: Rows) -> Arrays:
+    """Rows as one array, beside their numbers; nothing where there is none."""
+    return {f"{what}/numbers": np.array(rows.numbers, np.int64), f"{what}/rows": rows} if len(rows) else {}
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], version: int) -> None:

@@ -29,8 +29,9 @@ class Writer:
     """Writes checkpoints, one at a time. Rank 0.
 
     A thread writes, because a process in which MPI is initialised must not fork. The thread makes no MPI call, and releases
-    the interpreter's lock while it computes the checksum and writes. It writes from a copy, whose memory is used again for
-    the next checkpoint: the first copy of 500 MB takes seconds, because its memory is new, and any later one 0.05 to 0.2 s.
+    the interpreter's lock while it computes the checksum and writes. What changes meanwhile, the model and the rule's state,
+    is copied, into memory that is used again for the next checkpoint. The bases are not: the server holds them
+    (`GlobalModel.keep`) until they are written, and a client that moves on gets another buffer.
 
     Args:
         folder: folder of the checkpoints; made when the first one is written.
@@ -49,6 +50,7 @@ class Writer:
         self._good = [path.name for path in checkpoints(folder) if resumed and path.name <= resumed.name]
         self._copies: dict[str, np.ndarray] = {}
         self._thread: threading.Thread | None = None
+        self._let_go: Callable[[], object] = int
         self._written: Written | None = None
 
     @property
@@ -62,7 +64,7 @@ class Writer:
         return self._thread is not None
 
     def start(self, snapshot: Snapshot) -> bool:
-        """Copy a snapshot, and begin to write it. The arrays of the snapshot may change after the return.
+        """Begin to write a snapshot. Its arrays may change after the return, except the rows of `bases` and `own`.
 
         Returns:
             Whether it was begun; it is not begun if `busy`.
@@ -72,11 +74,10 @@ class Writer:
         copied = replace(
             snapshot,
             model=self._copy("model", snapshot.model),
-            bases={version: self._copy(f"base {i}", base) for i, (version, base) in enumerate(snapshot.bases.items())},
-            own={client: self._copy(f"own {client}", own) for client, own in snapshot.own.items()},
             clients=self._copy("clients", snapshot.clients),
             rule={name: self._copy(f"rule {name}", array) for name, array in snapshot.rule.items()},
         )
+        self._let_go = snapshot.let_go
         # A daemon thread: a job that ends with an error does not wait for a disk.
         self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -92,6 +93,7 @@ class Writer:
             return None
         self._thread.join()
         self._thread = None
+        self._let_go()
         return self._written
 
     def _copy(self, slot: str, source: np.ndarray) -> np.ndarray:
