@@ -9,7 +9,7 @@ import torch
 
 from asyncfeded.store.record import EVENT, UPDATE
 from asyncfeded.training.clock import OrderedClock, Replay
-from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Stuck
+from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, Refused, Stuck
 
 W = torch.zeros(1)
 
@@ -115,6 +115,7 @@ def record_of(clients, times):
     updates = np.zeros(len(clients), UPDATE)
     updates["client"], updates["time_s"] = clients, times
     updates["round"] = [clients[:row].count(client) for row, client in enumerate(clients)]
+    updates["accepted"] = True
     return updates
 
 
@@ -194,3 +195,31 @@ def test_a_replay_repeats_who_came_and_went_between_the_updates():
             seen.append((type(event), event.clients[0] if isinstance(event, Lost) else event.client))
     assert seen == [(Arrival, 0), (Joined, 1), (Arrival, 1), (Arrival, 0), (Lost, 1), (Arrival, 0), (Lost, 0)]
     assert [(order.client, order.round) for order in workers.sent] == [(0, 0), (0, 1), (1, 0), (0, 2)]
+
+
+def test_a_replay_repeats_refused_answers_that_have_no_row_and_what_came_after_the_last_update():
+    """The wire refuses the answer to round 1 of client 0, and a message that is none; the server its update of round 3."""
+    updates = record_of([0, 0, 0, 1], [0.5, 1.0, 1.5, 2.0])
+    updates["round"], updates["accepted"][2] = [0, 2, 3, 0], False
+    told = [(b"refused", 0, 1), (b"refused", 0, 1), (b"refused", -1, 1), (b"refused", 0, 2), (b"lost", 1, 4)]
+    events = np.zeros(len(told), EVENT)
+    for name, values in zip(("kind", "client", "updates"), zip(*told, strict=True), strict=True):
+        events[name] = values
+    replay = Replay(updates, events)
+    clock = OrderedClock(Workers(2, random.Random(5)), replay, meanwhile=replay.meanwhile)
+    seen, rounds = [], [0, 0]
+
+    def order(client):
+        clock.reply(Order(client, rounds[client], 0, 1), W, int)
+        rounds[client] += 1
+
+    order(0)
+    order(1)
+    while replay.goes_on(clock.taken):
+        event = clock.next()
+        if event is not None:
+            seen.append((type(event), getattr(event, "round", getattr(event, "answered", None))))
+        if isinstance(event, Arrival) or (isinstance(event, Refused) and event.answered):
+            order(event.client)
+    assert seen == [(Arrival, 0), (Refused, True), (Refused, False), (Arrival, 2), (Arrival, 3), (Arrival, 0), (Lost, None)]
+    assert not Replay(updates, events[:0]).goes_on(4)

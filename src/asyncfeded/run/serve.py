@@ -137,7 +137,7 @@ def prepare(
     if config.replay:
         recorded = record.read_record(Path(config.replay))
         check_data(Path(config.replay), recorded, data, profiles.clients)
-        due = repeated = Replay(recorded.updates, attended(recorded.events))
+        due = repeated = Replay(recorded.updates, attended(recorded.events, "refused"))
     absent = repeated.absent if repeated else range(config.present, config.clients)
     owned.check()
     made = partial(ServerParts, config, metrics, places, flat, rule, profiles.workloads, state)
@@ -219,7 +219,9 @@ class ServerRun:
         )
         of_run = (config.limits, config.faults, config.evaluation, parts.metrics)
         share = repeated.share if repeated else None
-        settings = ServerSettings(*of_run, config.clock == "wall", parts.workloads, share, parts.layout.sent)
+        clock = self._wires.clock
+        more = (lambda: repeated.goes_on(clock.taken)) if repeated and clock else None
+        settings = ServerSettings(*of_run, config.clock == "wall", parts.workloads, share, parts.layout.sent, more)
         evaluator = parts.evaluator
         if parts.ranks and config.clock != "wall":
             evaluator = cast(Evaluator, TellingEvaluator(parts.evaluator, parts.ranks))

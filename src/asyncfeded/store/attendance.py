@@ -14,8 +14,8 @@ ATTENDANCE = {
 """The kinds of events that say whether somebody trains a client from then on."""
 
 
-def attendance(events: np.ndarray) -> np.ndarray:
-    """Who came and went in the run as it now stands: the rows of EVENT whose kind is in ATTENDANCE.
+def attendance(events: np.ndarray, besides: str = "") -> np.ndarray:
+    """Who came and went in the run as it now stands: the rows of EVENT whose kind is in ATTENDANCE, or is `besides`.
 
     What happened after the checkpoint from which a later job went on is not of the run any more.
     """
@@ -23,7 +23,7 @@ def attendance(events: np.ndarray) -> np.ndarray:
     for row in events:
         if row["kind"] == b"began":
             kept = [before for before in kept if before["updates"] <= row["updates"]]
-        elif row["kind"].decode() in ATTENDANCE:
+        elif (kind := row["kind"].decode()) in ATTENDANCE or kind == besides:
             kept.append(row)
     return np.array(kept, EVENT)
 

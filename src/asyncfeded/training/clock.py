@@ -20,8 +20,8 @@ from asyncfeded.wire.server_wire import ServerWire
 
 Due = Callable[[Order, float], float]
 """Takes an order and the time at which it is given; returns the time when its update is due. Seconds; infinity: never."""
-Meanwhile = Callable[[int], Lost | Joined | None]
-"""Takes the number of updates taken so far; returns who came or went before the next one, one at a time."""
+Meanwhile = Callable[[int], Lost | Joined | Refused | None]
+"""Takes the number of updates taken so far; returns what happened before the next one, one at a time."""
 
 
 def nobody(taken: int) -> None:
@@ -38,15 +38,16 @@ class OrderedClock:
         wire: the wire to the workers.
         due: when an update is due.
         start_s: start time of the clock.
-        meanwhile: gives who came or went next, after so many updates were taken; for a run that is repeated.
+        meanwhile: gives what happened next, after so many updates were taken; for a run that is repeated.
 
     Attributes:
+        taken: how many updates were taken.
         due_s: for each client, when the update of its last order is due; infinity: never.
     """
 
     def __init__(self, wire: ServerWire | Nearest, due: Due, start_s: float = 0.0, meanwhile: Meanwhile = nobody) -> None:
         self._wire, self._due, self._meanwhile = wire, due, meanwhile
-        self._now, self._taken = start_s, 0
+        self._now, self.taken = start_s, 0
         self.due_s: dict[int, float] = {}
         self._out: list[tuple[float, int]] = []  # heap of (due, client): orders whose update was not taken yet
         self._answered: dict[int, Arrival | Refused] = {}  # by client: answers that are not yet due
@@ -66,10 +67,15 @@ class OrderedClock:
 
     def next(self) -> Arrival | Refused | Lost | Joined | Stuck | None:
         """See `Wire`. Rank 0."""
-        while (event := self._meanwhile(self._taken) or self._wire.next()) is not None:
+        if (repeated := self._meanwhile(self.taken)) is not None:
+            if isinstance(repeated, Refused) and repeated.answered:
+                self._forget(repeated.client)
+            elif isinstance(repeated, Lost):
+                self._forget(*repeated.clients)
+            return repeated
+        while (event := self._wire.next()) is not None:
             if isinstance(event, Lost):
-                self._out = [(due, client) for due, client in self._out if client not in event.clients]
-                heapq.heapify(self._out)
+                self._forget(*event.clients)
             if isinstance(event, Lost | Joined):
                 return event
             if isinstance(event, Refused) and not (event.answered and event.client in self._waited_for):
@@ -81,7 +87,7 @@ class OrderedClock:
         if not self._out or self._out[0][1] not in self._answered:
             return None
         self._now, client = heapq.heappop(self._out)
-        self._taken += 1
+        self.taken += 1
         return self._answered.pop(client)
 
     def release(self, arrival: Arrival) -> None:
@@ -98,6 +104,10 @@ class OrderedClock:
         for arrival in waiting:
             self._wire.release(arrival)
         return len(waiting) + self._wire.stop()
+
+    def _forget(self, *clients: int) -> None:
+        self._out = [(due, client) for due, client in self._out if client not in clients]
+        heapq.heapify(self._out)
 
     @property
     def _waited_for(self) -> set[int]:
@@ -125,7 +135,7 @@ class Replay:
 
     Args:
         updates: record.UPDATE (n,), in order of arrival.
-        attended: record.EVENT (m,), who came and went meanwhile (store.attendance).
+        events: record.EVENT (m,), who came and went meanwhile (store.attendance), and what was refused.
 
     Attributes:
         absent: the clients that were not there at the start.
@@ -134,7 +144,7 @@ class Replay:
         ValueError: that cannot have been the order of a run.
     """
 
-    def __init__(self, updates: np.ndarray, attended: np.ndarray) -> None:
+    def __init__(self, updates: np.ndarray, events: np.ndarray) -> None:
         by_client = updates[np.argsort(updates["client"], kind="stable")]
         again = by_client["client"][1:] == by_client["client"][:-1]
         early = np.flatnonzero(again & (by_client["base_version"][1:] < by_client["version"][:-1]))
@@ -150,20 +160,35 @@ class Replay:
         for client, number, time_s, share in zip(*columns, strict=True):
             last = time_s if time_s > last else math.nextafter(last, math.inf)  # no two at once: the order is the record's
             self._rounds[client, number] = last, share
-        at_start = attended["kind"] == b"absent"
-        self.absent: list[int] = attended["client"][at_start].tolist()
-        self._attended = deque(attended[~at_start])
+        at_start = events["kind"] == b"absent"
+        self.absent: list[int] = events["client"][at_start].tolist()
+        self._num_updates, self._round = len(updates), dict[int, int]()  # by client: of its order
+        self._events = deque[np.void]()
+        with_row = {int(row) for row in np.flatnonzero(~updates["accepted"])}  # the event of such an update precedes it
+        for event in reversed(events[~at_start]):
+            row = int(event["updates"])
+            if event["kind"] == b"refused" and row in with_row and updates["client"][row] == event["client"]:
+                with_row.discard(row)
+            elif event["client"] >= 0:
+                self._events.appendleft(event)
 
     def __call__(self, order: Order, now: float) -> float:
         """When the update was taken, as recorded, or infinity if it was not."""
+        self._round[order.client] = order.round
         return self._rounds.get((order.client, order.round), (math.inf, 1.0))[0]
 
-    def meanwhile(self, taken: int) -> Lost | Joined | None:
-        """Who came or went next, once so many updates have been taken; None if the next update comes first."""
-        if not self._attended or self._attended[0]["updates"] > taken:
+    def goes_on(self, taken: int) -> bool:
+        """Whether anything came after so many updates."""
+        return taken < self._num_updates or bool(self._events)
+
+    def meanwhile(self, taken: int) -> Lost | Joined | Refused | None:
+        """What happened next, once so many updates have been taken; None if the next update comes first."""
+        if not self._events or self._events[0]["updates"] > taken:
             return None
-        row = self._attended.popleft()
+        row = self._events.popleft()
         client, kind = int(row["client"]), row["kind"].decode()
+        if kind == "refused":  # by the wire; if it was an answer, the record has none to that order
+            return Refused(client, "as in the run", (client, self._round.get(client, -1)) not in self._rounds)
         if ATTENDANCE[kind]:
             return Joined(client, "as it did in the run")
         return Lost(f"client {client}", (client,), "as it was in the run", left=kind == "left")

@@ -204,7 +204,8 @@ class Server:
             return self.failed
         if self.interrupted:
             return INTERRUPTED
-        if limits.updates and self.state.updates >= limits.updates:
+        goes_on = self.settings.goes_on
+        if limits.updates and self.state.updates >= limits.updates and not (goes_on and goes_on()):
             return f"{self.state.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
             return f"{limits.seconds:g} s have passed (limits.seconds)"
@@ -343,7 +344,8 @@ class Server:
             self.state.model.forget(client)
             self._observer.say(f"goes on without client {client}: {reason}", kind, client)
         if (self.state.lost | self.state.dropped).all():
-            self.failed = f"no client is left ({reason})"
+            if self.settings.goes_on is None or self.settings.goes_on():  # otherwise a replay is at its end
+                self.failed = f"no client is left ({reason})"
             return
         for client in clients:
             for reply in on_loss(self._rule, client, self.state.model, self.state.rule, self.state.out):

@@ -36,6 +36,8 @@ class ServerSettings(NamedTuple):
     the limits."""
     sent: int = 0
     """Elements of a message, where the state has a slice of the model; 0: as many as the model says."""
+    goes_on: Callable[[], bool] | None = None
+    """In a replay: whether anything came later, such as the loss of a client after the last update."""
 
 
 @dataclass
