@@ -11,6 +11,7 @@ import torch
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.world import Backoff
 from asyncfeded.wire.client_wire import ClientWire
+from asyncfeded.wire.door import News
 from asyncfeded.wire.messages import Joined, Lost, Order
 from asyncfeded.wire.open_wire import OpenWire, absent
 from asyncfeded.wire.transfer import CHUNK, Peer, peers
@@ -18,7 +19,7 @@ from mpi.ranks import BACKOFF, RANKS, SERVER, answer, client, take, together
 
 
 def guest(client):
-    return SimpleNamespace(client=client, where="node2", line=SimpleNamespace(close=lambda: None))
+    return SimpleNamespace(client=client, where="node2", line=SimpleNamespace(close=lambda: None, is_open=True))
 
 
 def train(wire, buffers, client, round_):
@@ -72,6 +73,23 @@ def test_a_client_joins_leaves_and_joins_again(world, comm, size):
     if world.rank not in (SERVER, 2):
         for pair in pairs:
             pair.Free()
+
+
+@together
+def test_nothing_is_sent_to_a_client_that_has_died(world, comm):
+    """Neither before the server has heard of it, nor afterwards; a message to itself would be an answer here."""
+    wire, dead = OpenWire(MPI.COMM_SELF, absent([0]), 5, Backoff(**BACKOFF), 1, None), guest(0)
+    wire._attach(dead, Peer(MPI.COMM_SELF, 0, "client 0"))
+    dead.line.is_open = False
+    wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
+    assert wire.next() is None
+    wire._hear(News(dead, "gone"))
+    assert take(wire) == Lost("client 0", (0,), "its process has ended, or cannot be reached")
+    assert wire.next() is None
+    assert wire.stop() == 0
+    wire._header_requests[0].Cancel()
+    wire._header_requests[0].Wait()
+    wire._header_requests[0].Free()
 
 
 def test_nobody_is_a_peer():

@@ -4,6 +4,7 @@ import json
 import stat
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +107,12 @@ def test_where_no_run_goes_on_a_sentence_says_so(tmp_path):
     (tmp_path / NAME).write_text(json.dumps(json.loads(left)))  # of a job that was killed
     with pytest.raises(ValueError, match=r"cannot be reached .* the run has ended"):
         knock(tmp_path)
+
+
+def test_the_run_of_another_user_is_told(tmp_path, monkeypatch):
+    def refused(_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(ValueError, match="this run is another user's; only who started it can let clients in or out"):
+        send_away(tmp_path, 1)

@@ -46,6 +46,7 @@ def join(run_dir: Path, overrides: list[str], client: int) -> int:
         client: which client to be; -1: one that nobody trains.
     """
     status = 0
+    launcher.outlive()
     with launcher.guard("client", told=(CodeError,)):
         try:
             world = join_job(least=1)

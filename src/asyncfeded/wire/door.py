@@ -217,7 +217,7 @@ def knock(run_dir: Path, mpi: str = "") -> tuple[Line, str]:
         The conversation, and the password that its first message must have.
 
     Raises:
-        ValueError: there is no such server, or its MPI is another.
+        ValueError: there is no such server, it is another user's, or its MPI is another.
     """
     try:
         about = json.loads((run_dir / NAME).read_text())
@@ -229,6 +229,8 @@ def knock(run_dir: Path, mpi: str = "") -> tuple[Line, str]:
         raise ValueError(
             f"{run_dir}: no run goes on here that clients may join; one with late = 1 or more in its config may be joined"
         ) from None
+    except PermissionError:
+        raise ValueError(f"{run_dir}: this run is another user's; only who started it can let clients in or out") from None
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{run_dir}: the server of its run cannot be reached ({error}); the run has ended, or its host lets nobody in"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from asyncfeded.mpi import launcher
@@ -107,8 +108,9 @@ class OpenWire(ServerWire):
                 self._waiting.remove(guest)
             if self._here.get(guest.client) is guest and guest.client not in self._left:
                 del self._here[guest.client]
-                self._gone.append(guest)
+                self._gone += [guest, self._outgoing[guest.client]]
                 self._give_up(guest.client, "its process has ended, or cannot be reached", gone=True)
+                self._unsent.discard(guest.client)
 
     def _accept(self, guest: Guest) -> None:
         """Connect a client that calls MPI now, and begin to listen to it. It stops the server for some milliseconds."""
@@ -159,6 +161,18 @@ class OpenWire(ServerWire):
             self._leaving.add(worker)
             self._stops[worker] = self._flag(worker, STOP)
             self._arrived.append(Lost(self._workers[worker].name, (worker,), "it has left", left=True))
+
+    def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
+        return super()._isend(worker, row) if self._lives(worker) else None
+
+    def _push(self, worker: int, ready: int) -> None:
+        if self._lives(worker):
+            super()._push(worker, ready)
+
+    def _lives(self, worker: int) -> bool:
+        """Whether MPI may be given a message to a worker: over TCP MPICH crashes on one to a process that has died."""
+        guest = self._here.get(worker)
+        return guest is None or guest.line.is_open
 
     def _see_off(self, worker: int) -> None:
         """Part from a client that has answered the last message."""
