@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from asyncfeded.model import kernel
+from asyncfeded.model.bases import in_turn
 from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 
@@ -244,7 +245,7 @@ def test_replies_that_are_kept_for_a_checkpoint_do_not_change_while_clients_move
         m.keep_own(0, w)
         m.merge(0, w[:2], 1.0)
         assert m.hand_out(0).tolist() == w.tolist()
-    assert [row.tolist() for row in m.in_turn(replies, slice(4))] == [[0.0] * 4] * 2
+    assert [row.tolist() for row in in_turn(replies, slice(4), None)] == [[0.0] * 4] * 2
     let_go()
     m.mix(torch.zeros(2), 1.0)
     assert (m.hand_out(1).tolist(), m.num_bytes) == ([0.0] * 4, 4 * (2 + 3 * 4))

@@ -15,6 +15,7 @@ from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.run import resume
+from asyncfeded.run.keeper import Keeper
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER, Writer
 from asyncfeded.store.record import Record
@@ -131,7 +132,7 @@ class Life:
             self.record = Record(folder / "record.h5", toml, places("here"), profiles, METRICS)
         config = self.config
         self.writer = Writer(folder / FOLDER, config.checkpoint.keep, self.point and self.point.path, self.record.sync)
-        self.keeper = resume.Keeper(
+        self.keeper = Keeper(
             config.checkpoint,
             self.writer,
             self.record,

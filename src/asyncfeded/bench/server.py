@@ -26,6 +26,7 @@ from asyncfeded.mpi import devices
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.mpi.world import RefusedError, World, make_statement
 from asyncfeded.run import plan, resume
+from asyncfeded.run.keeper import Keeper
 from asyncfeded.run.memory import Need, agree_on_memory
 from asyncfeded.run.progress import Progress
 from asyncfeded.store.checkpoint import FOLDER, Writer
@@ -308,13 +309,13 @@ class Keeping:
 
     def __init__(self, folder: Path) -> None:
         self.writer, self.written = Writer(folder / FOLDER, 1), 0
-        self._keeper: resume.Keeper | None = None
+        self._keeper: Keeper | None = None
 
     def tick(self, server: Server, book: Record) -> None:
         """See `Observer`. Starts no checkpoint at the end: replies that are still on their way would wait for the disk."""
         if self._keeper is None:
             take = partial(resume.snapshot, book=book, config="", due_s={}, workers=1, layout=server.state.model.layout)
-            self._keeper = resume.Keeper(Checkpoint(), self.writer, book, take, cast("Progress", self), None)
+            self._keeper = Keeper(Checkpoint(), self.writer, book, take, cast("Progress", self), None)
         if not server.stopping:
             self._keeper.wanted = True
             self._keeper.tick(server)

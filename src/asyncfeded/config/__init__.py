@@ -223,8 +223,8 @@ class Config(Settings):
     the clients that are due next, and as many updates as `bases_gb` allows). Disk: virtual clock or replay, CPU only; the
     result is the same to the bit."""
     bases_dir: Folder = ""
-    """An existing folder on a local disk, with room for a model of each client, for bases = disk. The file in it has no name
-    and is gone when the run ends, however it ends."""
+    """An existing folder on a local disk, with room for two models of each client, for bases = disk. The file in it has no
+    name and is gone when the run ends, however it ends."""
     bases_gb: float = Field(1.0, gt=0)
     """GB (1e9 bytes) of memory that bases = disk may use for bases and for updates that wait for their turn."""
     limits: Limits = Limits()

@@ -4,11 +4,13 @@ The base of a client lies in the buffer that its reply is sent from. Clients tha
 unless there is something of their own behind the base.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
+from asyncfeded.model.disk import Disk
 from asyncfeded.model.flat import Layout
 
 
@@ -22,21 +24,39 @@ class Buffer:
     """Clients, a checkpoint that is being written, and the wire, which may still send it to a client that was forgotten."""
 
 
+def in_turn(replies: Iterable[Tensor], part: slice, disk: Disk | None) -> Iterator[np.ndarray]:
+    """A part of each reply, in host memory, valid until the next one is asked for. Any thread may call it.
+
+    Args:
+        replies: held, so that nobody writes them (`Bases.keep`).
+        part: elements of each.
+        disk: where they lie: each is put away once it was used.
+    """
+    for reply in replies:
+        yield reply[part].cpu().numpy()
+        if disk:
+            disk.put_away(reply)
+
+
 class Bases:
     """Who holds which buffer.
 
     Args:
-        new: makes a buffer, float32 (layout.sent,) of zeros, whose memory is touched.
+        new: makes a buffer in memory, float32 (layout.sent,) of zeros, whose memory is touched.
         layout: what lies where.
         num_clients: number of clients.
         held: how many buffers to make now; others are made when they are needed, and at most one for each client.
+        disk: where the buffers lie; None: in memory.
 
     Attributes:
         reply: float32 (sent,) by client; what it is sent: its base, and what is its own.
         base: float32 (size,) by client; in `reply`. Empty if it was forgotten.
     """
 
-    def __init__(self, new: Callable[[], Tensor], layout: Layout, num_clients: int, held: int) -> None:
+    def __init__(
+        self, new: Callable[[], Tensor], layout: Layout, num_clients: int, held: int, disk: Disk | None = None
+    ) -> None:
+        new, self._disk = disk.new if disk else new, disk
         self._new, self._size, self._num_own = new, layout.size, layout.sent - layout.size
         held = num_clients if self._num_own else min(max(held, 1), num_clients)
         self._free = [Buffer(new()) for _ in range(held)]
@@ -91,6 +111,11 @@ class Bases:
                 self._drop(buffer)
 
         return let_go
+
+    def put_away(self, client: int) -> None:
+        """Take the memory from the buffer of a client that is not due soon, if it lies on a disk."""
+        if self._disk:
+            self._disk.put_away(self.reply[client])
 
     def _give(self, client: int, buffer: Buffer) -> None:
         before = self._of[client]

@@ -11,7 +11,7 @@ chunk, and the numbers of all chunks are added in one order, so that the bits do
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -102,8 +102,8 @@ class GlobalModel:
         self._x = initial.detach().clone()
         self.version = 0
         self._num_own = layout.sent - layout.size
-        new = disk.new if disk else lambda: self._x.new_zeros(layout.sent)
-        self._bases = Bases(new, layout, num_clients, num_clients if held is None else held)
+        held = num_clients if held is None else held
+        self._bases = Bases(lambda: self._x.new_zeros(layout.sent), layout, num_clients, held, disk)
         self.reply, self.base = self._bases.reply, self._bases.base
         self.base_version = np.full(num_clients, -1, np.int64)
         self._arriving: dict[int, Arriving] = {}  # by client: updates with a part measured
@@ -333,17 +333,6 @@ class GlobalModel:
         self.finish_merge()
         return list(self.reply), self._bases.keep()
 
-    def in_turn(self, replies: Iterable[Tensor], part: slice) -> Iterator[np.ndarray]:
-        """A part of each reply, in host memory, valid until the next one is asked for. Another thread may call it.
-
-        Args:
-            replies: some of `keep`.
-            part: elements of each.
-        """
-        for reply in replies:
-            yield reply[part].cpu().numpy()
-            self._put_away(reply)
-
     def restore(
         self,
         x: Tensor,
@@ -373,16 +362,12 @@ class GlobalModel:
                 if client == clients[0] or self._num_own:
                     self._bases.alone(client)
                     self.base[client].copy_(base)
-                    self._put_away(self.reply[client])
                 else:
                     self._bases.join(client, clients[0])
+                self._bases.put_away(client)
         for client, kept in own:
             self.own(client).copy_(kept)
-            self._put_away(self.reply[client])
-
-    def _put_away(self, reply: Tensor) -> None:
-        if self.disk:
-            self.disk.put_away(reply)
+            self._bases.put_away(client)
 
     def _rest_is_finite(self, w: Tensor, start: int, stop: int) -> bool:
         """Whether a part is finite behind the parameters; that counts in no norm."""

@@ -1,10 +1,9 @@
-"""Keeps the state of a run in checkpoints, and resumes a run: what is kept and when, what is restored, what may change.
+"""The state of a run in a checkpoint, and a run that goes on: what is kept, what is restored, what may change.
 
-`checkpoint/` writes checkpoints and finds them again.
+`checkpoint/` writes checkpoints and finds them again; keeper.py says when.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from asyncfeded.config import Checkpoint, Config, section
+from asyncfeded.config import Config, section
 from asyncfeded.files.plain import parse_toml
 from asyncfeded.metric import Metrics
+from asyncfeded.model.bases import in_turn
 from asyncfeded.model.flat import Layout
 from asyncfeded.model.slices import Slice
 from asyncfeded.rules.decision import State
 from asyncfeded.run import folder, result
-from asyncfeded.run.progress import Progress
 from asyncfeded.store import checkpoint, record
-from asyncfeded.store.checkpoint import Rows, Snapshot, Writer
+from asyncfeded.store.checkpoint import Rows, Snapshot
 from asyncfeded.training.evaluation import Score
 from asyncfeded.training.server import Server
 from asyncfeded.training.server_state import ServerState
@@ -287,9 +286,9 @@ def snapshot(
         metrics=metrics,
         layout=layout.with_own(()),
         model=model.x.cpu().numpy(),
-        bases=Rows(tuple(bases), size, lambda: model.in_turn(bases.values(), slice(size))),
+        bases=Rows(tuple(bases), size, lambda: in_turn(bases.values(), slice(size), model.disk)),
         own_names=layout.own_names,
-        own=Rows(tuple(range(len(replies))), sent - size, lambda: model.in_turn(replies, slice(size - sent, None)))
+        own=Rows(tuple(range(len(replies))), sent - size, lambda: in_turn(replies, slice(size - sent, None), model.disk))
         if sent > size
         else Rows(),
         clients=clients,
@@ -303,89 +302,6 @@ def snapshot(
 def _in_host_memory(state: State) -> dict[str, np.ndarray]:
     """The state of a rule as arrays; they share memory with tensors that are in host memory already."""
     return {name: torch.as_tensor(array).cpu().numpy() for name, array in state.items()}
-
-
-class Keeper:
-    """Writes checkpoints of a run when they are due. Rank 0.
-
-    Args:
-        settings: when checkpoints are due.
-        writer: writes them to the disk in the background.
-        book: the record of the run.
-        take: takes the state of a server.
-        progress: shows what goes wrong to the user; all else goes to its log only.
-        updates: updates merged before; None: the run is new, and its first checkpoint is due at once.
-
-    Attributes:
-        wanted: set it to write a checkpoint now.
-        first: whether the first checkpoint of a new run is not on the disk yet. No row may be there before it: a run without
-            an update and a checkpoint begins again, but nothing could go on with one that has updates and no checkpoint.
-    """
-
-    def __init__(
-        self,
-        settings: Checkpoint,
-        writer: Writer,
-        book: record.Record,
-        take: Callable[[Server], Snapshot],
-        progress: Progress,
-        updates: int | None,
-    ) -> None:
-        self._settings, self._writer, self._record = settings, writer, book
-        self._take, self._progress = take, progress
-        on = bool(settings.every_updates or settings.every_s)
-        self._problem = ""
-        self.wanted = self.first = on and updates is None
-        self._kept = on or updates is not None  # whether there ever was one: then the end gets one too
-        self._last_updates, self._last_s, self._time_s = updates or 0, time.monotonic(), 0.0
-
-    def tick(self, server: Server) -> None:
-        """Start a checkpoint if one is due; at the end of a run, write the last. Reports a record that cannot be written."""
-        if self._record.problem != self._problem:
-            self._problem = self._record.problem
-            self._say(self._problem or "the rows of the record are on the disk again")
-        if server.stopping:
-            if self._kept or self.wanted or server.interrupted or server.failed:
-                self.finish()
-                self._start(server)
-            return
-        self._tell(self._writer.poll())
-        if not self._writer.busy and (self.wanted or self._due(server)):
-            self._start(server)
-
-    def finish(self) -> None:
-        """Wait until the checkpoint under way is written."""
-        self._tell(self._writer.wait())
-
-    def _due(self, server: Server) -> bool:
-        settings, new = self._settings, server.state.updates - self._last_updates
-        late = settings.every_s and new and time.monotonic() - self._last_s >= settings.every_s
-        return bool(late or (settings.every_updates and new >= settings.every_updates))
-
-    def _start(self, server: Server) -> None:
-        self.wanted, self._kept = False, True
-        self._last_updates, self._last_s, self._time_s = server.state.updates, time.monotonic(), server.elapsed_s
-        try:
-            self._record.write()  # no checkpoint may be ahead of the record
-        except OSError as error:
-            self._say(f"no checkpoint is written, since the record cannot be: {error.strerror}")
-            self.first = False
-            return
-        self._writer.start(self._take(server))
-
-    def _tell(self, written: checkpoint.Written | None) -> None:
-        if written is not None:
-            self.first = False
-            if written.problem:
-                self._say(written.problem)
-            else:
-                size = f"{written.num_bytes / 1e6:.1f} MB in {written.seconds:.2f} s"
-                self._progress.log(f"checkpoint {written.path.name}: {size}")
-                self._record.note(self._time_s, "checkpoint", seconds=written.seconds, text=f"{written.path.name}: {size}")
-
-    def _say(self, sentence: str) -> None:
-        self._progress.say(sentence)
-        self._record.note(self._time_s, "trouble", text=sentence)
 
 
 def _changed(then: Config, now: Config) -> tuple[str, Any, Any] | None:

@@ -25,6 +25,7 @@ from asyncfeded.mpi.world import World
 from asyncfeded.run import RESUMABLE, attendance, folder, result, resume
 from asyncfeded.run.data import check_data
 from asyncfeded.run.evaluate import evaluate_elsewhere, make_evaluator
+from asyncfeded.run.keeper import Keeper
 from asyncfeded.run.memory import most_held
 from asyncfeded.run.nvtx import mark_server
 from asyncfeded.run.plan import Plan
@@ -214,7 +215,7 @@ class ServerRun:
         newest = Path(parts.newest) if parts.newest else None
         arguments = (parts.run_dir / FOLDER, config.checkpoint.keep, newest, book.sync)
         writer = FirstSliceWriter(parts.ranks, *arguments) if parts.ranks else Writer(*arguments)
-        self._keeper = resume.Keeper(
+        self._keeper = Keeper(
             config.checkpoint, writer, book, self._snapshot, progress, state.updates if parts.newest else None
         )
         of_run = (config.limits, config.faults, config.evaluation, parts.metrics)
