@@ -57,6 +57,7 @@ clock = "virtual"
 clients = 2
 limits.updates = 4
 checkpoint.every_updates = 2
+evaluation.average = 8.0
 task.name = "tuned.py:Tuned"
 rule.name = "half.py:Mine"
 """

@@ -12,6 +12,7 @@ from asyncfeded.files.plain import parse_toml
 from asyncfeded.files.weights import MODEL, read_weights, write_weights
 from asyncfeded.model.flat import FlatModel, digest_frozen
 from asyncfeded.run.plan import digest_origin
+from asyncfeded.run.resume import AVERAGE
 from asyncfeded.store import checkpoint, record
 from asyncfeded.store.sealed import checksum
 from asyncfeded.tasks.contract import CheckedTask
@@ -54,7 +55,7 @@ def export(run_dir: Path, to: Path) -> str:
 
 
 def _complete(run_dir: Path, found: checkpoint.Found) -> dict[str, Tensor]:
-    """The state of the module with the model of a checkpoint, which has neither frozen parameters nor integer buffers."""
+    """The state of the module with the model, or its mean, of a checkpoint; that has no frozen parameters or integers."""
     at = found.snapshot
     config = section(Config, parse_toml(at.config, str(found.path)), str(found.path))
     task = CheckedTask(tasks.load_task(config.task), config.task["name"], tasks.load_initial(config.task))
@@ -69,4 +70,4 @@ def _complete(run_dir: Path, found: checkpoint.Found) -> dict[str, Tensor]:
     flat = FlatModel(module, "cpu", statistics)
     if flat.layout.entries != at.layout.entries:
         raise ValueError(f"{found.path}: holds another model than task {task.name} makes now")
-    return flat.state_dict(torch.from_numpy(at.model))
+    return flat.state_dict(torch.from_numpy(at.rule.get(AVERAGE, at.model)))
