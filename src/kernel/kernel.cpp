@@ -233,8 +233,11 @@ void triad(const InOut &a, const In &b, const In &c, float s, int threads) {
 
 }  // namespace
 
+void add_bells(nb::module_ &m);  // bells.cpp
+
 NB_MODULE(_kernel, m) {
     using namespace nb::literals;
+    add_bells(m);
     // noconvert: a float64 or strided argument is a TypeError, not a silent copy.
     m.def("sums", &sums, "x"_a.noconvert(), "w"_a.noconvert(), "base"_a.noconvert(), "stop"_a, "threads"_a,
           "sum (x - base)^2 and sum (w - base)^2 of each chunk of [0, stop), in one pass, in float64.");

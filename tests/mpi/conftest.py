@@ -7,7 +7,8 @@ import pytest
 from asyncfeded.mpi.lifeline import Lifeline
 from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.seats import Part
-from asyncfeded.mpi.world import Backoff, join_job, leave_job
+from asyncfeded.mpi.waiting import Backoff
+from asyncfeded.mpi.world import join_job, leave_job
 from asyncfeded.wire.group import Group
 
 if launched_by():
@@ -32,7 +33,7 @@ def comm(world):
 @pytest.fixture
 def group(comm):
     """All ranks as those of one client."""
-    made = Group(comm, Part(comm.rank, comm.size), Backoff(spin=False), Lifeline(comm), "group 0")
+    made = Group(comm, Part(comm.rank, comm.size), Backoff(), Lifeline(comm), "group 0")
     made.connect(10.0)
     yield made
     comm.Barrier()

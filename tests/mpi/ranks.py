@@ -14,7 +14,8 @@ import torch
 from asyncfeded.model.slices import cut
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.origin import launched_by
-from asyncfeded.mpi.world import PROTOCOL, Backoff
+from asyncfeded.mpi.waiting import Backoff
+from asyncfeded.mpi.world import PROTOCOL
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.group import make_group
 from asyncfeded.wire.messages import HEADER, HEADER_TAG, MAGIC
@@ -25,7 +26,6 @@ from asyncfeded.wire.transfer import WEIGHTS_TAG, peers
 RANKS = (launched_by() or ("", 1, 0))[1]
 if RANKS < 2:
     pytest.skip("needs ranks: mpiexec -n 4 python -m pytest tests/mpi", allow_module_level=True)
-BACKOFF = {"spin": False}
 SERVER = 0
 SERVERS = 2
 """Where the server has several ranks."""
@@ -53,13 +53,13 @@ def alone(comm):
 
 
 def server(comm, size, pool=2, measure=None):
-    return ServerWire(comm, alone(comm), size, Backoff(**BACKOFF), pool, measure)
+    return ServerWire(comm, alone(comm), size, Backoff(), pool, measure)
 
 
 def client(comm, size):
     """A client's wire and its buffer."""
     buffer = torch.zeros(size)
-    return ClientWire(comm, buffer, Backoff(**BACKOFF)), buffer
+    return ClientWire(comm, buffer, Backoff()), buffer
 
 
 def bits(size, *key):
@@ -72,7 +72,7 @@ def server_ranks(comm, size):
     of_server = comm.Split(0 if comm.rank < SERVERS else MPI.UNDEFINED, comm.rank)
     if comm.rank >= SERVERS:
         return None
-    ranks = ServerRanks(make_group(of_server, Backoff(**BACKOFF), "the server"), cut(size, SERVERS))
+    ranks = ServerRanks(make_group(of_server, Backoff(), "the server"), cut(size, SERVERS))
     ranks.connect(10.0)
     return ranks
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.door import News
 from asyncfeded.wire.messages import Joined, Lost, Order
 from asyncfeded.wire.open_wire import OpenWire, absent
 from asyncfeded.wire.transfer import CHUNK, Peer, peers
-from mpi.ranks import BACKOFF, RANKS, SERVER, answer, client, take, together
+from mpi.ranks import RANKS, SERVER, answer, client, take, together
 
 
 def guest(client):
@@ -37,7 +37,7 @@ def test_a_client_joins_leaves_and_joins_again(world, comm, size):
     pairs = [comm.Split(comm.rank in (0, 2), comm.rank) for _ in range(2)]  # what MPI makes when it connects two jobs
     if world.rank == SERVER:
         workers = peers(comm, [(1,)]) + absent([1])
-        wire = OpenWire(comm, workers, size, Backoff(**BACKOFF), 2, None)
+        wire = OpenWire(comm, workers, size, Backoff(), 2, None)
         assert wire._free_clients() == [1]
         buffers = [torch.full((size,), float(i)) for i in range(2)]
         train(wire, buffers, 0, 0)
@@ -61,7 +61,7 @@ def test_a_client_joins_leaves_and_joins_again(world, comm, size):
     elif world.rank == 2:
         buffer, rounds = torch.zeros(size), []
         for pair in pairs:
-            wire = ClientWire(pair, buffer, Backoff(**BACKOFF), leaves=lambda: rounds[-1] == 1)
+            wire = ClientWire(pair, buffer, Backoff(), leaves=lambda: rounds[-1] == 1)
             while (order := wire.receive()) is not None:
                 rounds.append(order.round)
                 wire.send(order, 1, 1, 0.0, 0.0, 0.0)

@@ -8,14 +8,14 @@ import torch
 
 from asyncfeded.model.slices import cut
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire import server_wire
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Arrival, Order, Refused, Stuck
 from asyncfeded.wire.server_ranks import What
 from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SliceWire
 from asyncfeded.wire.transfer import CHUNK, peers
-from mpi.ranks import BACKOFF, RANKS, SERVERS, bits, header, nothing_left, send, server_ranks, together
+from mpi.ranks import RANKS, SERVERS, bits, header, nothing_left, send, server_ranks, together
 
 pytestmark = pytest.mark.skipif(RANKS < 4, reason="needs two ranks of the server and two clients")
 ROUNDS = 3
@@ -25,8 +25,8 @@ def wire_of(comm, ranks, measure=None):
     """What a rank of the server takes updates from."""
     workers = peers(comm, [(rank,) for rank in range(SERVERS, comm.size)])
     if comm.rank:
-        return SliceWire(ranks, workers, Backoff(**BACKOFF), measure, lambda: torch.full((ranks.mine.size,), 7.0))
-    first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(**BACKOFF), len(workers), measure)
+        return SliceWire(ranks, workers, Backoff(), measure, lambda: torch.full((ranks.mine.size,), 7.0))
+    first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(), len(workers), measure)
     first.ranks, first.hosts = ranks, [str(worker) for worker in range(len(workers))]
     return LeadingWire(first, ranks, first)
 
@@ -74,7 +74,7 @@ def test_slices_arrive_bit_for_bit_and_all_server_ranks_see_the_same(world, comm
         assert len(parts) == clients * ROUNDS * ranks.mine.chunks
     else:
         buffer = torch.zeros(size)
-        wire = ClientWire(comm, buffer, Backoff(**BACKOFF), cut(size, SERVERS))
+        wire = ClientWire(comm, buffer, Backoff(), cut(size, SERVERS))
         while (order := wire.receive()) is not None:
             assert np.array_equal(buffer.numpy().view(np.uint32), bits(size, order.client, order.round, 0))
             buffer.numpy().view(np.uint32)[:] = bits(size, order.client, order.round, 1)
@@ -108,7 +108,7 @@ def test_what_is_refused_is_refused_on_every_server_rank(world, comm):
         wire.stop()
     else:
         buffer = torch.zeros(size)
-        wire = ClientWire(comm, buffer, Backoff(**BACKOFF), cut(size, SERVERS))
+        wire = ClientWire(comm, buffer, Backoff(), cut(size, SERVERS))
         if comm.rank == SERVERS:
             assert wire.receive() == Order(0, 0, 0, 1)
             send(comm, header(), np.zeros(CHUNK, np.float32))

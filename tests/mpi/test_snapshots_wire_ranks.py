@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.snapshots import EvaluatorLostError, FromServer, ToTester
 from asyncfeded.wire.transfer import CHUNK, Peer
-from mpi.ranks import BACKOFF, together
+from mpi.ranks import together
 
 SIZE = 2 * CHUNK + 3
 
 
 def to_tester(comm, deadlines=None):
-    return ToTester(Peer(comm, 1, "rank 1"), SIZE, 2, Backoff(**BACKOFF), deadlines or Deadlines(0, 0))
+    return ToTester(Peer(comm, 1, "rank 1"), SIZE, 2, Backoff(), deadlines or Deadlines(0, 0))
 
 
 @together
@@ -32,7 +32,7 @@ def test_each_snapshot_gets_its_values_and_the_model_may_move_meanwhile(world, c
         wire.send(x, 5)
         wire.stop(ranks_lost=True)  # the tester ends its test
     elif world.rank == 1:
-        wire, seen = FromServer(Peer(comm, 0, "the server"), SIZE, 2, Backoff(**BACKOFF)), []
+        wire, seen = FromServer(Peer(comm, 0, "the server"), SIZE, 2, Backoff()), []
         while (version := wire.receive()) is not None:
             seen.append(version)
             wire.tell()
@@ -50,7 +50,7 @@ def test_a_tester_that_falls_silent_is_noticed(world, comm):
         with pytest.raises(EvaluatorLostError, match=said):
             wire.wait()
     elif world.rank == 1:
-        wire = FromServer(Peer(comm, 0, "the server"), SIZE, 2, Backoff(**BACKOFF))
+        wire = FromServer(Peer(comm, 0, "the server"), SIZE, 2, Backoff())
         assert wire.receive() == 0
         wire.tell()
     comm.Barrier()

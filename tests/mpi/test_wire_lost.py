@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import HEADER_TAG, Lost, Order, Refused
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
-from mpi.ranks import BACKOFF, RANKS, SERVER, alone, answer, client, header, send, take, together
+from mpi.ranks import RANKS, SERVER, alone, answer, client, header, send, take, together
 
 
 class Attentive(Deadlines):
@@ -38,7 +38,7 @@ def test_a_silent_worker_is_given_up_and_what_it_sends_later_is_refused(world, c
             comm,
             alone(comm),
             size,
-            Backoff(**BACKOFF),
+            Backoff(),
             comm.size - 1,
             None,
             0.0,
@@ -108,7 +108,7 @@ def impatient(comm):
         comm,
         alone(comm),
         5,
-        Backoff(**BACKOFF),
+        Backoff(),
         comm.size - 1,
         None,
         0.0,

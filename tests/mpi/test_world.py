@@ -1,11 +1,11 @@
-"""What ranks say before training and how it is compared; how a rank waits. Joining itself is tested under mpiexec."""
+"""What ranks say before training and how it is compared. Joining itself is tested under mpiexec."""
 
 import numpy as np
 import pytest
 
 from asyncfeded.mpi import world
 from asyncfeded.mpi.seats import deal
-from asyncfeded.mpi.world import Backoff, World, compare, make_statement
+from asyncfeded.mpi.world import World, compare, make_statement
 
 
 def said(*statements):
@@ -113,59 +113,6 @@ def test_a_long_host_name_is_cut(monkeypatch):
     assert make_statement()["host"][0] == b"h" * 64
 
 
-# --- waiting
-
-
-class Request:
-    """Complete at a certain test."""
-
-    def __init__(self, tests):
-        self.tests = tests
-
-    def Test(self):
-        self.tests -= 1
-        return self.tests <= 0
-
-
-@pytest.fixture
-def slept(monkeypatch):
-    """What was slept, in seconds; nobody sleeps."""
-    times = []
-    monkeypatch.setattr(world.time, "sleep", times.append)
-    return times
-
-
-def test_a_spinning_rank_never_sleeps(slept):
-    Backoff(spin=True).wait(Request(100))
-    assert slept == []
-
-
-def test_a_yielding_rank_sleeps_10_us_doubling_to_2_ms(slept):
-    Backoff(spin=False).wait(Request(12))
-    assert slept == pytest.approx([1e-5, 2e-5, 4e-5, 8e-5, 16e-5, 32e-5, 64e-5, 128e-5, 2e-3, 2e-3, 2e-3])
-
-
-def test_what_is_there_is_not_waited_for(slept):
-    Backoff(spin=False).wait(Request(1))
-    assert slept == []
-
-
-def test_every_wait_begins_short(slept):
-    backoff = Backoff(spin=False)
-    for _ in range(2):
-        backoff.wait(Request(3))
-    assert slept == pytest.approx([1e-5, 2e-5, 1e-5, 2e-5])
-
-
-def test_after_a_reset_the_next_pause_is_short(slept):
-    backoff = Backoff(spin=False)
-    backoff.pause()
-    backoff.pause()
-    backoff.reset()
-    backoff.pause()
-    assert slept == pytest.approx([1e-5, 2e-5, 1e-5])
-
-
 @pytest.mark.parametrize(
     ("neighbours", "server", "turns"),
     [
@@ -190,14 +137,6 @@ def test_gpus_are_dealt_to_whole_groups():
 
 def place(cores, crowded):
     return World(None, 0, 4, ["h0"] * 4, None, [0, 1, 2, 3], cores, crowded, deal(["h0"] * 4))
-
-
-@pytest.mark.parametrize(
-    ("wait", "crowded", "spin"),
-    [("spin", True, True), ("yield", False, False), ("auto", True, False), ("auto", False, True)],
-)
-def test_a_rank_spins_if_told_to_or_if_it_has_a_core(wait, crowded, spin):
-    assert place(1.0, crowded).backoff(wait).spin is spin
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.25, 1), (1.0, 1), (2.5, 2), (16.0, 16)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.client_wire import ClientWire, ServerLostError
 from asyncfeded.wire.messages import Order
 
@@ -31,4 +31,4 @@ class Dead:
 )
 def test_the_death_of_the_server_is_told_wherever_it_is_noticed(act):
     with pytest.raises(ServerLostError):
-        act(ClientWire(Dead(), torch.zeros(3), Backoff(spin=True)))
+        act(ClientWire(Dead(), torch.zeros(3), Backoff("spin")))

@@ -20,6 +20,7 @@ from asyncfeded.bench.job import check, in_job, mpi, together
 from asyncfeded.config import Training
 from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.waiting import Wait
 from asyncfeded.mpi.world import RefusedError, World
 from asyncfeded.tasks.classification import Batch, Data
 from asyncfeded.training.batches import ClientData
@@ -45,15 +46,15 @@ def measure(params: int, batch_size: int, seconds: float, wait: str) -> int:
     """
 
     def with_ranks(world: World) -> None:
-        check(seconds, wait)
+        way = check(seconds, wait)
         if params < 1 or batch_size < world.size:
             raise RefusedError(f"--params {params} --batch {batch_size}: expected at least 1, and a sample for each rank")
         torch.set_num_threads(1)
-        everybody = _group(world, world.size, wait)
+        everybody = _group(world, world.size, way)
         assert everybody
         ours_s, raw_s = _sum_s(world, everybody, params, seconds)
         counts = [2**i for i in range(world.size.bit_length()) if 2**i < world.size] + [world.size]
-        steps = [_steps_per_s(world, count, params, batch_size, seconds, wait) for count in counts]
+        steps = [_steps_per_s(world, count, params, batch_size, seconds, way) for count in counts]
         everybody.undo.close()
         if world.rank == 0:
             _report(world, params, batch_size, ours_s, raw_s, dict(zip(counts, steps, strict=True)))
@@ -81,7 +82,7 @@ def _report(world: World, params: int, batch_size: int, ours_s: float, raw_s: fl
     report(rows, figures, note)
 
 
-def _group(world: World, ranks: int, wait: str) -> Group | None:
+def _group(world: World, ranks: int, wait: Wait) -> Group | None:
     """The first so many ranks as those of one client; None on the others. Collective."""
     comm = cast("MPI.Intracomm", world.comm.Split(0 if world.rank < ranks else MPI.UNDEFINED, world.rank))
     if world.rank >= ranks:
@@ -117,7 +118,7 @@ def _each_s(world: World, add: Callable[[], None], seconds: float) -> float:
     return (time.perf_counter() - began) / int(times[0])
 
 
-def _steps_per_s(world: World, ranks: int, params: int, batch_size: int, seconds: float, wait: str) -> float:
+def _steps_per_s(world: World, ranks: int, params: int, batch_size: int, seconds: float, wait: Wait) -> float:
     """Steps per second of the first so many ranks: the median over windows. Collective."""
     group = _group(world, ranks, wait)
     figures = [0.0]

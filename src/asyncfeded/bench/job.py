@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from typing import cast, get_args
 
 from asyncfeded.mpi import launcher
-from asyncfeded.mpi.world import Backoff, RefusedError, World, join_job, leave_job, refuse
+from asyncfeded.mpi.waiting import Backoff, Wait
+from asyncfeded.mpi.world import RefusedError, World, join_job, leave_job, refuse
 
 
 def in_job(measure: Callable[[World], None]) -> int:
@@ -21,16 +23,18 @@ def in_job(measure: Callable[[World], None]) -> int:
     return status
 
 
-def check(seconds: float, wait: str) -> None:
-    """Check the options that the measurements have in common.
+def check(seconds: float, wait: str) -> Wait:
+    """Check the options that the measurements have in common. Returns how to wait.
 
     Raises:
         RefusedError: the time or the way to wait is not valid.
     """
-    if wait not in ("auto", "spin", "yield"):
-        raise RefusedError(f"--wait {wait}: expected auto, spin or yield")
     if not 0 < seconds < math.inf:
         raise RefusedError(f"--seconds {seconds:g}: expected the seconds of a measurement, more than 0")
+    for way in get_args(Wait):
+        if way == wait:
+            return cast(Wait, way)
+    raise RefusedError(f"--wait {wait}: expected auto, spin or yield")
 
 
 def mpi() -> str:
@@ -40,4 +44,4 @@ def mpi() -> str:
 
 def together(world: World) -> None:
     """Wait until all ranks have called this, without occupying a core that other ranks need. Collective."""
-    Backoff(spin=False).wait(world.comm.Ibarrier())
+    Backoff().wait(world.comm.Ibarrier())

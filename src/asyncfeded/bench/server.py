@@ -24,6 +24,7 @@ from asyncfeded.model.flat import Entry, Layout
 from asyncfeded.model.global_model import GlobalModel
 from asyncfeded.mpi import devices
 from asyncfeded.mpi.placement import PLACE
+from asyncfeded.mpi.waiting import Wait
 from asyncfeded.mpi.world import RefusedError, World, make_statement
 from asyncfeded.run import plan, resume
 from asyncfeded.run.keeper import Keeper
@@ -73,7 +74,7 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
     """
 
     def with_ranks(world: World) -> None:
-        check(seconds, wait)
+        way = check(seconds, wait)
         if params < 1:
             raise RefusedError(f"--params {params}: expected the elements of a model, at least 1")
         wanted = device if world.rank == 0 else "cpu"
@@ -84,9 +85,9 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         torch.set_num_threads(world.threads)
         if world.rank == 0:
             devices.take(own_device)
-            _serve(world, params, seconds, wait, checkpoints, own_device)
+            _serve(world, params, seconds, way, checkpoints, own_device)
         else:
-            _answer(world, params, wait, checkpoints)
+            _answer(world, params, way, checkpoints)
 
     return in_job(with_ranks)
 
@@ -99,7 +100,7 @@ def _device(wanted: str) -> torch.device:
         raise ValueError(f"--device {wanted}: {str(error).removeprefix(f'--device = {wanted!r}: ')}") from None
 
 
-def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bool, device: torch.device) -> None:
+def _serve(world: World, params: int, seconds: float, wait: Wait, checkpoints: bool, device: torch.device) -> None:
     """The server's part of all rounds, and the report. Rank 0."""
     before = _status_bytes("VmRSS")
     clients = world.size - 1
@@ -134,7 +135,7 @@ def _serve(world: World, params: int, seconds: float, wait: str, checkpoints: bo
         "mpi": mpi(),
         "device": str(device),
         "threads": world.threads,
-        "wait": "spin" if world.backoff(wait).spin else "yield",
+        "wait": wait,
         "turnaround_s_p50": p50,
         "turnaround_s_p99": p99,
         "updates_per_s": rate,
@@ -189,7 +190,7 @@ def _turnaround_s(world: World) -> tuple[float, float]:
     return p50, p99
 
 
-def _answer(world: World, params: int, wait: str, checkpoints: bool) -> None:
+def _answer(world: World, params: int, wait: Wait, checkpoints: bool) -> None:
     """The client's part of all rounds: it returns a changed model at once. Client ranks."""
     buffer = torch.zeros(params)
     kinds: list[list[float]] = [[], []] if checkpoints else [[]]
@@ -228,7 +229,7 @@ def _record(world: World, path: Path) -> Record:
     return Record(path, "", np.zeros(world.size, PLACE), np.zeros(world.size - 1, PROFILE), Metrics(DEFAULT, "accuracy"))
 
 
-def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait: str, tick: Tick) -> Window:
+def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait: Wait, tick: Tick) -> Window:
     """Serve all clients for so many seconds. Rank 0."""
     clients = world.size - 1
     staging = Staging(model) if not model.x.is_cpu else None

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import get_args
 
 import numpy as np
 import torch
 
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, together
-from asyncfeded.mpi.world import Backoff, World
+from asyncfeded.mpi.waiting import Backoff, Wait
+from asyncfeded.mpi.world import World
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Arrival, Order
 from asyncfeded.wire.server_wire import ServerWire
@@ -23,39 +26,59 @@ SIZE = 16
 """Elements of the models that are sent."""
 PINGS = 200
 """Number of updates whose notice is timed, after a tenth as many of warm-up."""
+MODEL = 10_000
+"""Elements of the models whose turnaround is timed."""
 PING_EVERY_S = 5e-3
 """How long the server waits for each update: long enough for its pauses to reach their maximum."""
 
 
-def measure(wait: str, seconds: float) -> int:
+def measure(wait: str, seconds: float, beside: int = 0) -> int:
     """Measure what waiting costs and how soon an update is noticed; rank 0 prints the figures. Collective.
 
     Each round has three parts of so many seconds: all ranks are idle; the clients train while the server is idle; no rank
     polls while as many processes without MPI train, one started by each client rank. After the rounds one client sends
-    update after update.
+    update after update. Then that client is answered at once, for so many seconds by each way to wait: alone, and beside
+    processes that compute without a break.
 
     Args:
         wait: auto, spin or yield, as the config's `wait`.
         seconds: length of each part.
+        beside: number of these processes; 0: that part is left out.
 
     Returns:
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
     """
 
     def with_ranks(world: World) -> None:
-        check(seconds, wait)
+        way = check(seconds, wait)
         torch.set_num_threads(1)
-        own, noticed_s = (_idle_as_server if world.rank == 0 else _idle_as_client)(world, world.backoff(wait), seconds)
+        own, noticed_s = (_idle_as_server if world.rank == 0 else _idle_as_client)(world, world.backoff(way), seconds)
         cores, ranks = np.zeros(1), np.zeros((world.size, *own.shape))
         world.comm.Reduce(np.array([world.cores]), cores)
         world.comm.Gather(own, ranks)
+        turns = {f"{name}_alone": _turnaround_s(world, name, seconds) for name in get_args(Wait)}
+        if beside:
+            with ExitStack() as loops:
+                for _ in range(beside * (world.rank == 0)):
+                    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                    loops.callback(loop.wait)
+                    loops.callback(loop.kill)
+                turns |= {f"{name}_beside": _turnaround_s(world, name, seconds) for name in get_args(Wait)}
         if world.rank == 0:
-            _report_wait(world, world.backoff(wait), round(float(cores[0])), ranks[:, 1:], noticed_s)
+            _report_wait(world, way, round(float(cores[0])), ranks[:, 1:], noticed_s, turns, beside)
 
     return in_job(with_ranks)
 
 
-def _report_wait(world: World, backoff: Backoff, cores: int, ranks: np.ndarray, noticed_s: list[float]) -> None:
+def _report_wait(
+    world: World,
+    wait: str,
+    cores: int,
+    ranks: np.ndarray,
+    noticed_s: list[float],
+    turns: dict[str, list[float]],
+    beside: int,
+) -> None:
     """Print the figures of (ranks, ROUNDS, 3): idle share of a core; steps/s beside a waiting server, and alone. Rank 0."""
     idle, polled, alone = np.moveaxis(ranks, 2, 0)
     kept = float(np.median(polled.sum(axis=0) / alone.sum(axis=0)))
@@ -65,12 +88,16 @@ def _report_wait(world: World, backoff: Backoff, cores: int, ranks: np.ndarray, 
     figures = {
         "ranks": world.size,
         "cores": cores,
-        "wait": "spin" if backoff.spin else "yield",
+        "wait": wait,
+        "beside": beside,
         "server_idle_core_fraction": server,
         "client_idle_core_fraction": clients,
         "throughput_kept": kept,
         "reaction_s_p50": p50,
         "reaction_s_p99": p99,
+    }
+    figures |= {
+        f"turnaround_s_{q}_{how}": s for how, pair in turns.items() for q, s in zip(("p50", "p99"), pair, strict=True)
     }
     rows = [
         (f"{world.size} ranks on {cores} core(s), wait={figures['wait']}", ""),
@@ -82,9 +109,13 @@ def _report_wait(world: World, backoff: Backoff, cores: int, ranks: np.ndarray, 
         ("the server notices an update within, median", f"{p50 * 1e6:.0f} us"),
         ("99 of 100", f"{p99 * 1e6:.0f} us"),
     ]
+    for how, (p50, p99) in turns.items():
+        name = how.replace("_alone", ", alone").replace("_beside", f", beside {beside} busy loops")
+        rows.append((f"turnaround, {name}: median, 99 of 100", f"{p50 * 1e6:.0f} us, {p99 * 1e6:.0f} us"))
     note = (
         f"medians of {ROUNDS} after one of warm-up; notice: from the end of the poll before to the end of the poll that "
-        f"found it, of {PINGS} updates, each after {PING_EVERY_S * 1e3:g} ms"
+        f"found it, of {PINGS} updates, each after {PING_EVERY_S * 1e3:g} ms; turnaround: of a client that trains "
+        f"nothing, with {MODEL} numbers each way"
     )
     report(rows, figures, note)
 
@@ -118,6 +149,31 @@ def _idle_as_server(world: World, backoff: Backoff, seconds: float) -> tuple[np.
         noticed_s.append(_take(wire))
     wire.stop()
     return figures, noticed_s[-PINGS:]
+
+
+def _turnaround_s(world: World, wait: Wait, seconds: float) -> list[float]:
+    """Answer one client at once, for so long. Collective. Returns median and 99th percentile of its waits, on all ranks."""
+    together(world)
+    figures, weights = np.zeros(2), torch.zeros(MODEL)
+    if world.rank == 0:
+        wire = ServerWire(world.comm, peers(world.comm, [(1,)]), MODEL, world.backoff(wait), 1)
+        number, until = 0, time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            wire.reply(Order(0, number, 0, 1), weights, int)
+            _take(wire)
+            number += 1
+        wire.stop()
+    elif world.rank == 1:
+        client, took_s, sent = ClientWire(world.comm, weights, world.backoff(wait)), list[float](), 0.0
+        while (order := client.receive()) is not None:
+            took_s.append(time.perf_counter() - sent)
+            sent = time.perf_counter()
+            client.send(order, 1, 1, 0.0, 0.0, 0.0)
+        client.finish()
+        figures[:] = np.percentile(took_s[1 + len(took_s) // 10 :] or [0.0], [50, 99])  # the first tenth is warm-up
+    together(world)
+    world.comm.Bcast(figures, 1)
+    return [float(figure) for figure in figures]
 
 
 def _take(wire: ServerWire) -> float:

@@ -103,13 +103,17 @@ def bench_servers(
 def bench_wait(
     ranks: Ranks = None,
     wait: Annotated[str, typer.Option(help="auto, spin or yield, as the key `wait` of a run.")] = "auto",
-    seconds: Annotated[float, typer.Option(help="Seconds of each measurement; there are 18.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement; there are 21, or 24.")] = 1.0,
+    beside: Annotated[int, typer.Option(min=0, help="How many processes compute beside the last ones.")] = 0,
 ) -> None:
     """Measure how much of a core idle ranks use, how they slow other training, and how soon the server notices an update."""
     if ranks is not None or not origin.launched_by():
-        start(at_least(2, "--ranks", ranks), ["bench", "wait", "--wait", wait, "--seconds", str(seconds)])
+        start(
+            at_least(2, "--ranks", ranks),
+            ["bench", "wait", "--wait", wait, "--seconds", str(seconds), "--beside", str(beside)],
+        )
     with load_launcher().guard():
         from asyncfeded.bench import wait as room
 
-        status = room.measure(wait, seconds)
+        status = room.measure(wait, seconds, beside)
     raise typer.Exit(status)

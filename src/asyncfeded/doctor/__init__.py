@@ -17,7 +17,8 @@ from asyncfeded.doctor.problem import Link, Problem
 from asyncfeded.mpi import devices, launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.placement import columns, numbers
-from asyncfeded.mpi.world import Backoff, RefusedError, World, gather_places, join_job, leave_job, share_cores
+from asyncfeded.mpi.waiting import Backoff
+from asyncfeded.mpi.world import RefusedError, World, gather_places, join_job, leave_job, share_cores
 from asyncfeded.store import record
 
 SHOWN = 32
@@ -193,7 +194,7 @@ def _facts(world: World, gpu_buffers: str) -> np.ndarray:
     for name in SOFTWARE:
         own_facts[name] = versions[name].encode()[:40]
     own_facts["memory"], own_facts["gpu_buffers"] = _memory(), gpu_buffers.encode()[:200]
-    Backoff(spin=False).wait(world.comm.Iallgather(own_facts.view(np.uint8), all_facts.view(np.uint8)))
+    Backoff().wait(world.comm.Iallgather(own_facts.view(np.uint8), all_facts.view(np.uint8)))
     return all_facts
 
 

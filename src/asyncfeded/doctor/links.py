@@ -11,7 +11,8 @@ import numpy as np
 
 from asyncfeded.doctor.problem import Link
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff, World
+from asyncfeded.mpi.waiting import Backoff
+from asyncfeded.mpi.world import World
 
 PINGS, PING = 60, 8
 """Round trips for the latency, after one of warm-up, and their bytes. The answer carries the client's time."""
@@ -39,7 +40,7 @@ def answer(world: World) -> int:
     """Do what the server asks, until it says to leave. Client ranks. Returns the exit status."""
     question = np.zeros(3, np.int64)
     while True:
-        Backoff(spin=False).wait(world.comm.Irecv(question, 0, QUESTION))
+        Backoff().wait(world.comm.Irecv(question, 0, QUESTION))
         what, number, times = question.tolist()
         if what == LEAVE:
             return int(number)
@@ -138,7 +139,7 @@ def _wait(request: MPI.Request, rank: int, pause: Callable[[], None] | None = No
     Raises:
         SilentError: it took longer than DEADLINE_S.
     """
-    until, pause = time.monotonic() + DEADLINE_S, pause or Backoff(spin=False).pause
+    until, pause = time.monotonic() + DEADLINE_S, pause or Backoff().pause
     while not request.Test():
         if time.monotonic() > until:
             raise SilentError(rank)

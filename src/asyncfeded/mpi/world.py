@@ -8,9 +8,8 @@ import os
 import re
 import socket
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from asyncfeded.mpi import launcher, limits, origin, placement
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.seats import Seats, deal
+from asyncfeded.mpi.waiting import Backoff, Wait, hang_bells
 
 PROTOCOL = 4
 """Version of the messages; ranks of different versions refuse to train together."""
@@ -56,34 +56,6 @@ class RefusedError(ValueError):
         self.status = status
 
 
-@dataclass
-class Backoff:
-    """How a rank waits: it polls without a break, or sleeps between polls, first 10 us, doubling up to 2 ms.
-
-    Sleeping is for ranks that share cores: there a polling rank takes the core from a rank that trains (9 ranks idle on 2
-    cores: sleeping, each takes 2 % of a core; polling, 25 %).
-    """
-
-    spin: bool
-    _sleep_s: float = field(default=10e-6, init=False)
-
-    def pause(self) -> None:
-        """Nothing has come: let other processes run, each time for longer."""
-        if not self.spin:
-            time.sleep(self._sleep_s)
-            self._sleep_s = min(2 * self._sleep_s, 2e-3)
-
-    def reset(self) -> None:
-        """Something has come: the next pause is short again."""
-        self._sleep_s = 10e-6
-
-    def wait(self, request: MPI.Request) -> None:
-        """Wait until the request is complete."""
-        self.reset()
-        while not request.Test():
-            self.pause()
-
-
 @dataclass(frozen=True)
 class World:
     """The ranks of the job, and the place of this rank among them."""
@@ -114,9 +86,9 @@ class World:
         turns = [(seats.worker(seat) < 0, seat, rank) for seat, rank in enumerate(seats.order) if rank in self.neighbours]
         return [rank for _, _, rank in sorted(turns)].index(self.rank)
 
-    def backoff(self, wait: str) -> Backoff:
+    def backoff(self, wait: Wait) -> Backoff:
         """How this rank waits, according to the config's `wait`."""
-        return Backoff(spin=wait == "spin" or (wait == "auto" and not self.crowded))
+        return Backoff("yield" if wait == "auto" and self.crowded else wait)
 
 
 def join_job(least: int = 2) -> World:
@@ -152,6 +124,7 @@ def join_job(least: int = 2) -> World:
     local = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
     neighbours = np.zeros(local.size, np.int64)
     local.Allgather(np.array([comm.rank]), neighbours)
+    hang_bells(local, neighbours.tolist())
     hosts = np.zeros(comm.size, "S64")
     comm.Allgather(np.array([socket.gethostname().encode()], "S64").view(np.uint8), hosts.view(np.uint8))
     names = [host.decode() for host in hosts]
@@ -232,7 +205,7 @@ def compare_statements(world: World, statement: np.ndarray) -> None:
         RefusedError: a rank has a problem, or differs from rank 0. Every rank raises it, with the same text.
     """
     statements = np.zeros(world.size, STATEMENT)
-    Backoff(spin=False).wait(world.comm.Iallgather(statement.view(np.uint8), statements.view(np.uint8)))
+    Backoff().wait(world.comm.Iallgather(statement.view(np.uint8), statements.view(np.uint8)))
     if disagreement := compare(statements):
         raise RefusedError(disagreement, min(filter(None, statements["failed"].tolist()), default=REFUSED))
 
@@ -330,7 +303,7 @@ def leave_job(status: int = 0, ranks_lost: bool = False) -> int:
     if not MPI.Is_initialized() or MPI.Is_finalized():
         return status
     statuses = np.zeros(MPI.COMM_WORLD.size, np.int64)
-    Backoff(spin=False).wait(MPI.COMM_WORLD.Iallgather(np.array([status]), statuses))
+    Backoff().wait(MPI.COMM_WORLD.Iallgather(np.array([status]), statuses))
     atexit.unregister(MPI.Finalize)
     atexit.register(MPI.Finalize)
     return int(statuses.max())

@@ -15,6 +15,7 @@ from asyncfeded.model.flat import FlatModel, Shape
 from asyncfeded.model.kernel import CHUNK
 from asyncfeded.model.slices import Slice, cut
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.waiting import Wait
 from asyncfeded.mpi.world import World
 from asyncfeded.own import CodeError
 from asyncfeded.rules import Rule, contract
@@ -47,7 +48,7 @@ TOLD_S = 30.0
 """How long a server rank with an error waits for rank 0, which has the same error, to tell it and to end the job."""
 
 
-def cut_model(world: World, sent: int, wait: str) -> tuple[list[Slice], ServerRanks | None]:
+def cut_model(world: World, sent: int, wait: Wait) -> tuple[list[Slice], ServerRanks | None]:
     """Cut the model for the ranks of the server. Collective.
 
     Returns:

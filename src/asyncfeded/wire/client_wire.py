@@ -13,7 +13,8 @@ from torch import Tensor
 
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import PROTOCOL, Backoff
+from asyncfeded.mpi.waiting import Backoff
+from asyncfeded.mpi.world import PROTOCOL
 from asyncfeded.wire.group import LAST_WORDS_S, Group
 from asyncfeded.wire.member_wire import Onward
 from asyncfeded.wire.messages import (
@@ -36,7 +37,7 @@ from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
 T = TypeVar("T")
 BULK_S = 20e-6
-"""How long a client that would spin sleeps between two polls while it sends an update of several chunks: the server moves
+"""How long a client that would look sleeps between two polls while it sends an update of several chunks: the server moves
 the data, and its second thread can use the core."""
 
 
@@ -87,10 +88,10 @@ class ClientWire:
 
     def receive(self) -> Order | None:
         """Wait for the server's next header. Returns an order, or None to stop. Client ranks."""
-        self._backoff.reset()
         while not _or_server_lost(self._request.Test):
             self._backoff.pause()
             self._look()
+        self._backoff.reset()
         _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = self._read[0].item()
         if flags & STOP:
             return None
@@ -143,10 +144,11 @@ class ClientWire:
             if (now_given := sum(part.given for part in sending)) > given:
                 given = now_given
                 self._backoff.reset()
-            elif self._backoff.spin and self._size > CHUNK:
+            elif self._backoff.looks and self._size > CHUNK:
                 time.sleep(BULK_S)
             else:
                 self._backoff.pause()
+        self._backoff.reset()
 
     def give_up(self) -> None:
         """Tell the server that this client ends, since a rank of its group has died. Client ranks."""
@@ -161,10 +163,11 @@ class ClientWire:
         self._written[0] = only(LAST)
         self._request.Start()
         last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
+        self._parts[0][0].ring()
         for request in (last, self._request):
-            self._backoff.reset()
             while not _or_server_lost(request.Test):
                 self._backoff.pause()
+            self._backoff.reset()
         self.ranks_lost = bool(self._inbox[0]["flags"] & RANKS_LOST)
         self._request.Free()
         if self._onward:

@@ -13,7 +13,8 @@ import numpy as np
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.lifeline import Lifeline
 from asyncfeded.mpi.seats import Part
-from asyncfeded.mpi.world import Backoff, World
+from asyncfeded.mpi.waiting import Backoff, Wait, bell
+from asyncfeded.mpi.world import World
 
 LOOK_S = 0.05
 """Seconds of waiting between two looks whether all ranks of the group are there."""
@@ -46,6 +47,7 @@ class Group:
         self.rank, self.size, self.begun = part.rank, part.size, False
         self.watch: Callable[[], object] = int  # a function that does nothing
         self.undo = ExitStack()
+        self._others = [bell(comm, rank) for rank in range(part.size) if lifeline and rank != part.rank]
         self._looked = 0.0
 
     def connect(self, silence_s: float) -> None:
@@ -99,8 +101,10 @@ class Group:
         return GroupLostError(f"{self._name}: MPI says: {error.Get_error_string()}")
 
     def moved(self) -> None:
-        """Something has come: the next pause of `wait` is short again."""
+        """Something has come, and what follows from it was sent: the next pause of `wait` is short again, for all ranks."""
         self._backoff.reset()
+        for ring in self._others:
+            ring()
 
     def look(self, done: Callable[[], bool] = lambda: False) -> None:
         """To be called while this rank waits: whether all are there that it has a connection to.
@@ -126,7 +130,7 @@ class Group:
         raise GroupLostError(f"{self._name}: its rank {rank} has died or cannot be reached")
 
 
-def gather_group(world: World, wait: str) -> Group | None:
+def gather_group(world: World, wait: Wait) -> Group | None:
     """The group of this rank; None if no worker has several ranks, or on the server. Collective.
 
     Args:
@@ -154,4 +158,4 @@ def make_group(comm: MPI.Intracomm, backoff: Backoff, name: str) -> Group:
 
 def imagine_group(part: Part) -> Group:
     """A rank of a group that never begins, in a job that was not started."""
-    return Group(MPI.Intracomm(), part, Backoff(spin=False), None, "")
+    return Group(MPI.Intracomm(), part, Backoff(), None, "")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.waiting import bell
 from asyncfeded.wire.group import Group, GroupLostError
 from asyncfeded.wire.messages import Arrival, Lost, Refused
 from asyncfeded.wire.transfer import Peer, Receiving, Sending, peers
@@ -118,6 +119,7 @@ class ServerRanks:
         self.index, self.moved, comm = group.rank, set[int](), group.comm
         self._answers, self._asked_s = comm.size - 1, 0.0  # to the last question, and when it was asked
         self._others = range(1, comm.size)
+        self._bells = [bell(comm, rank) for rank in range(comm.size)]
         self._said: deque[tuple[MPI.Request, np.ndarray]] = deque()  # what MPI may still read
         self._here: dict[tuple[int, int], list[str]] = {}  # by worker and number: what those with their slice said of it
         self._ended = False
@@ -294,6 +296,7 @@ class ServerRanks:
         while self._said and bool(_or_lost(self._said[0][0].Test)):
             self._said.popleft()
         self._said.append((_or_lost(lambda: self._comm.Isend([raw, MPI.BYTE], rank, tag)), raw))
+        self._bells[rank]()
 
     def _wait(self, request: MPI.Request) -> None:
         self._until(request.Test)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from asyncfeded.mpi import launcher
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.assignment import Assignment
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import (
@@ -207,7 +207,9 @@ class ServerWire:
         """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
         row = np.zeros(1, HEADER)  # the request keeps it
         row[REST][0] = only(flags)
-        return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
+        request = self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
+        self._workers[worker].ring()
+        return request
 
     def _completed(self) -> list[int]:
         """Workers whose header has arrived."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asyncfeded.model.disk import Disk
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import Arrival, Joined, Lost, Order, PendingOrder, Refused, Stuck, Wire
 from asyncfeded.wire.server_ranks import ServerRanks, What, Word

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.client_wire import ServerLostError
 from asyncfeded.wire.deadlines import Deadlines
 from asyncfeded.wire.messages import HEADER_TAG
@@ -105,7 +105,9 @@ class ToTester:
             self._backoff.pause()
 
     def _told(self) -> MPI.Request:
-        return self._call(lambda: self._tester.comm.Isend(self._header, self._tester.rank, HEADER_TAG))
+        request = self._call(lambda: self._tester.comm.Isend(self._header, self._tester.rank, HEADER_TAG))
+        self._tester.ring()
+        return request
 
     def _hear(self) -> None:
         self._request = self._call(lambda: self._tester.comm.Irecv(self._found, self._tester.rank, HEADER_TAG))
@@ -155,7 +157,9 @@ class FromServer:
         """Give a sign of life, or the values of the test. The evaluator's rank."""
         self._row[0] = values is not None
         self._row[1:] = values or 0.0
-        self._wait(self._server.comm.Isend(self._row, self._server.rank, HEADER_TAG))
+        request = self._server.comm.Isend(self._row, self._server.rank, HEADER_TAG)
+        self._server.ring()
+        self._wait(request)
 
     def _wait(self, request: MPI.Request) -> None:
         self._backoff.reset()

@@ -5,13 +5,14 @@ so work on one chunk overlaps with the transfer of the next. With a hundred chun
 """
 
 from collections import deque
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from asyncfeded.model import kernel
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.waiting import bell
 
 CHUNK = kernel.CHUNK
 """Elements of a message. The kernel can take a model in parts of this size."""
@@ -24,7 +25,8 @@ STATUS = MPI.Status()
 """Status of the message tested last. Making a status takes as long as posting a receive."""
 
 
-class Peer(NamedTuple):
+@dataclass(slots=True)
+class Peer:
     """One end of a wire: the rank that a worker, or the server, speaks through."""
 
     comm: MPI.Comm
@@ -34,6 +36,11 @@ class Peer(NamedTuple):
     """For the user, such as `rank 2`."""
     group: tuple[int, ...] = ()
     """The ranks that it speaks for, in `comm`."""
+    ring: Callable[[], object] = field(init=False, repr=False)
+    """Wakes it, to be called when a message to it was given to MPI."""
+
+    def __post_init__(self) -> None:
+        self.ring = bell(self.comm, self.rank)
 
     def listen(self, row: np.ndarray, tag: int) -> MPI.Prequest:
         """A receive that may be started again and again; none where nobody is."""
@@ -59,7 +66,7 @@ class Receiving:
     """
 
     def __init__(self, source: Peer, weights: np.ndarray, number: int = 0) -> None:
-        self._comm, self._source = source.comm, source.rank
+        self._comm, self._source, self._ring = source.comm, source.rank, source.ring
         self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
         self.fault = ""
         self._requests: deque[MPI.Request] = deque()
@@ -86,6 +93,8 @@ class Receiving:
         if self._posted < len(self._weights):
             self._post()
         start, self.done = self.done, min(self.done + CHUNK, len(self._weights))
+        if count == CHUNK:  # its sender waits for that
+            self._ring()
         if count != self.done - start:
             got = "more" if count < 0 else count
             self.fault = f"it is of another length: {got} numbers came where {self.done - start} were expected"
@@ -111,7 +120,7 @@ class Sending:
     """
 
     def __init__(self, target: Peer, weights: np.ndarray, header: MPI.Request | None = None, number: int = 0) -> None:
-        self._comm, self._target = target.comm, target.rank
+        self._comm, self._target, self._ring = target.comm, target.rank, target.ring
         self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
         self._requests = deque([header] if header else [])
         self.given = 0
@@ -129,6 +138,7 @@ class Sending:
                 self._requests.popleft()
             start, self.given = self.given, min(self.given + CHUNK, ready)
             self._requests.append(self._comm.Isend([self._weights[start : self.given], MPI.FLOAT], self._target, self._tag))
+            self._ring()
         return True
 
     def go_on(self) -> bool:

@@ -1,0 +1,163 @@
+"""How a rank waits: it looks for a message, and gives its core away where looking does not help.
+
+Who looks without a break notices a message at once, but has used up its share of the core when other processes want it too,
+and then is late by whole time slices (4 ms). Who sleeps is served first. So a rank looks for about as long as its messages
+take to come, if that is short, and then sleeps at its bell: the ranks of a host share a page of memory, and who has sent a
+message to another rank of it rings its bell, which wakes it at once. Where there is no bell (another host, no compiled
+kernel) it looks again after times that grow. If it loses its core while it looks, it only sleeps for a while. What it
+measures in its own run decides.
+"""
+
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+import numpy as np
+
+from asyncfeded.mpi.launcher import MPI
+
+try:
+    from asyncfeded import _kernel
+except ImportError:  # installed without a C++ compiler
+    _kernel = None  # type: ignore[assignment]
+
+Wait = Literal["auto", "spin", "yield"]
+LOOK_S = (20e-6, 200e-6)
+"""The shortest and the longest time that a rank looks before it sleeps."""
+LOST_S = 0.5e-3
+"""A rank that got no processor time for so long while it looked has lost its core to another process."""
+LOST_SHARE, LOST_LEAST_S = 0.01, 10e-3
+"""A rank that lost its core for more than this share of the time, and so many seconds in all, does not look for a while."""
+REST_S = 1.0
+"""That while."""
+SLEEP_S = (10e-6, 2e-3)
+"""The first sleep, and the longest; each is twice the one before."""
+SLICE_S = 0.1e-3
+"""The time slice that a rank asks for: where cores are shared, Linux (6.12) runs a process that wakes up at once, if its slice
+is shorter than that of the one that runs."""
+LINE = 64
+"""Bytes of a bell."""
+MEETING = np.dtype([("process", np.int64), ("file", np.int64), ("secret", np.uint8, LINE)])
+"""Where the first rank of a host has the page, and what the last line of it holds."""
+_bells: "dict[int, _kernel.Bell]" = {}  # by rank in MPI_COMM_WORLD, of this host; a process is one rank
+
+
+class Backoff:
+    """How a rank waits for messages.
+
+    Args:
+        wait: spin (look without a break: every rank needs a core of its own), yield (sleep between two looks) or auto (look
+            first, and sleep then).
+    """
+
+    def __init__(self, wait: Wait = "yield") -> None:
+        self._wait = wait
+        self._look_s = LOOK_S[0]
+        self._comes_s = 0.0  # how long a message takes to come, as a running mean
+        self._since = self._last = 0.0  # the begin of this wait (0: there is none), and the last look
+        self._cpu = 0.0  # time on a core until this wait began
+        self._lost_s = self._lost_at = self._rests_until = 0.0
+        self._sleep_s = SLEEP_S[0]
+        self._bell = _bells.get(MPI.COMM_WORLD.rank) if _bells else None
+        self._rung = self._bell.rung() if self._bell else 0
+        if wait != "spin" and _kernel:
+            _kernel.be_prompt(SLICE_S)
+
+    @property
+    def looks(self) -> bool:
+        """Whether it may keep a core busy."""
+        return self._wait != "yield"
+
+    def pause(self) -> None:
+        """Nothing has come: look again at once, or let other processes run, each time for longer."""
+        if self._wait == "spin" or (self._wait == "auto" and self._sleep_s == SLEEP_S[0] and self._looks()):
+            return
+        if self._bell:
+            self._rung = self._bell.sleep(self._rung, self._sleep_s)
+        else:
+            time.sleep(self._sleep_s)
+        self._sleep_s = min(2 * self._sleep_s, SLEEP_S[1])
+
+    def reset(self) -> None:
+        """Something has come: the next wait begins."""
+        self._sleep_s = SLEEP_S[0]
+        if self._since:
+            waited_s, self._since = time.perf_counter() - self._since, 0.0
+            self._comes_s += (min(waited_s, 10 * LOOK_S[1]) - self._comes_s) / 16
+            self._look_s = 2 * self._comes_s if LOOK_S[0] <= 2 * self._comes_s <= LOOK_S[1] else LOOK_S[0]
+
+    def wait(self, request: MPI.Request) -> None:
+        """Wait until the request is complete."""
+        while not request.Test():
+            self.pause()
+        self.reset()
+
+    def _looks(self) -> bool:
+        """Whether to look again before the first sleep of this wait."""
+        now = time.perf_counter()
+        if not self._since:
+            self._since, self._cpu = now, time.thread_time()
+        elif now - self._last > LOST_S and (lost_s := now - self._since - (time.thread_time() - self._cpu)) > LOST_S:
+            self._lose(now, lost_s)
+        self._last = now
+        return now - self._since < self._look_s and now >= self._rests_until
+
+    def _lose(self, now: float, lost_s: float) -> None:
+        """The core was lost for so long; now and then that happens on the quietest machine."""
+        self._lost_s = max(0.0, self._lost_s - LOST_SHARE * (now - self._lost_at)) + lost_s
+        self._lost_at = now
+        if self._lost_s > LOST_LEAST_S:
+            self._rests_until, self._lost_s = now + REST_S, 0.0
+
+
+def bell(comm: MPI.Comm, rank: int) -> Callable[[], object]:
+    """What wakes a rank of a communicator, to be called when a message to it was given to MPI.
+
+    It does nothing for a rank that has no bell.
+    """
+    if not _bells or comm == MPI.COMM_NULL or comm.Is_inter():
+        return int
+    (found,) = comm.Get_group().Translate_ranks([rank], MPI.COMM_WORLD.Get_group())
+    return _bells[found].ring if found in _bells else int
+
+
+def hang_bells(local: MPI.Intracomm, ranks: list[int]) -> None:
+    """Give each rank of this host a bell, if all of them can share a page. Collective in `local`.
+
+    The page is a file without a name, so that nothing of it is left, however the ranks end.
+
+    Args:
+        local: the ranks of this host.
+        ranks: the same in MPI_COMM_WORLD.
+    """
+    _bells.clear()
+    size, page, shared = LINE * (local.size + 1), None, np.zeros(1, np.int64)
+    meeting = np.zeros(1, MEETING)
+    if local.rank == 0:
+        meeting["secret"] = np.frombuffer(secrets.token_bytes(LINE), np.uint8)
+        with suppress(OSError):
+            meeting["process"], meeting["file"] = os.getpid(), os.memfd_create("asyncfeded-bells")
+            os.pwrite(int(meeting["file"][0]), meeting["secret"].tobytes(), size - LINE)
+    local.Bcast(meeting.view(np.uint8), 0)
+    if meeting["process"][0] and _kernel:
+        with suppress(OSError, ValueError):  # processes of their own namespaces do not find each other
+            page = _open("/proc/{}/fd/{}".format(*meeting[["process", "file"]][0].item()), size)
+            shared[0] = page[-LINE // 4 :].tobytes() == meeting["secret"].tobytes()
+    local.Allreduce(MPI.IN_PLACE, shared, MPI.MIN)
+    if local.rank == 0 and meeting["file"][0]:
+        os.close(int(meeting["file"][0]))
+    if shared[0] and page is not None:
+        _bells.update({rank: _kernel.Bell(page, place) for place, rank in enumerate(ranks)})
+
+
+def _open(path: str, size: int) -> np.ndarray:
+    """uint32: the page."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        return np.frombuffer(mmap.mmap(file, size), np.uint32)
+    finally:
+        os.close(file)
