@@ -82,6 +82,7 @@ void be_prompt(double slice_s) {
 
 void add_bells(nb::module_ &m) {
     using namespace nb::literals;
+    nb::set_leak_warnings(false);  // a rank keeps its bells until the process ends
     m.def("be_prompt", &be_prompt, "slice_s"_a, "Let the system end this thread's sleeps on time, and run it soon after them.");
     nb::class_<Bell>(m, "Bell", "One bell of a page, uint32 (16 n,).")
         .def(nb::init<const Bell::Page &, std::size_t>(), "page"_a.noconvert(), "place"_a)

@@ -43,7 +43,8 @@ LINE = 64
 """Bytes of a bell."""
 MEETING = np.dtype([("process", np.int64), ("file", np.int64), ("secret", np.uint8, LINE)])
 """Where the first rank of a host has the page, and what the last line of it holds."""
-_bells: "dict[int, _kernel.Bell]" = {}  # by rank in MPI_COMM_WORLD, of this host; a process is one rank
+_bells: "dict[int, _kernel.Bell]" = {}  # by rank in MPI_COMM_WORLD, of this host
+_own: "_kernel.Bell | None" = None  # that of this rank; a process is one
 
 
 class Backoff:
@@ -62,7 +63,7 @@ class Backoff:
         self._cpu = 0.0  # time on a core until this wait began
         self._lost_s = self._lost_at = self._rests_until = 0.0
         self._sleep_s = SLEEP_S[0]
-        self._bell = _bells.get(MPI.COMM_WORLD.rank) if _bells else None
+        self._bell = _own
         self._rung = self._bell.rung() if self._bell else 0
         if wait != "spin" and _kernel:
             _kernel.be_prompt(SLICE_S)
@@ -134,8 +135,9 @@ def hang_bells(local: MPI.Intracomm, ranks: list[int]) -> None:
         local: the ranks of this host.
         ranks: the same in MPI_COMM_WORLD.
     """
+    global _own  # noqa: PLW0603  # as MPI itself, it is of the process
     _bells.clear()
-    size, page, shared = LINE * (local.size + 1), None, np.zeros(1, np.int64)
+    _own, size, page, shared = None, LINE * (local.size + 1), None, np.zeros(1, np.int64)
     meeting = np.zeros(1, MEETING)
     if local.rank == 0:
         meeting["secret"] = np.frombuffer(secrets.token_bytes(LINE), np.uint8)
@@ -152,6 +154,7 @@ def hang_bells(local: MPI.Intracomm, ranks: list[int]) -> None:
         os.close(int(meeting["file"][0]))
     if shared[0] and page is not None:
         _bells.update({rank: _kernel.Bell(page, place) for place, rank in enumerate(ranks)})
+        _own = _bells[ranks[local.rank]]
 
 
 def _open(path: str, size: int) -> np.ndarray:
