@@ -15,12 +15,13 @@ from conftest import run, run_asyncfeded
 
 KERNEL = [
     "params", "threads", "sums_gb_per_s", "apply_gb_per_s", "triad_gb_per_s", "fraction_of_triad",
-    "torch_inplace_over_kernel", "torch_naive_over_kernel",
+    "torch_inplace_over_kernel", "torch_naive_over_kernel", "machine",
 ]  # fmt: skip
 WAIT = [
-    "ranks", "cores", "wait", "server_idle_core_fraction", "client_idle_core_fraction", "throughput_kept",
+    "ranks", "cores", "wait", "beside", "server_idle_core_fraction", "client_idle_core_fraction", "throughput_kept",
     "reaction_s_p50", "reaction_s_p99",
 ]  # fmt: skip
+TURNS = [f"turnaround_{kind}_{q}" for q in ("p50", "p99") for kind in ("s", "over_spin_alone")]
 SERVER = [
     "params", "clients", "mpi", "device", "threads", "wait", "turnaround_s_p50", "turnaround_s_p99", "updates_per_s",
     "echo_s_p50", "turnaround_over_echo", "server_busy_s_per_update", "payload_gb_per_s", "triad_gb_per_s",
@@ -56,7 +57,8 @@ def test_the_sum_of_gradients_and_the_steps_of_a_group_are_measured(own_mpi, tmp
     group = ("bench", "group", "--ranks", 2, "--seconds", 0.01)
     done = run_asyncfeded(*group, "--params", 1000, cwd=tmp_path, env=own_mpi.env)
     assert done.status == 0, str(done)
-    assert list(done.result) == ["params", "ranks", "batch", "sum_s", "allreduce_s", "sum_over_allreduce", "steps_per_s"]
+    names = ["params", "ranks", "batch", "sum_s", "allreduce_s", "sum_over_allreduce", "steps_per_s", "machine"]
+    assert list(done.result) == names
     assert done.result["sum_over_allreduce"] == pytest.approx(done.result["sum_s"] / done.result["allreduce_s"], rel=1e-2)
     assert list(done.result["steps_per_s"]) == ["1", "2"]
     refused = run_asyncfeded(*group, "--params", 10, "--batch", 1, cwd=tmp_path, env=own_mpi.env)
@@ -77,6 +79,7 @@ def test_the_kernel_is_measured(tmp_path, params):
     assert list(figures) == KERNEL
     assert figures.pop("params") == params
     assert figures.pop("threads") == 1
+    assert figures.pop("machine") == bench.machine()
     assert min(figures.values()) > 0
     slower = min(figures["sums_gb_per_s"], figures["apply_gb_per_s"])
     assert figures["fraction_of_triad"] == pytest.approx(slower / figures["triad_gb_per_s"], rel=1e-2)
@@ -109,20 +112,27 @@ def test_a_kernel_that_cannot_be_measured_is_refused_in_one_line(tmp_path, optio
 # waiting
 
 
-@pytest.mark.parametrize(("ranks", "how"), [(2, "spin"), (3, "yield")])
-def test_waiting_is_measured(mpi, tmp_path, ranks, how):
-    arguments = ["bench", "wait", "--ranks", ranks, "--wait", how, "--seconds", 0.05]
+@pytest.mark.parametrize(("ranks", "how", "beside"), [(2, "auto", 0), (3, "yield", 2)])
+def test_waiting_is_measured(mpi, tmp_path, ranks, how, beside):
+    arguments = ["bench", "wait", "--ranks", ranks, "--wait", how, "--seconds", 0.05, "--beside", beside]
     done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
     assert done.status == 0, str(done)
     figures = done.result
-    assert list(figures) == WAIT
+    ways = [f"{way}_{where}" for where in ("alone", *(["beside"] if beside else [])) for way in ("auto", "spin", "yield")]
+    assert list(figures) == [*WAIT, *(f"{turn}_{way}" for way in ways for turn in TURNS), "machine"]
     assert figures["ranks"] == ranks
+    assert figures["beside"] == beside
     assert figures["cores"] >= 1
     assert figures["wait"] == how
     for who in ("server", "client"):
         assert 0 < figures[f"{who}_idle_core_fraction"] < 2
     assert 0 < figures["throughput_kept"] < 100
     assert 0 < figures["reaction_s_p50"] <= figures["reaction_s_p99"] < 60
+    assert figures["turnaround_over_spin_alone_p99_spin_alone"] == 1
+    for way in ways:
+        assert 0 < figures[f"turnaround_s_p50_{way}"] <= figures[f"turnaround_s_p99_{way}"] < 60
+        ratio = figures[f"turnaround_s_p50_{way}"] / figures["turnaround_s_p50_spin_alone"]
+        assert figures[f"turnaround_over_spin_alone_p50_{way}"] == pytest.approx(ratio, rel=1e-2)
 
 
 @pytest.mark.parametrize("ranks", [0, 1, -3])
@@ -162,7 +172,7 @@ def test_the_server_is_measured(mpi, tmp_path, params, clients):
     done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
     assert done.status == 0, str(done)
     figures = done.result
-    assert list(figures) == SERVER
+    assert list(figures) == [*SERVER, "machine"]
     assert (figures["params"], figures["clients"]) == (params, clients)
     assert 0 < figures["turnaround_s_p50"] <= figures["turnaround_s_p99"] < 60
     ratio = figures["turnaround_s_p50"] / figures["echo_s_p50"]
@@ -180,7 +190,7 @@ def test_the_server_is_measured_while_checkpoints_are_written(own_mpi, tmp_path)
     done = run_asyncfeded(*arguments, cwd=tmp_path, env=own_mpi.env, timeout=200)
     assert done.status == 0, str(done)
     figures = done.result
-    assert list(figures) == [*SERVER, *CHECKPOINTING]
+    assert list(figures) == [*SERVER, *CHECKPOINTING, "machine"]
     assert 0 < figures["turnaround_s_p50_checkpointing"] <= figures["turnaround_s_p99_checkpointing"] < 60
     ratio = figures["turnaround_s_p99_checkpointing"] / figures["turnaround_s_p99"]
     assert figures["p99_checkpointing_over_p99"] == pytest.approx(ratio, rel=1e-2)
@@ -253,7 +263,7 @@ def test_a_server_on_a_gpu_is_measured(mpi, tmp_path, params):
     arguments = ["bench", "server", "--params", params, "--clients", 1, "--seconds", 0.3, "--device", "cuda"]
     done = run_asyncfeded(*arguments, cwd=tmp_path, env=mpi.env, timeout=200)
     assert done.status == 0, str(done)
-    assert list(done.result) == SERVER
+    assert list(done.result) == [*SERVER, "machine"]
     assert done.result["device"] == "cuda:0"
 
 
@@ -263,9 +273,9 @@ def test_a_server_on_a_gpu_is_measured(mpi, tmp_path, params):
 def test_a_report_ends_with_its_figures_in_one_line(capsys):
     bench.report([("what", "how much"), ("it", "1.5")], {"name": "it", "count": 12345678, "rate": 1.2345678e-6}, "a note")
     lines = capsys.readouterr().out.splitlines()
-    assert json.loads(lines[-1]) == {"name": "it", "count": 12345678, "rate": 1.235e-6}
+    assert json.loads(lines[-1]) == {"name": "it", "count": 12345678, "rate": 1.235e-6, "machine": bench.machine()}
     assert [line.split() for line in lines[:2]] == [["what", "how", "much"], ["it", "1.5"]]
-    assert "(a note)" in lines
+    assert f"(a note; on {bench.machine()})" in " ".join(lines)
 
 
 def refused(done, text):

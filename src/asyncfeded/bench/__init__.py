@@ -6,7 +6,10 @@ output.
 """
 
 import json
+import os
+import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +23,7 @@ def report(rows: Sequence[Sequence[str]], figures: Mapping[str, object], note: s
 
     Args:
         rows: for people, as strings; the first row is the heading.
-        figures: for programs, as one line of JSON; floats keep 4 digits.
+        figures: for programs, as one line of JSON; floats keep 4 digits. The machine is added.
         note: for people; explains how the rows were measured.
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -30,6 +33,15 @@ def report(rows: Sequence[Sequence[str]], figures: Mapping[str, object], note: s
         table.add_row(*row)
     console = Console(highlight=False, markup=False, color_system=None, force_terminal=False, width=120)
     console.print(table)
-    console.print(f"({note})\n")
+    named = machine()
+    console.print(f"({note}; on {named})\n")
+    figures = {**figures, "machine": named}
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps(rounded, allow_nan=False), flush=True)  # noqa: T201
+
+
+def machine() -> str:
+    """The processor of this machine, its cores that this process may use, and its system."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {len(os.sched_getaffinity(0))} core(s), Linux {platform.release()}"

@@ -6,8 +6,8 @@ Server and clients wait with the wires of a run, not with a copy of them.
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import get_args
 
 import numpy as np
@@ -30,6 +30,14 @@ MODEL = 10_000
 """Elements of the models whose turnaround is timed."""
 PING_EVERY_S = 5e-3
 """How long the server waits for each update: long enough for its pauses to reach their maximum."""
+
+
+BUSY = """
+import os, sys, threading
+threading.Thread(target=lambda: os._exit(len(sys.stdin.read()))).start()
+while True: pass
+"""
+"""A process that computes without a break until its standard input ends."""
 
 
 def measure(wait: str, seconds: float, beside: int = 0) -> int:
@@ -56,28 +64,19 @@ def measure(wait: str, seconds: float, beside: int = 0) -> int:
         cores, ranks = np.zeros(1), np.zeros((world.size, *own.shape))
         world.comm.Reduce(np.array([world.cores]), cores)
         world.comm.Gather(own, ranks)
-        turns = {f"{name}_alone": _turnaround_s(world, name, seconds) for name in get_args(Wait)}
+        turns = {f"{way}_alone": taken_s for way, taken_s in _turnarounds_s(world, seconds).items()}
         if beside:
-            with ExitStack() as loops:
-                for _ in range(beside * (world.rank == 0)):
-                    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-                    loops.callback(loop.wait)
-                    loops.callback(loop.kill)
-                turns |= {f"{name}_beside": _turnaround_s(world, name, seconds) for name in get_args(Wait)}
+            with _busy(beside * (world.rank == 0)):
+                turns |= {f"{way}_beside": taken_s for way, taken_s in _turnarounds_s(world, seconds).items()}
         if world.rank == 0:
-            _report_wait(world, way, round(float(cores[0])), ranks[:, 1:], noticed_s, turns, beside)
+            job = {"ranks": world.size, "cores": round(float(cores[0])), "wait": way, "beside": beside}
+            _report_wait(job, ranks[:, 1:], noticed_s, turns)
 
     return in_job(with_ranks)
 
 
 def _report_wait(
-    world: World,
-    wait: str,
-    cores: int,
-    ranks: np.ndarray,
-    noticed_s: list[float],
-    turns: dict[str, list[float]],
-    beside: int,
+    job: Mapping[str, object], ranks: np.ndarray, noticed_s: list[float], turns: dict[str, list[float]]
 ) -> None:
     """Print the figures of (ranks, ROUNDS, 3): idle share of a core; steps/s beside a waiting server, and alone. Rank 0."""
     idle, polled, alone = np.moveaxis(ranks, 2, 0)
@@ -86,36 +85,35 @@ def _report_wait(
     server, clients = float(np.median(idle[0])), float(np.median(idle[1:].mean(axis=0)))
     steps = [f"{np.median(part.sum(axis=0)):.0f} steps/s" for part in (polled, alone)]
     figures = {
-        "ranks": world.size,
-        "cores": cores,
-        "wait": wait,
-        "beside": beside,
+        **job,
         "server_idle_core_fraction": server,
         "client_idle_core_fraction": clients,
         "throughput_kept": kept,
         "reaction_s_p50": p50,
         "reaction_s_p99": p99,
     }
-    figures |= {
-        f"turnaround_s_{q}_{how}": s for how, pair in turns.items() for q, s in zip(("p50", "p99"), pair, strict=True)
-    }
     rows = [
-        (f"{world.size} ranks on {cores} core(s), wait={figures['wait']}", ""),
-        ("an idle server takes of a core", f"{server:.1%}"),
-        ("an idle client takes of a core", f"{clients:.1%}"),
-        (f"{world.size - 1} clients train, the server waits", steps[0]),
-        (f"{world.size - 1} processes train, nobody waits", steps[1]),
-        ("throughput kept", f"{kept:.1%}"),
-        ("the server notices an update within, median", f"{p50 * 1e6:.0f} us"),
-        ("99 of 100", f"{p99 * 1e6:.0f} us"),
+        (f"{job['ranks']} ranks on {job['cores']} core(s), wait={job['wait']}", "", ""),
+        ("an idle server takes of a core", f"{server:.1%}", ""),
+        ("an idle client takes of a core", f"{clients:.1%}", ""),
+        (f"{len(ranks) - 1} clients train, the server waits", steps[0], ""),
+        (f"{len(ranks) - 1} processes train, nobody waits", steps[1], ""),
+        ("throughput kept", f"{kept:.1%}", ""),
+        ("the server notices an update within, median", f"{p50 * 1e6:.0f} us", ""),
+        ("99 of 100", f"{p99 * 1e6:.0f} us", ""),
     ]
-    for how, (p50, p99) in turns.items():
-        name = how.replace("_alone", ", alone").replace("_beside", f", beside {beside} busy loops")
-        rows.append((f"turnaround, {name}: median, 99 of 100", f"{p50 * 1e6:.0f} us, {p99 * 1e6:.0f} us"))
+    best = turns["spin_alone"]
+    for how, taken_s in turns.items():
+        ratios = [taken / least for taken, least in zip(taken_s, best, strict=True)]
+        for q, taken, ratio in zip(("p50", "p99"), taken_s, ratios, strict=True):
+            figures |= {f"turnaround_s_{q}_{how}": taken, f"turnaround_over_spin_alone_{q}_{how}": ratio}
+        name = how.replace("_alone", ", alone").replace("_beside", f", beside {job['beside']} busy loops")
+        times = " / ".join(f"{taken * 1e6:.0f} us" for taken in taken_s)
+        rows.append((f"turnaround, {name}: median / 99 of 100", times, " / ".join(f"{ratio:.2f}" for ratio in ratios)))
     note = (
         f"medians of {ROUNDS} after one of warm-up; notice: from the end of the poll before to the end of the poll that "
         f"found it, of {PINGS} updates, each after {PING_EVERY_S * 1e3:g} ms; turnaround: of a client that trains "
-        f"nothing, with {MODEL} numbers each way"
+        f"nothing, with {MODEL} numbers each way, and over that of spin alone"
     )
     report(rows, figures, note)
 
@@ -151,8 +149,30 @@ def _idle_as_server(world: World, backoff: Backoff, seconds: float) -> tuple[np.
     return figures, noticed_s[-PINGS:]
 
 
+@contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """So many processes compute meanwhile, each in a session of its own, as those of somebody else."""
+    with ExitStack() as undo:
+        for _ in range(count):
+            loop = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, start_new_session=True)
+            assert loop.stdin
+            undo.callback(loop.wait)
+            undo.callback(loop.stdin.close)
+        yield
+
+
+def _turnarounds_s(world: World, seconds: float) -> dict[str, list[float]]:
+    """By way to wait: median and 99th percentile of the waits of one client that is answered at once. Collective.
+
+    Medians over windows, in turn, of so many seconds in all. On all ranks.
+    """
+    ways = get_args(Wait)
+    taken = np.array([[_turnaround_s(world, way, seconds / ROUNDS) for way in ways] for _ in range(1 + ROUNDS)])
+    return dict(zip(ways, np.median(taken[1:], axis=0).tolist(), strict=True))
+
+
 def _turnaround_s(world: World, wait: Wait, seconds: float) -> list[float]:
-    """Answer one client at once, for so long. Collective. Returns median and 99th percentile of its waits, on all ranks."""
+    """Median and 99th percentile of one window. Collective."""
     together(world)
     figures, weights = np.zeros(2), torch.zeros(MODEL)
     if world.rank == 0:
@@ -170,7 +190,7 @@ def _turnaround_s(world: World, wait: Wait, seconds: float) -> list[float]:
             sent = time.perf_counter()
             client.send(order, 1, 1, 0.0, 0.0, 0.0)
         client.finish()
-        figures[:] = np.percentile(took_s[1 + len(took_s) // 10 :] or [0.0], [50, 99])  # the first tenth is warm-up
+        figures[:] = np.percentile(took_s[1 + len(took_s) // 10 :] or took_s[-1:], [50, 99])  # the first tenth is warm-up
     together(world)
     world.comm.Bcast(figures, 1)
     return [float(figure) for figure in figures]

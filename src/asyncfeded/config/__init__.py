@@ -216,9 +216,9 @@ class Config(Settings):
     """How many of the clients, the last ones, have no rank in the job: each is absent until somebody joins the run in its
     place (asyncfeded join). Wall clock only."""
     wait: Literal["auto", "spin", "yield"] = "auto"
-    """How a rank waits for a message: auto (looks for it as long as messages take to come, at most 200 us, and then sleeps
-    10 us to 2 ms between two looks; it only sleeps where other processes take its core), spin (looks without a break; every
-    rank needs its own core) or yield (only sleeps)."""
+    """How a rank waits for a message: auto (looks for it as long as messages take to come, at most 200 us, and then sleeps;
+    it only sleeps where cores are shared), spin (looks without a break; every rank needs a core of its own) or yield (only
+    sleeps). A message from the same host wakes a rank that sleeps; for others it looks again after 10 us to 2 ms."""
     bases: Literal["memory", "disk"] = "memory"
     """Where the server keeps the models that its clients train from: memory, or disk (in `bases_dir`; in memory are those of
     the clients that are due next, and as many updates as `bases_gb` allows). Disk: virtual clock or replay, CPU only; the

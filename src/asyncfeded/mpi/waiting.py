@@ -37,8 +37,8 @@ REST_S = 1.0
 SLEEP_S = (10e-6, 2e-3)
 """The first sleep, and the longest; each is twice the one before."""
 SLICE_S = 0.1e-3
-"""The time slice that a rank asks for: where cores are shared, Linux (6.12) runs a process that wakes up at once, if its slice
-is shorter than that of the one that runs."""
+"""The time slice that a rank asks for: where cores are shared, Linux (6.12 and later) runs a process that wakes up at once
+if its slice is shorter than that of the one that runs."""
 LINE = 64
 """Bytes of a bell."""
 MEETING = np.dtype([("process", np.int64), ("file", np.int64), ("secret", np.uint8, LINE)])
@@ -135,7 +135,7 @@ def hang_bells(local: MPI.Intracomm, ranks: list[int]) -> None:
         local: the ranks of this host.
         ranks: the same in MPI_COMM_WORLD.
     """
-    global _own  # noqa: PLW0603  # as MPI itself, it is of the process
+    global _own  # as MPI itself, it is of the process
     _bells.clear()
     _own, size, page, shared = None, LINE * (local.size + 1), None, np.zeros(1, np.int64)
     meeting = np.zeros(1, MEETING)

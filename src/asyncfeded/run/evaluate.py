@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from asyncfeded.model.flat import FlatModel
+from asyncfeded.mpi.waiting import Wait
 from asyncfeded.mpi.world import World
 from asyncfeded.run.plan import Plan
 from asyncfeded.seeds import Stream, seed_globals
@@ -23,7 +24,7 @@ class TesterParts:
     """Elements of a snapshot."""
     values: int
     """Number of metrics."""
-    wait: str
+    wait: Wait
     """The config's `wait`."""
 
 

@@ -163,7 +163,6 @@ class ClientWire:
         self._written[0] = only(LAST)
         self._request.Start()
         last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
-        self._parts[0][0].ring()
         for request in (last, self._request):
             while not _or_server_lost(request.Test):
                 self._backoff.pause()

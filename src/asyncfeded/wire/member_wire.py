@@ -32,7 +32,6 @@ class Onward:
         """Pass on the HEAD bytes of a header, which must not change until `finish`."""
         if self._next:
             self._header = self._next.comm.Isend([head, MPI.BYTE], self._next.rank, HEADER_TAG)
-            self._next.ring()
 
     def push(self, done: Sequence[int]) -> bool:
         """Pass on the first so many elements of each part, as far as can be done now. Never waits.

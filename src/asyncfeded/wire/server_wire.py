@@ -207,9 +207,7 @@ class ServerWire:
         """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
         row = np.zeros(1, HEADER)  # the request keeps it
         row[REST][0] = only(flags)
-        request = self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
-        self._workers[worker].ring()
-        return request
+        return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
 
     def _completed(self) -> list[int]:
         """Workers whose header has arrived."""
