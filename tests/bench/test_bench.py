@@ -44,7 +44,8 @@ def test_the_client_is_measured(tmp_path):
     done = run_asyncfeded("bench", "client", "--seconds", 0.01, cwd=tmp_path)
     assert done.status == 0, str(done)
     kinds = ("steps_per_s", "client_over_plain")
-    assert list(done.result) == ["threads", *(f"{task}_{kind}" for task in ("synthetic", "digits") for kind in kinds)]
+    names = ["threads", *(f"{task}_{kind}" for task in ("synthetic", "digits") for kind in kinds), "machine"]
+    assert list(done.result) == names
     assert "38,282" in done.stdout
     refused = run_asyncfeded("bench", "client", "--threads", 0, cwd=tmp_path)
     assert (refused.status, refused.stderr) == (2, "asyncfeded: --threads 0: expected a number of threads, at least 1\n")

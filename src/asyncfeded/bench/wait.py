@@ -184,7 +184,7 @@ def _turnaround_s(world: World, wait: Wait, seconds: float) -> list[float]:
             number += 1
         wire.stop()
     elif world.rank == 1:
-        client, took_s, sent = ClientWire(world.comm, weights, world.backoff(wait)), list[float](), 0.0
+        client, took_s, sent = ClientWire(world.comm, weights, world.backoff(wait)), list[float](), time.perf_counter()
         while (order := client.receive()) is not None:
             took_s.append(time.perf_counter() - sent)
             sent = time.perf_counter()
