@@ -6,12 +6,12 @@ import torch
 
 from asyncfeded.model.slices import cut
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.world import Backoff
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Arrival, Lost, Order, Refused
 from asyncfeded.wire.slice_wire import FirstSliceWire, LeadingWire, SharedDeadlines, SliceWire
 from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG, peers
-from mpi.ranks import BACKOFF, RANKS, SERVERS, answer, header, nothing_left, send, server_ranks, take, together
+from mpi.ranks import RANKS, SERVERS, answer, header, nothing_left, send, server_ranks, take, together
 
 pytestmark = pytest.mark.skipif(RANKS < 4, reason="needs two ranks of the server and two clients")
 SIZE = 4 * CHUNK
@@ -31,9 +31,9 @@ def wire_of(comm, ranks, measure):
     """What a rank of the server takes updates from, and the deadline of client 0 on the first."""
     workers = peers(comm, [(rank,) for rank in range(SERVERS, 4)])
     if comm.rank:
-        return SliceWire(ranks, workers, Backoff(**BACKOFF), measure, lambda: torch.zeros(ranks.mine.size)), None
+        return SliceWire(ranks, workers, Backoff(), measure, lambda: torch.zeros(ranks.mine.size)), None
     patience = Attentive(ranks, 1.0, 60.0)
-    first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(**BACKOFF), 2, measure, 0.0, patience, True)
+    first = FirstSliceWire(comm, workers, ranks.mine.size, Backoff(), 2, measure, 0.0, patience, True)
     first.ranks, first.hosts = ranks, [str(worker) for worker in range(len(workers))]
     return LeadingWire(first, ranks, first), patience
 
@@ -73,7 +73,7 @@ def test_an_update_that_reached_one_server_rank_counts_on_none_and_its_client_mo
         assert [part for part in parts if part[0] == 0] == [*before, (0, FIRST), (0, SECOND)]
     else:
         buffer = torch.zeros(SIZE)
-        wire = ClientWire(comm, buffer, Backoff(**BACKOFF), cut(SIZE, SERVERS))
+        wire = ClientWire(comm, buffer, Backoff(), cut(SIZE, SERVERS))
         if comm.rank == 2:
             assert wire.receive() == Order(0, 0, 0, 1)
             chunk = np.full(CHUNK, 9, np.float32)

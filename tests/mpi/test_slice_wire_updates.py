@@ -142,7 +142,7 @@ def test_as_many_updates_arrive_side_by_side_as_there_are_slices(world, comm, mo
             wire.release(event)
         wire.stop()
     else:
-        wire = ClientWire(comm, torch.zeros(2 * CHUNK), Backoff(**BACKOFF), cut(2 * CHUNK, SERVERS))
+        wire = ClientWire(comm, torch.zeros(2 * CHUNK), Backoff(), cut(2 * CHUNK, SERVERS))
         order = wire.receive() if comm.rank < SERVERS + 2 else None
         if comm.rank == SERVERS:
             send(comm, header(), chunk)

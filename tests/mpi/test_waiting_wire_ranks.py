@@ -5,7 +5,8 @@ import pytest
 
 from asyncfeded.mpi import waiting
 from asyncfeded.mpi.launcher import MPI
-from asyncfeded.mpi.waiting import Backoff, bell, hang_bells
+from asyncfeded.mpi.waiting import bell, hang_bells
+from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 from mpi.ranks import together
 
 pytestmark = pytest.mark.skipif(waiting._kernel is None, reason="no compiled kernel")
@@ -26,18 +27,20 @@ def test_every_rank_rings_the_bell_of_the_next_one_in_any_communicator(world, co
 
 
 @together
-def test_a_message_wakes_a_rank_that_sleeps(world, comm, monkeypatch):
-    """Its sleeps are made so long that the test would end otherwise."""
-    monkeypatch.setattr(waiting, "SLEEP_S", (600.0, 600.0))
-    backoff, number = Backoff(), np.zeros(1)
+def test_who_sends_a_model_rings_and_so_does_who_has_a_whole_chunk(world, comm):
+    """A chunk and a small rest: the receiver is rung for twice, the sender once."""
+    weights, rung = np.zeros(CHUNK + 1, np.float32), waiting._own.rung()
     comm.Barrier()
     if comm.rank == 0:
-        for rank in range(1, comm.size):
-            comm.Send(np.ones(1), rank, 1)
-            bell(comm, rank)()
-    else:
-        backoff.wait(comm.Irecv(number, 0, 1))
-        assert number[0] == 1
+        sending = Sending(Peer(comm, 1, "rank 1"), weights)
+        while not sending.go_on():
+            pass
+    elif comm.rank == 1:
+        receiving = Receiving(Peer(comm, 0, "rank 0"), weights)
+        while not receiving.complete:
+            receiving.poll()
+    comm.Barrier()
+    assert waiting._own.rung() - rung == {0: 1, 1: 2}.get(comm.rank, 0)
 
 
 @together

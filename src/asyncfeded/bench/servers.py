@@ -26,7 +26,8 @@ from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.limits import process_memory
 from asyncfeded.mpi.seats import deal
-from asyncfeded.mpi.world import Backoff, RefusedError, World
+from asyncfeded.mpi.waiting import Backoff, Wait
+from asyncfeded.mpi.world import RefusedError, World
 from asyncfeded.run.memory import Need, agree_on_memory
 from asyncfeded.run.slices import Silent, cut_model
 from asyncfeded.store.record import UpdateRow
@@ -74,7 +75,7 @@ def measure(params: int, servers: int, seconds: float, round_s: float, wait: str
     """
 
     def with_ranks(world: World) -> None:
-        check(seconds, wait)
+        way = check(seconds, wait)
         if params < 1 or not 0 < servers < world.size or not 0 <= round_s < seconds:
             raise RefusedError(
                 f"--params {params} --servers {servers} --round-s {round_s:g}: expected at least 1, at least 1 and fewer "
@@ -85,15 +86,15 @@ def measure(params: int, servers: int, seconds: float, round_s: float, wait: str
         mine = next((count for count in counts if world.rank < count), 0)  # it then has the largest slice
         need = 4 * params * (world.size - servers + 1 + mine) // mine if mine else 8 * params
         agree_on_memory(world, Need(need, need), f"a server rank holds models of {params} parameters for each client")
-        rows = [_with_servers(world, count, servers, params, seconds, round_s, wait) for count in counts]
+        rows = [_with_servers(world, count, servers, params, seconds, round_s, way) for count in counts]
         if world.rank == 0:
-            _report(world, params, servers, round_s, wait, dict(zip(counts, rows, strict=True)))
+            _report(world, params, servers, round_s, way, dict(zip(counts, rows, strict=True)))
 
     return in_job(with_ranks)
 
 
 def _with_servers(
-    world: World, count: int, servers: int, params: int, seconds: float, round_s: float, wait: str
+    world: World, count: int, servers: int, params: int, seconds: float, round_s: float, wait: Wait
 ) -> dict[str, Any]:
     """Measure with so many of the server ranks. Collective. Returns the figures on rank 0; elsewhere nothing."""
     together(world)
@@ -125,7 +126,7 @@ def _with_servers(
     }
 
 
-def _serve(world: World, ranks: ServerRanks | None, size: int, seconds: float, wait: str) -> np.ndarray:
+def _serve(world: World, ranks: ServerRanks | None, size: int, seconds: float, wait: Wait) -> np.ndarray:
     """What a server rank does. Returns its FIGURES, (1,). Server ranks."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what the measurement before this one has left, back to the system
@@ -188,7 +189,7 @@ def _busy(first: np.ndarray, last: np.ndarray) -> float:
     return float(1 - idle / everything) if everything else 0.0
 
 
-def _answer(world: World, buffer: torch.Tensor, slices: Sequence[Slice], round_s: float, wait: str) -> np.ndarray:
+def _answer(world: World, buffer: torch.Tensor, slices: Sequence[Slice], round_s: float, wait: Wait) -> np.ndarray:
     """What a client does: it returns a changed model after a pause. Returns its FIGURES, (1,). Client ranks."""
     wire, waits_s = ClientWire(world.comm, buffer, world.backoff(wait), slices), []
     order = wire.receive()
@@ -204,7 +205,7 @@ def _answer(world: World, buffer: torch.Tensor, slices: Sequence[Slice], round_s
 
 
 def _exchanges_per_s(
-    world: World, buffer: torch.Tensor, slices: Sequence[Slice], size: int, seconds: float, wait: str
+    world: World, buffer: torch.Tensor, slices: Sequence[Slice], size: int, seconds: float, wait: Wait
 ) -> float:
     """Models per second that go to the server ranks while as many come back, all clients at the same time. Collective."""
     serves = world.rank < world.seats.servers
@@ -253,11 +254,13 @@ def _run(exchanges: list[Iterator[bool]], backoff: Backoff) -> None:
         (backoff.reset if any(looks) else backoff.pause)()
 
 
-def _report(world: World, params: int, servers: int, round_s: float, wait: str, by_count: dict[int, dict[str, Any]]) -> None:
+def _report(
+    world: World, params: int, servers: int, round_s: float, wait: Wait, by_count: dict[int, dict[str, Any]]
+) -> None:
     """Print the figures of each number of server ranks. Rank 0."""
     clients, hosts, rows = world.size - servers, len(set(world.hosts)), list(by_count.values())
     figures = {"params": params, "servers": list(by_count), "clients": clients, "hosts": hosts, "mpi": mpi()}
-    figures |= {"wait": "spin" if world.backoff(wait).spin else "yield", "round_s": round_s}
+    figures |= {"wait": wait, "round_s": round_s}
     figures |= {name: [_rounded(row[name]) for row in rows] for name in rows[0]}
 
     def line(what: str, of: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:

@@ -77,11 +77,11 @@ class Backoff:
         """Nothing has come: look again at once, or let other processes run, each time for longer."""
         if self._wait == "spin" or (self._wait == "auto" and self._sleep_s == SLEEP_S[0] and self._looks()):
             return
-        if self._bell:
-            self._rung = self._bell.sleep(self._rung, self._sleep_s)
-        else:
-            time.sleep(self._sleep_s)
-        self._sleep_s = min(2 * self._sleep_s, SLEEP_S[1])
+        self._sleep_s, sleep_s = min(2 * self._sleep_s, SLEEP_S[1]), self._sleep_s
+        if self._bell is None:
+            time.sleep(sleep_s)
+        elif (rung := self._bell.sleep(self._rung, sleep_s)) != self._rung:
+            self._rung, self._sleep_s = rung, 2 * SLEEP_S[0]  # MPI may need another look for what was sent
 
     def reset(self) -> None:
         """Something has come: the next wait begins."""
