@@ -78,7 +78,7 @@ def test_a_client_joins_leaves_and_joins_again(world, comm, size):
 @together
 def test_nothing_is_sent_to_a_client_that_has_died(world, comm):
     """Neither before the server has heard of it, nor afterwards; a message to itself would be an answer here."""
-    wire, dead = OpenWire(MPI.COMM_SELF, absent([0]), 5, Backoff(**BACKOFF), 1, None), guest(0)
+    wire, dead = OpenWire(MPI.COMM_SELF, absent([0]), 5, Backoff(), 1, None), guest(0)
     wire._attach(dead, Peer(MPI.COMM_SELF, 0, "client 0"))
     dead.line.is_open = False
     wire.reply(Order(0, 0, 0, 1), torch.zeros(5), int)
