@@ -118,7 +118,7 @@ def test_a_study_searches_runs_and_goes_on_from_its_rows_alone(own_mpi, path, tm
     pictures = [line for line in whole.stdout.splitlines() if line.endswith(".png")]
     assert all(Path(picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert {Path(picture).name for picture in pictures} == {
-        f"{setting}-{what}.png" for setting in ("untuned", "tuned") for what in ("digits-accuracy", "digits-errors", "ranks")
+        f"{setting}-{what}.png" for setting in ("untuned", "tuned") for what in ("digits-accuracy", "ranks")
     }
     assert not list((tmp_path / "out" / "runs").glob("*/record.h5"))
     again = run_asyncfeded(*command, cwd=tmp_path, env=own_mpi.env)

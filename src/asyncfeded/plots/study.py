@@ -26,9 +26,10 @@ def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None =
     """Draw the figures of a study.
 
     For each setting and task: the metric of the goal over time by rule (median and range over the seeds) at each error
-    probability; its best value and the time to each target over the error probability; K and gamma of each client in the
-    first rule's first run, if its folder is there. For each setting: the mean ranks of the rules with the critical
-    difference. A legend names every rule of the grid, and says how many of its runs are done where some are not.
+    probability; its best value and the time to each target over the error probability, where there are several; K and gamma
+    of each client in the first rule's first run, if its folder is there. For each setting: the mean ranks of the rules with
+    the critical difference. A legend names every rule of the grid, and says how many of its runs are done where some are
+    not.
 
     Args:
         grid: grid of the study.
@@ -59,10 +60,11 @@ def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None =
                 figure = _curves(grid, mine)
                 title = f"{task}{note}: median and range over the seeds"
                 made.append(save(figure, folder / f"{prefix}{task}-{goal}.png", title))
-                figure = _over_errors(grid, mine, published)
-                crosses = "; crosses: the authors' figures" if published else ""
-                title = f"{task}{note}: over the error probability{crosses}"
-                made.append(save(figure, folder / f"{prefix}{task}-errors.png", title))
+                if len(mine) > 1:
+                    figure = _over_errors(grid, mine, published)
+                    crosses = "; crosses: the authors' figures" if published else ""
+                    title = f"{task}{note}: over the error probability{crosses}"
+                    made.append(save(figure, folder / f"{prefix}{task}-errors.png", title))
             if len(grid.rules) > 1 and (ranked := tables.ranked(grid, cells)):
                 title = f"Mean ranks{note} over {next(iter(ranked.values())).blocks} pairs of task and error probability"
                 made.append(save(_ranks(list(grid.rules), ranked), folder / f"{prefix}ranks.png", title))
