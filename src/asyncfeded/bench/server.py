@@ -166,12 +166,12 @@ def _serve(world: World, params: int, seconds: float, wait: Wait, checkpoints: b
             "turnaround_s_p99_checkpointing": beside_p99,
             "p99_checkpointing_over_p99": beside_p99 / p99,
             "checkpoints": keeping.written,
-            "checkpoint_bytes": keeping.writer.num_bytes,
+            "checkpoint_bytes": keeping.num_bytes,
         }
         rows += [
             ("turnaround while checkpoints are written, median", f"{1e3 * beside_p50:.4g} ms"),
             ("99 of 100", f"{1e3 * beside_p99:.4g} ms, {beside_p99 / p99:.3g} times that without"),
-            ("checkpoints", f"{keeping.written}, of {keeping.writer.num_bytes / 1e6:.4g} MB"),
+            ("checkpoints", f"{keeping.written}, of {keeping.num_bytes / 1e6:.4g} MB"),
         ]
     note = (
         f"{ROUNDS} rounds of {seconds:g} s after one of warm-up; busy: the processor time of receiving, measuring, "
@@ -306,10 +306,11 @@ class Keeping:
     Attributes:
         writer: writes the checkpoints of all windows.
         written: number of checkpoints so far.
+        num_bytes: size of the last one.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.writer, self.written = Writer(folder / FOLDER, 1), 0
+        self._folder, self.writer, self.written, self.num_bytes = folder / FOLDER, Writer(folder / FOLDER, 1), 0, 0
         self._keeper: Keeper | None = None
 
     def tick(self, server: Server, book: Record) -> None:
@@ -325,7 +326,7 @@ class Keeping:
         """Wait for the last checkpoint of a window."""
         if self._keeper:
             self._keeper.finish()
-            self._keeper = None
+            self._keeper, self.num_bytes = None, sum(path.stat().st_size for path in self._folder.iterdir())
 
     def log(self, text: str) -> None:
         """As `Progress.log`: a checkpoint is written."""

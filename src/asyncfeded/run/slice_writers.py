@@ -58,7 +58,8 @@ class FirstSliceWriter(Writer):
         self._all_there.wait()
         if problem := next(filter(None, (problem for _, problem in self._told)), ""):
             raise OSError(0, problem)
-        return save(path, snapshot, [mine, *(line for line, _ in self._told)])
+        slices = path.parent.glob(f"slice-{path.stem.partition('-')[2]}-*")
+        return save(path, snapshot, [mine, *(line for line, _ in self._told)]) + sum(each.stat().st_size for each in slices)
 
 
 class SliceWriter:
