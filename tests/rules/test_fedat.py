@@ -3,6 +3,7 @@
 import pytest
 
 from asyncfeded import rules
+from asyncfeded.rules.decision import Reply
 from rules.models import arrive, start
 
 
@@ -13,7 +14,7 @@ def begun():
     model, state = start(rule, clients=4)
     assert arrive(rule, model, state, 2, [4.0, 0.0], num_samples=10).replies == ()
     done = arrive(rule, model, state, 0, [0.0, 4.0], num_samples=30)
-    assert done.replies == ((0, 2), (2, 2))
+    assert done.replies == (Reply(0, 2), Reply(2, 2))
     assert done.eta == pytest.approx(0.75 / 3)
     return rule, model, state
 
@@ -26,7 +27,7 @@ def test_the_fast_tier_has_the_weight_of_the_rounds_of_the_slow_one(begun):
     for client in (0, 2):
         arrive(rule, model, state, client, [4.0 - 1 / 3, 6.0 - 1.0])
     assert model.x.tolist() == pytest.approx([1.0, 1.5])
-    assert arrive(rule, model, state, 3, [3.0, 3.0]).replies == ((1, 2), (3, 2))
+    assert arrive(rule, model, state, 3, [3.0, 3.0]).replies == (Reply(1, 2), Reply(3, 2))
     assert model.x.tolist() == pytest.approx([0.4 * 4 + 0.6 * 6, 0.4 * 6 + 0.6 * 6])  # T = (3, 2)
     assert state["tier"].tolist() == [0, 1, 0, 1]
 
@@ -35,7 +36,7 @@ def test_a_lost_client_is_not_waited_for(begun):
     """Client 3 has never come: it is of the slow tier, whose only other client has arrived."""
     rule, model, state = begun
     arrive(rule, model, state, 1, [3.0, 0.0])
-    assert rule.on_loss(3, model, state) == ((1, 2),)
+    assert rule.on_loss(3, model, state) == (Reply(1, 2),)
     assert model.x.tolist() == pytest.approx([0.5 * 1.0 + 0.5 * 3.0, 0.5 * 3.0])
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from asyncfeded import rules
+from asyncfeded.rules.decision import Reply
 from rules.models import arrive, first_epochs, new_model, send, start
 
 
@@ -12,7 +13,7 @@ def test_fedbuff_steps_every_M_updates_by_their_weighted_mean():
     """First step: (2 + 4) / 2 of fresh ones. Then client 2 of version 0, s = 2^-0.5, and a fresh client 0."""
     rule = rules.load_rule({"name": "fedbuff", "M": 2, "eta_g": 0.5})
     model, state = start(rule, clients=3)
-    assert arrive(rule, model, state, 0, [2.0, 0.0]) == (0.0, 0.0, ((0, 2),))
+    assert arrive(rule, model, state, 0, [2.0, 0.0]) == (0.0, 0.0, (Reply(0, 2),))
     assert (model.version, model.x.tolist()) == (0, [0.0, 0.0])
     assert arrive(rule, model, state, 1, [4.0, 0.0]).eta == 0.25
     assert (model.version, model.x.tolist()) == (1, [1.5, 0.0])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded import rules
+from asyncfeded.rules.decision import Reply
 from rules.models import arrive, start
 
 GATHER = [(0, [2.0, 0.0]), (0, [4.0, 0.0]), (1, [0.0, 8.0])]
@@ -15,7 +16,7 @@ def begun():
     rule = rules.load_rule({"name": "ringleader", "eta_g": 0.5})
     model, state = start(rule)
     for client, delta in GATHER:
-        assert arrive(rule, model, state, client, delta)[1:] == (0.0, ((client, 2),))
+        assert arrive(rule, model, state, client, delta)[1:] == (0.0, (Reply(client, 2),))
     assert (model.version, state["moving"][0]) == (0, 1)
     return rule, model, state
 
