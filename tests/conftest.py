@@ -34,6 +34,15 @@ def tables(updates=(), evaluations=(), client_evaluations=(), events=(), metrics
     return record.Tables(**rows, metrics=metrics, attributes=attributes)
 
 
+def same_rows(one, other, *but):
+    """Whether the records of two runs are the same to the bit, but for columns `but` and what the wall clock measured."""
+    one, other = (record.read_record(Path(run_dir)) for run_dir in (one, other))
+    told = [name for name in one.updates.dtype.names if name not in (*record.MEASURED, *but)]
+    pairs = [(one.updates[name], other.updates[name]) for name in told]
+    pairs += [(getattr(one, name), getattr(other, name)) for name in ("evaluations", "client_evaluations")]
+    return all(mine.tobytes() == others.tobytes() for mine, others in pairs)
+
+
 def places(*hosts, threads=1):
     """The map of a job: the server on the first host, a worker on each of the others."""
     roles = ["server", *["worker"] * (len(hosts) - 1)]

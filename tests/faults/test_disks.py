@@ -10,7 +10,7 @@ import h5py
 import pytest
 
 from asyncfeded.store import checkpoint, record
-from conftest import Job, run, run_asyncfeded
+from conftest import Job, run, run_asyncfeded, same_rows
 from faults.conftest import TOML, VIRTUAL, broken, names, updates_of
 
 
@@ -20,15 +20,6 @@ def whole(own_mpi, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "run.toml").write_text(TOML)
     return own_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={folder / 'run'}", cwd=folder).result
-
-
-def same_rows(one, other):
-    """Two records, but for what the wall clock measured."""
-    (updates, evaluations, *_), (others, other_evaluations, *_) = record.read_record(one), record.read_record(Path(other))
-    told = [name for name in updates.dtype.names if name not in record.MEASURED]
-    return all((updates[name].tobytes() == others[name].tobytes()) for name in told) and (
-        evaluations.tobytes() == other_evaluations.tobytes()
-    )
 
 
 def resumed(mpi, folder, run_dir, *overrides):

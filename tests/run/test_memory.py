@@ -87,13 +87,13 @@ def test_what_is_a_clients_own_is_held_for_each_client_and_with_every_update():
 
 @pytest.mark.parametrize("name", rules.RULES)
 def test_the_state_of_every_rule_is_foreseen(name):
-    """On a model of parameters alone: to the byte."""
+    """On a model of parameters alone: to the byte. Rules with a buffer take M = 10 updates per step."""
     rule = rules.load_rule({"name": name})
     layout = Layout((Entry("w", (PARAMS,), 0),), PARAMS, PARAMS)
     model = GlobalModel(torch.zeros(PARAMS), layout, CLIENTS)
     state = sum(int(array.nbytes) for array in rule.init(model, np.ones(CLIENTS, np.int64)).values())
-    held = {"fedavg": 2, "fedprox": 2, "fedbuff": 1, "ca2fl": 1, "fadas": 1}.get(name, CLIENTS)  # M = 10 updates per step
-    assert server_need(config(), rule, layout, pinned=False).touched == (held + 2) * 4 * PARAMS + state
+    held = {"fedbuff": 1, "ca2fl": 1, "fadas": 1} | dict.fromkeys(("fedavg", "fedprox", "fedavgm", "fedadam"), 2)
+    assert server_need(config(), rule, layout, pinned=False).touched == (held.get(name, CLIENTS) + 2) * 4 * PARAMS + state
 
 
 @pytest.mark.parametrize(

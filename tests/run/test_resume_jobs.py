@@ -11,7 +11,7 @@ import pytest
 
 from asyncfeded.store import record
 from asyncfeded.store.checkpoint import newest
-from conftest import Job, run_asyncfeded
+from conftest import Job, run_asyncfeded, same_rows
 from run.lives import contents, names, names_of
 
 TOML = """
@@ -46,12 +46,6 @@ def jobs(tmp_path):
     return tmp_path
 
 
-def same_rows(one, other):
-    (updates, evaluations, *_), (others, other_evaluations, *_) = record.read_record(one), record.read_record(other)
-    told = [name for name in updates.dtype.names if name not in (*record.MEASURED, "share")]  # of a limit
-    return np.array_equal(updates[told], others[told]) and np.array_equal(evaluations, other_evaluations)
-
-
 def test_a_job_killed_at_any_time_goes_on_with_other_ranks_to_the_same_end(own_mpi, jobs):
     """It would train for ever: it cannot end before it is killed, however busy the machine."""
     with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 3, "run_dir=run", "limits.updates=1000000") as job:
@@ -64,7 +58,7 @@ def test_a_job_killed_at_any_time_goes_on_with_other_ranks_to_the_same_end(own_m
     done = run_asyncfeded("resume", "run", "--ranks", 4, limit, cwd=jobs, env=own_mpi.env)
     assert done.status == 0, str(done)
     assert done.result["model_sha256"] == expected["model_sha256"], str(done)
-    assert same_rows(jobs / "run", jobs / "whole")
+    assert same_rows(jobs / "run", jobs / "whole", "share")  # of a limit
 
 
 def test_on_the_wall_clock_a_run_is_kept_stopped_continued_and_replayed(own_mpi, jobs):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.store import record
+from conftest import same_rows
 
 TRAINING = (
     "optimizer=adamw", "learning_rate=0.01", "optimizer_state=kept", "unit=steps", "steps=2", "accumulate=2",
@@ -22,13 +23,6 @@ def virtual(own_mpi, runs):
     return own_mpi.train(2, "run.toml", *VIRTUAL, f"run_dir={runs / 'virtual'}", cwd=runs).result
 
 
-def same_rows(one, other):
-    """Two records, but for what the wall clock measured."""
-    told = [name for name in one.updates.dtype.names if name not in record.MEASURED]
-    whole = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("evaluations", "client_evaluations"))
-    return whole and np.array_equal(one.updates[told], other.updates[told])
-
-
 @pytest.mark.parametrize("ranks", [3, 4, 5])
 def test_a_virtual_run_is_the_same_to_the_bit_on_any_number_of_ranks(own_mpi, virtual, runs, ranks):
     """And with bases on disk, where base and update of 2 of the 4 clients are in memory; and with a rank that only tests."""
@@ -36,7 +30,7 @@ def test_a_virtual_run_is_the_same_to_the_bit_on_any_number_of_ranks(own_mpi, vi
     more = {3: ("bases=disk", f"bases_dir={runs}", "bases_gb=3e-5", "checkpoint.every_updates=4"), 5: ("evaluator=2",)}
     done = own_mpi.train(ranks, "run.toml", *VIRTUAL, *more.get(ranks, ()), f"run_dir={run_dir}", cwd=runs).result
     assert done["model_sha256"] == virtual["model_sha256"]
-    assert same_rows(record.read_record(run_dir), record.read_record(runs / "virtual"))
+    assert same_rows(run_dir, runs / "virtual")
 
 
 def test_clients_test_what_they_receive_on_their_own_data(virtual, runs):
@@ -54,7 +48,7 @@ def test_a_virtual_run_is_the_same_to_the_bit_under_another_mpi(other_mpi, virtu
     run_dir = runs / "virtual-mpi"
     done = other_mpi.train(3, "run.toml", *VIRTUAL, f"run_dir={run_dir}", cwd=runs).result
     assert done["model_sha256"] == virtual["model_sha256"]
-    assert same_rows(record.read_record(run_dir), record.read_record(runs / "virtual"))
+    assert same_rows(run_dir, runs / "virtual")
 
 
 def test_another_seed_is_another_virtual_run(own_mpi, virtual, runs):
