@@ -240,8 +240,8 @@ def test_the_fields_of_an_update_are_frozen():
     assert UPDATE.names == (
         "time_s", "client",
         "round", "version", "base_version", "tau", "gamma", "eta", "epochs", "next_epochs", "moved_norm",
-        "change_norm", "train_loss", "samples", "steps", "share", "compute_s", "wait_s", "service_s", "receive_s",
-        "measure_s", "merge_s", "queue", "bytes", "accepted",
+        "change_norm", "train_loss", "samples", "steps", "share", "learning_rate", "measured", "compute_s",
+        "wait_s", "service_s", "receive_s", "measure_s", "merge_s", "queue", "bytes", "accepted",
     )  # fmt: skip
     assert dtypes(METRICS)["evaluations"].names == ("time_s", "version", "accuracy", "loss")
 

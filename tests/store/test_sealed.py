@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from asyncfeded.store.rows import Rows
 from asyncfeded.store.sealed import HEAD, SMALL, checksum, write, written_checksum
 from store.snapshots import flip
 
@@ -15,7 +16,8 @@ LARGE = np.arange(SMALL, dtype=np.float32).reshape(2, -1)
 @pytest.fixture
 def good(tmp_path):
     """A file with small and large arrays; one array stands under two names, and one consists of rows that lie apart."""
-    arrays = {"group/small": np.arange(3), "large": LARGE, "again": LARGE, "rows": [LARGE[1], LARGE[0]]}
+    rows = Rows((0, 1), LARGE.shape[1], lambda: iter((LARGE[1], LARGE[0])))
+    arrays = {"group/small": np.arange(3), "large": LARGE, "again": LARGE, "rows": rows}
     size = write(tmp_path / "file.h5", arrays, {"number": 7})
     assert size == (tmp_path / "file.h5").stat().st_size
     return tmp_path / "file.h5"
