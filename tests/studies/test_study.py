@@ -136,8 +136,8 @@ def test_a_run_that_fails_is_counted_as_the_worst_and_the_others_go_on(own_mpi, 
     assert "Traceback" not in done.stderr
     assert "| asyncfeded | 2 of 2, 2 failed |" in done.stdout
     assert "| hinge | 2 of 2 |" in done.stdout
-    run_dir, _ = (path.parent for path in (tmp_path / "out" / "runs").glob("*/result.json"))
-    assert read_toml(run_dir / "config.toml")["wait"] == "auto"
+    run_dirs = [path.parent for path in (tmp_path / "out" / "runs").glob("*/result.json")]
+    assert [read_toml(run_dir / "config.toml")["wait"] for run_dir in run_dirs] == ["auto"] * 4
 
 
 def test_a_study_that_goes_on_is_not_begun_a_second_time(own_mpi, path, tmp_path):
