@@ -5,7 +5,7 @@ import pytest
 
 from asyncfeded.mpi.world import PROTOCOL
 from asyncfeded.wire import messages, transfer
-from asyncfeded.wire.messages import HEADER, MAGIC, REST, Header, Order
+from asyncfeded.wire.messages import HEADER, MAGIC, Header, Order
 
 GOOD = Header(MAGIC, PROTOCOL, 0, 3, 2, 7, 40, 10, 320, 0.5, 1.0, 0.1, 0.25)
 ORDER = Order(3, 7, 40, 2)
@@ -19,9 +19,11 @@ def test_a_header_is_144_bytes_on_every_machine():
 
 def test_a_header_carries_the_largest_numbers():
     header = np.zeros(1, HEADER)
-    header[REST][0] = (MAGIC, 1, messages.STOP | messages.LAST, *[2**31 - 1] * 3, *[2**63 - 1] * 3, 0.1, 0.2, 0.3, 0.4)
+    messages.pack(
+        header, 0, (MAGIC, 1, messages.STOP | messages.LAST, *[2**31 - 1] * 3, *[2**63 - 1] * 3, 0.1, 0.2, 0.3, 0.4)
+    )
     sent = np.frombuffer(header.tobytes(), HEADER)
-    assert sent[REST][0].item()[3:] == (*[2**31 - 1] * 3, *[2**63 - 1] * 3, 0.1, 0.2, 0.3, 0.4)
+    assert messages.unpack(sent)[3:] == (*[2**31 - 1] * 3, *[2**63 - 1] * 3, 0.1, 0.2, 0.3, 0.4)
     assert sent["magic"][0] == MAGIC
 
 

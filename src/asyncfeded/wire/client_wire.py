@@ -27,11 +27,12 @@ from asyncfeded.wire.messages import (
     MAGIC,
     NO_SCORES,
     RANKS_LOST,
-    REST,
     STOP,
     TESTED,
     Order,
     only,
+    pack,
+    unpack,
 )
 from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
@@ -78,7 +79,7 @@ class ClientWire:
         self._onward = Onward(group, [part for _, part in self._parts]) if group else None
         self._look: Callable[[], object] = group.look if group else int  # a function that does nothing
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
-        self._read, self._written, self._scores = self._inbox[REST], self._outbox[REST], self._outbox["scores"][0]
+        self._scores = self._outbox["scores"][0]
         self._row = self._outbox.view(np.uint8)
         self._head = self._row[:HEAD]
         self._num_sent = 0  # number of messages; the tags of chunks follow from it
@@ -92,7 +93,7 @@ class ClientWire:
             self._backoff.pause()
             self._look()
         self._backoff.reset()
-        _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = self._read[0].item()
+        _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = unpack(self._inbox)
         if flags & STOP:
             return None
         receiving, none = [Receiving(*part) for part in self._parts], [None] * len(self._parts)
@@ -135,7 +136,7 @@ class ClientWire:
         flags, row = LEAVES if self._leaves() else 0, self._head
         if scores is not NO_SCORES:
             flags, row, self._scores[:] = flags | TESTED, self._row, scores
-        self._written[0] = (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, measured)
+        pack(self._outbox, 0, (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, measured))
         self._num_sent += 1
         header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
         sending = [Sending(*part, None if part[0].rank else header, self._num_sent) for part in self._parts]
@@ -153,14 +154,14 @@ class ClientWire:
     def give_up(self) -> None:
         """Tell the server that this client ends, since a rank of its group has died. Client ranks."""
         if self._request:  # else the wire is closed
-            self._written[0] = only(GONE)
+            pack(self._outbox, 0, only(GONE))
             last, until = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG), time.perf_counter() + LAST_WORDS_S
             while not _or_server_lost(last.Test) and time.perf_counter() < until:
                 self._backoff.pause()
 
     def finish(self) -> None:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
-        self._written[0] = only(LAST)
+        pack(self._outbox, 0, only(LAST))
         self._request.Start()
         last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
         for request in (last, self._request):

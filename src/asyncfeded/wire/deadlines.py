@@ -6,7 +6,7 @@ link that was cut, or a process that was stopped.
 
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 
 LENGTH = 32
 """How many rounds of a client are remembered."""
@@ -28,20 +28,23 @@ class Deadlines:
     Args:
         patience: how many times the spread.
         least_s: the shortest deadline.
+
+    Attributes:
+        listened_s: seconds of listening up to the last call of `listen`.
     """
 
     def __init__(self, patience: float, least_s: float) -> None:
         self._patience, self._least_s = patience, least_s
-        self._rounds: dict[int, deque[tuple[float, int]]] = {}
+        self._rounds: dict[int, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=LENGTH))
         self._known: dict[int, tuple[int, float]] = {}  # by client: epochs and their deadline, until its next round
-        self._listened_s, self._looked = 0.0, time.perf_counter()
+        self.listened_s, self._looked = 0.0, time.perf_counter()
 
     def listen(self) -> float:
         """To be called at every poll. Returns the seconds of listening so far."""
         now = time.perf_counter()
-        self._listened_s += min(now - self._looked, LISTENING_S)
-        self._looked = now
-        return self._listened_s
+        passed_s, self._looked = now - self._looked, now
+        self.listened_s += passed_s if passed_s < LISTENING_S else LISTENING_S
+        return self.listened_s
 
     @property
     def last_s(self) -> float:
@@ -49,14 +52,9 @@ class Deadlines:
         longest_s = max((seconds for rounds in self._rounds.values() for seconds, _ in rounds), default=0.0)
         return max(self._least_s, longest_s) if self._patience else float("inf")
 
-    @property
-    def listened_s(self) -> float:
-        """Seconds of listening up to the last call of `listen`."""
-        return self._listened_s
-
     def note(self, client: int, epochs: int, seconds: float) -> None:
         """Remember a round of a client: the seconds from its order to its answer."""
-        self._rounds.setdefault(client, deque(maxlen=LENGTH)).append((seconds, epochs))
+        self._rounds[client].append((seconds, epochs))
         self._known.pop(client, None)
 
     def forget(self, client: int) -> None:

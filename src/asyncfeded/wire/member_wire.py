@@ -10,7 +10,7 @@ import numpy as np
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.wire.group import Group
-from asyncfeded.wire.messages import BYE, HEAD, HEADER, HEADER_TAG, RANKS_LOST, REST, Order
+from asyncfeded.wire.messages import BYE, HEAD, HEADER, HEADER_TAG, RANKS_LOST, Order, unpack
 from asyncfeded.wire.transfer import Peer, Receiving, Sending
 
 
@@ -86,7 +86,7 @@ class MemberWire:
         """Wait for the next order. Returns None to stop."""
         head = self._inbox.view(np.uint8)[:HEAD]
         self._group.wait(self._before.comm.Irecv([head, MPI.BYTE], self._before.rank, HEADER_TAG).Test)
-        _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = self._inbox[REST][0].item()
+        _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = unpack(self._inbox)
         self._onward.begin(head)
         if flags & BYE:
             self.ranks_lost, self._left = bool(flags & RANKS_LOST), True

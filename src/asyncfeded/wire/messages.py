@@ -19,6 +19,7 @@ message is never taken for a part of the next one. server_wire.py and client_wir
 """
 
 import math
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -46,8 +47,9 @@ HEADER = np.dtype(
         ("scores", np.float64, (8,)),  # from a client: metrics of the model that it was sent; NaN: it was not tested
     ]
 )
-REST = [name for name in HEADER.names or () if name != "scores"]
-"""All but the scores: a view of these fields is read and written in less time (2 of 6 us)."""
+_CODES = {"u4": "I", "i4": "i", "i8": "q", "f8": "d"}
+FIELDS = struct.Struct("=" + "".join(_CODES[HEADER[name].str[1:]] for name in HEADER.names or () if name != "scores"))
+"""All but the scores: `unpack` and `pack` take 0.2 and 0.3 us, numpy takes 0.6 and 0.4, with the scores 6."""
 NO_SCORES: tuple[float, ...] = (math.nan,) * HEADER["scores"].shape[0]
 HEAD = HEADER.fields["scores"][1]  # type: ignore[index]
 """Bytes of a header that has no scores: all that is sent of it."""
@@ -56,6 +58,16 @@ EMPTY = np.zeros((), HEADER)
 MAGIC = 0xA5F3DED0
 STOP, LAST, BYE, RANKS_LOST, TESTED, LEAVES, GONE = 1, 2, 4, 8, 16, 32, 64  # flags; TESTED: scores follow
 HEADER_TAG = 1
+
+
+def unpack(rows: np.ndarray, index: int = 0) -> tuple[Any, ...]:
+    """The fields of one row of HEADER (rows,), without scores."""
+    return FIELDS.unpack_from(rows, index * HEADER.itemsize)  # type: ignore[arg-type]  # an array is a buffer
+
+
+def pack(rows: np.ndarray, index: int, fields: tuple[int | float, ...]) -> None:
+    """Write the fields of one row of HEADER (rows,), without scores."""
+    FIELDS.pack_into(rows, index * HEADER.itemsize, *fields)  # type: ignore[arg-type]
 
 
 def only(flags: int) -> tuple[int | float, ...]:
@@ -93,9 +105,10 @@ class Header(NamedTuple):
         return ""
 
     @classmethod
-    def read(cls, fields: tuple[Any, ...], scores: np.ndarray) -> "Header":
-        """What has arrived: all fields but the scores, and these, float64 (8,)."""
-        return cls._make((*fields, tuple(scores.tolist()) if fields[2] & TESTED else NO_SCORES))
+    def read(cls, rows: np.ndarray, worker: int) -> "Header":
+        """A row of HEADER (workers,) that has arrived."""
+        fields = unpack(rows, worker)
+        return cls._make((*fields, tuple(rows["scores"][worker].tolist()) if fields[2] & TESTED else NO_SCORES))
 
     def arrival(self, weights: Tensor, began_s: float) -> "Arrival":
         """The update that this header announced, with its weights; `began_s`: see `Arrival`."""

@@ -30,7 +30,6 @@ from asyncfeded.wire.messages import (
     HEADER_TAG,
     LAST,
     RANKS_LOST,
-    REST,
     STOP,
     Arrival,
     Header,
@@ -41,6 +40,7 @@ from asyncfeded.wire.messages import (
     PendingOrder,
     Refused,
     only,
+    pack,
 )
 from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
@@ -100,13 +100,11 @@ class ServerWire:
         self.assignment.lost |= self.assignment.absent
         # HEADER (workers,): row i belongs to MPI from Start() until the request has completed.
         self._headers = np.zeros(num_workers, HEADER)
-        self._heads, self._scores = self._headers[REST], self._headers["scores"]
         self._header_requests = [peer.listen(self._headers[i : i + 1], HEADER_TAG) for i, peer in enumerate(self._workers)]
         # float32 (size,) each: a buffer belongs to MPI while its update arrives, then to the arrival until `release`.
         self._buffers = [torch.empty(size, pin_memory=pinned) for _ in range(num_clients)]
         self._arrays = [buffer.numpy() for buffer in self._buffers]
-        self._free = list(range(num_clients))  # the buffer used last is used next
-        self._used: set[int] = set()
+        self._free, self._used = list(range(num_clients)), set[int]()  # the buffer used last is used next
         self._announced: list[tuple[int, Header]] = []  # header is here, no receive posted for weights
         self._incoming: list[Incoming] = []
         self._arrived: deque[Arrival | Refused | Lost | Joined] = deque()
@@ -114,20 +112,19 @@ class ServerWire:
         self._num_received = [0] * num_workers  # messages of each worker; tags of chunks follow from it
         # HEADER (workers,): rows to send; a row is rewritten only after the worker's next update.
         self._replies = np.zeros(num_workers, HEADER)
-        self._reply_heads = self._replies[REST]
         self._reply_rows = [self._replies[i : i + 1].view(np.uint8)[:HEAD] for i in range(num_workers)]
         self._outgoing: list[Sending | None] = [None] * num_workers
-        self._unsent: set[int] = set()  # workers with chunks that MPI could not be given yet
-        self._numbers = itertools.count()
+        self._unsent, self._numbers = set[int](), itertools.count()  # unsent: workers whose chunks MPI could not take yet
         self._pending: list[list[PendingOrder]] = [[] for _ in range(num_workers)]  # heaps of orders not yet sent
         self._in_hand: list[PendingOrder | None] = [None] * num_workers
-        self._asked_s = [0.0] * num_workers  # when the order in hand was sent, in seconds of listening
-        self._sign_s = [0.0] * num_workers  # when the worker gave its last sign of life
+        # When the order in hand was sent, and when the worker gave its last sign of life, in seconds of listening.
+        self._asked_s, self._sign_s = [0.0] * num_workers, [0.0] * num_workers
         self._failed: dict[int, str] = {}  # by worker: the error that MPI gave for it
         self._left, self._stopping, self._stops = set[int](), False, dict[int, MPI.Request | None]()
         self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
-        self.receiving_s = self._watched_s = self._moved_s = 0.0  # moved: when the last part arrived
-        self._start = time.perf_counter() - start_s
+        self._ends = (*range(CHUNK, size, CHUNK), size)  # of a reply's parts
+        self._start, self.receiving_s = time.perf_counter() - start_s, 0.0
+        self._watched_s = self._moved_s = 0.0  # moved: when the last part arrived
         MPI.Prequest.Startall([request for request in self._header_requests if request])
 
     @property
@@ -157,9 +154,8 @@ class ServerWire:
         if not self._arrived:
             return None
         event = self._arrived.popleft()
-        if isinstance(event, Arrival):
-            event = event._replace(queue=len(self._announced) + len(self._incoming) + len(self._arrived))
-        return event
+        others = len(self._announced) + len(self._incoming) + len(self._arrived)
+        return event._replace(queue=others) if others and isinstance(event, Arrival) else event
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`. Rank 0."""
@@ -206,7 +202,7 @@ class ServerWire:
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
         """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
         row = np.zeros(1, HEADER)  # the request keeps it
-        row[REST][0] = only(flags)
+        pack(row, 0, only(flags))
         return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
 
     def _completed(self) -> list[int]:
@@ -223,7 +219,7 @@ class ServerWire:
 
     def _read(self, worker: int) -> None:
         """Read a header: of an update that now follows, of something foreign, or the last one of a worker."""
-        header = Header.read(self._heads[worker].item(), self._scores[worker])
+        header = Header.read(self._headers, worker)
         self._headers[worker] = EMPTY
         self._num_received[worker] += 1
         self._sign_s[worker] = now = self._deadlines.listened_s
@@ -244,7 +240,7 @@ class ServerWire:
     def _receive(self) -> None:
         """Go on receiving what is arriving, and begin with the next update if nothing else moves."""
         began, cpu = time.perf_counter(), time.thread_time()
-        moved = self._take_parts()
+        moved = bool(self._incoming) and self._take_parts()
         arriving = [incoming.worker for incoming in self._incoming if incoming.worker not in self.assignment.lost]
         following = 0 if not moved and began - self._moved_s > STALLED_S else self._beside(arriving)
         if self._announced and self._free and following >= 0:
@@ -271,19 +267,21 @@ class ServerWire:
 
     def _take_parts(self) -> bool:
         """Take the parts of all updates that have arrived. Returns whether there were any."""
-        moved = False
-        for incoming in list(self._incoming):
-            worker, header, slot, receiving, refusal, _ = incoming
-            while (part := self._test(worker, receiving.poll)) is not None:
-                moved = True
-                self._sign_s[worker] = self._deadlines.listened_s
-                if self._measure is not None and not refusal and worker not in self.assignment.lost:
-                    self._measure(header.client, self._buffers[slot], *part)
-            replied = self._outgoing[worker]
-            # A worker that answers an order has received the whole order.
-            if receiving.complete and (replied is None or self._test(worker, replied.sent)):
-                self._incoming.remove(incoming)
-                self._conclude(incoming)
+        return sum(bool(self._test(each.worker, self._take_parts_of, each)) for each in self._incoming[:]) > 0
+
+    def _take_parts_of(self, incoming: Incoming) -> bool:
+        """Take the parts of an update that have arrived. Returns whether there were any."""
+        (worker, header, slot, receiving, refusal, _), moved = incoming, False
+        while (part := receiving.poll()) is not None:
+            moved = True
+            self._sign_s[worker] = self._deadlines.listened_s
+            if self._measure is not None and not refusal and worker not in self.assignment.lost:
+                self._measure(header.client, self._buffers[slot], *part)
+        replied = self._outgoing[worker]
+        # A worker that answers an order has received the whole order.
+        if receiving.complete and (replied is None or replied.sent()):
+            self._incoming.remove(incoming)
+            self._conclude(incoming)
         return moved
 
     def _conclude(self, incoming: Incoming) -> None:
@@ -312,10 +310,10 @@ class ServerWire:
         order = pending.order
         self._in_hand[worker] = pending
         self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
-        self._reply_heads[worker] = order.fields
+        pack(self._replies, worker, order.fields)
         header = self._isend(worker, self._reply_rows[worker])
         self._outgoing[worker] = Sending(self._workers[worker], pending.weights.numpy(), header) if header else None
-        for stop in (*range(CHUNK, self._size, CHUNK), self._size):
+        for stop in self._ends:
             ready(stop)
             self._push(worker, stop)
 
@@ -334,7 +332,7 @@ class ServerWire:
 
     # Workers that die
 
-    def _test(self, worker: int, call: Callable[..., T], *arguments: int) -> T | None:
+    def _test(self, worker: int, call: Callable[..., T], *arguments: object) -> T | None:
         """Make a call that concerns a worker. Returns None if MPI raises an error, which `_watch` then handles."""
         try:
             return call(*arguments)
@@ -344,7 +342,7 @@ class ServerWire:
 
     def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
         peer = self._workers[worker]
-        return self._test(worker, lambda: peer.comm.Isend([row, MPI.BYTE], peer.rank, HEADER_TAG))
+        return self._test(worker, peer.comm.Isend, [row, MPI.BYTE], peer.rank, HEADER_TAG)
 
     def _watch(self) -> None:
         """Give up the workers that have died, or have been silent for too long."""
