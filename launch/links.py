@@ -26,22 +26,11 @@ def main(mbit: str, ranks: str, *command: str) -> int:
     binaries = Path(sys.executable).parent
     with Hosts(names) as hosts:
         for name in names:
-            hosts.thin(
-                name, f"{mbit}mbit", burst=f"{1250 * int(mbit)}", latency="20ms"
-            )  # 10 ms at once; more delays answers
-        mpiexec = [
-            binaries / "mpiexec",
-            "-launcher",
-            "ssh",
-            "-launcher-exec",
-            hosts.remote,
-            "-hosts",
-            slots,
-            "-n",
-            sum(counts),
-        ]
+            # What passes in 10 ms may pass at once; more delays answers.
+            hosts.thin(name, f"{mbit}mbit", burst=f"{1250 * int(mbit)}", latency="20ms")
+        mpiexec = [binaries / "mpiexec", "-launcher", "ssh", "-launcher-exec", hosts.remote, "-hosts", slots]
         # MPICH would find the memory that these hosts share.
-        line = [*mpiexec, "-genv", "UCX_TLS", "tcp,self", binaries / "asyncfeded", *command]
+        line = [*mpiexec, "-n", sum(counts), "-genv", "UCX_TLS", "tcp,self", binaries / "asyncfeded", *command]
         return subprocess.run([hosts.remote, names[0], f"cd {Path.cwd()} && {shlex.join(map(str, line))}"]).returncode
 
 

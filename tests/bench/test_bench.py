@@ -149,9 +149,9 @@ def test_a_wait_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option, 
     assert "Traceback" not in done.stderr
 
 
-def test_notice_takes_from_the_end_of_the_poll_before(monkeypatch):
-    """Polls of 0.25 s and pauses of 1 s: the third poll ends 1.25 s after the second."""
-    update = Arrival(0, 0, 0, 1, 1, 1, 0.0, 0.0, 0.0, torch.zeros(1))
+def test_notice_takes_from_the_sending(monkeypatch):
+    """Sent after 2 s; polls of 0.25 s and pauses of 1 s: the third poll ends after 2.75 s."""
+    update = Arrival(0, 0, 0, 1, 1, 1, 0.0, 2.0, 0.0, torch.zeros(1))
     clock, arrivals, released = [0.0], [None, None, update], []
 
     def passing(seconds, value=None):
@@ -160,7 +160,7 @@ def test_notice_takes_from_the_end_of_the_poll_before(monkeypatch):
 
     wire = SimpleNamespace(next=lambda: passing(0.25, arrivals.pop(0)), pause=lambda: passing(1.0), release=released.append)
     monkeypatch.setattr(wait, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    assert wait._take(wire) == 1.25
+    assert wait._take(wire) == 0.75
     assert released == [update]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from asyncfeded.store import record
 from run.commands import write_toml
 
 
@@ -15,3 +16,9 @@ def runs(tmp_path_factory):
 def folder(tmp_path):
     """A folder with run.toml."""
     return write_toml(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Records without asking git for the commit."""
+    monkeypatch.setattr(record, "provenance", lambda: {"asyncfeded": "0", "commit": ""})

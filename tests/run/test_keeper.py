@@ -7,11 +7,7 @@ from asyncfeded.store import record
 from asyncfeded.store.checkpoint import FOLDER
 from run.lives import ASYNCFEDED, UPDATES, Life, names, names_of, whole
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Without asking git for the commit."""
-    monkeypatch.setattr(record, "provenance", lambda: {"asyncfeded": "0", "commit": ""})
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

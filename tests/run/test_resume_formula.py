@@ -15,11 +15,7 @@ from asyncfeded.store.checkpoint import FOLDER
 from asyncfeded.wire.messages import Lost
 from run.lives import ASYNCFEDED, CLIENTS, RULES, UPDATES, Life, contents, names, names_of, whole
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Without asking git for the commit."""
-    monkeypatch.setattr(record, "provenance", lambda: {"asyncfeded": "0", "commit": ""})
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

@@ -1,12 +1,19 @@
 """The ranks of a measurement: they join, are refused and leave as the ranks of a run do."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import cast, get_args
+
+import torch
 
 from asyncfeded.mpi import launcher
 from asyncfeded.mpi.waiting import Backoff, Wait
 from asyncfeded.mpi.world import RefusedError, World, join_job, leave_job, refuse
+from asyncfeded.wire.client_wire import ClientWire
+
+EVERY = 4096
+"""A client changes one of so many elements of its model."""
 
 
 def in_job(measure: Callable[[World], None]) -> int:
@@ -45,3 +52,27 @@ def mpi() -> str:
 def together(world: World) -> None:
     """Wait until all ranks have called this, without occupying a core that other ranks need. Collective."""
     Backoff().wait(world.comm.Ibarrier())
+
+
+def answer(wire: ClientWire, buffer: torch.Tensor, round_s: float = 0.0) -> list[float]:
+    """Return a changed model for each that comes, until the server stops. Client ranks.
+
+    Args:
+        wire: the wire to the server.
+        buffer: float32 (size,), the model that it receives and sends.
+        round_s: seconds that the client sleeps before it answers, as if it trained.
+
+    Returns:
+        Seconds from the end of each round to the next message, of which the last is the stop.
+    """
+    waits_s, order = [], wire.receive()
+    while order is not None:
+        if round_s:
+            time.sleep(round_s)
+        buffer[::EVERY] += 1e-3
+        began = time.perf_counter()
+        wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        order = wire.receive()
+        waits_s.append(time.perf_counter() - began)
+    wire.finish()
+    return waits_s

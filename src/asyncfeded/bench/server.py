@@ -16,7 +16,7 @@ import torch
 
 from asyncfeded import rules
 from asyncfeded.bench import ROUNDS, report
-from asyncfeded.bench.job import check, in_job, mpi, together
+from asyncfeded.bench.job import answer, check, in_job, mpi, together
 from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits, known_device
 from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.model import kernel
@@ -51,8 +51,6 @@ TRIAD_SIZE = 25_000_000
 TOUCHED = 9
 """Passes over arrays in the server's memory for one update: one is written when it arrives, three are read for the norms,
 three are read and two written by the merge."""
-EVERY = 4096
-"""A client changes one of so many elements of its model."""
 
 
 def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: str) -> int:
@@ -200,15 +198,7 @@ def _answer(world: World, params: int, wait: Wait, checkpoints: bool) -> None:
             _echo(world, buffer.numpy())
         for turnaround_s in kinds:
             together(world)
-            wire = ClientWire(world.comm, buffer, world.backoff(wait))
-            taken_s, order = [], wire.receive()
-            while order is not None:
-                buffer[::EVERY] += 1e-3
-                began = time.perf_counter()
-                wire.send(order, 1, 1, 0.0, 0.0, 0.0)
-                order = wire.receive()
-                taken_s.append(time.perf_counter() - began)
-            wire.finish()
+            taken_s = answer(ClientWire(world.comm, buffer, world.backoff(wait)), buffer)
             if number:
                 turnaround_s += taken_s[:-1]  # the answer to the last one was the stop
     for turnaround_s in kinds:

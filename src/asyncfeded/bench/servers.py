@@ -17,7 +17,7 @@ import torch
 
 from asyncfeded import rules
 from asyncfeded.bench import report
-from asyncfeded.bench.job import check, in_job, mpi, together
+from asyncfeded.bench.job import answer, check, in_job, mpi, together
 from asyncfeded.config import Evaluation, Faults, Limits
 from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.model.flat import Entry, Layout
@@ -45,8 +45,6 @@ WARM = 2
 """Mean number of updates of each client that are left out."""
 LEAST, MOST = 2, 200
 """Fewest and most models that a client sends, and receives, to measure the limit."""
-EVERY = 4096
-"""A client changes one of so many elements of its model."""
 FIGURES = np.dtype(
     [
         ("rate", np.float64),  # updates per second
@@ -191,16 +189,7 @@ def _busy(first: np.ndarray, last: np.ndarray) -> float:
 
 def _answer(world: World, buffer: torch.Tensor, slices: Sequence[Slice], round_s: float, wait: Wait) -> np.ndarray:
     """What a client does: it returns a changed model after a pause. Returns its FIGURES, (1,). Client ranks."""
-    wire, waits_s = ClientWire(world.comm, buffer, world.backoff(wait), slices), []
-    order = wire.receive()
-    while order is not None:
-        time.sleep(round_s)
-        buffer[::EVERY] += 1e-3
-        began = time.perf_counter()
-        wire.send(order, 1, 1, 0.0, 0.0, 0.0)
-        order = wire.receive()
-        waits_s.append(time.perf_counter() - began)
-    wire.finish()
+    waits_s = answer(ClientWire(world.comm, buffer, world.backoff(wait), slices), buffer, round_s)
     return np.array([(0.0, np.mean(waits_s[WARM:-1] or waits_s), 0.0, 0.0, 0, 0)], FIGURES)  # the last answer was the stop
 
 

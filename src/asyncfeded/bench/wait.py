@@ -16,7 +16,7 @@ import torch
 from asyncfeded.bench import ROUNDS, report
 from asyncfeded.bench.job import check, in_job, together
 from asyncfeded.mpi.waiting import Backoff, Wait
-from asyncfeded.mpi.world import World
+from asyncfeded.mpi.world import RefusedError, World
 from asyncfeded.wire.client_wire import ClientWire
 from asyncfeded.wire.messages import Arrival, Order
 from asyncfeded.wire.server_wire import ServerWire
@@ -59,6 +59,8 @@ def measure(wait: str, seconds: float, beside: int = 0) -> int:
 
     def with_ranks(world: World) -> None:
         way = check(seconds, wait)
+        if len(set(world.hosts)) > 1:
+            raise RefusedError("its ranks are on several hosts, which have different clocks; start all of them on one host")
         torch.set_num_threads(1)
         own, noticed_s = (_idle_as_server if world.rank == 0 else _idle_as_client)(world, world.backoff(way), seconds)
         cores, ranks = np.zeros(1), np.zeros((world.size, *own.shape))
@@ -111,8 +113,8 @@ def _report_wait(
         times = " / ".join(f"{taken * 1e6:.0f} us" for taken in taken_s)
         rows.append((f"turnaround, {name}: median / 99 of 100", times, " / ".join(f"{ratio:.2f}" for ratio in ratios)))
     note = (
-        f"medians of {ROUNDS} after one of warm-up; notice: from the end of the poll before to the end of the poll that "
-        f"found it, of {PINGS} updates, each after {PING_EVERY_S * 1e3:g} ms; turnaround: of a client that trains "
+        f"medians of {ROUNDS} after one of warm-up; notice: from a client's sending to the end of the poll that found "
+        f"it, of {PINGS} updates, each after {PING_EVERY_S * 1e3:g} ms; turnaround: of a client that trains "
         f"nothing, with {MODEL} numbers each way, and over that of spin alone"
     )
     report(rows, figures, note)
@@ -197,15 +199,13 @@ def _turnaround_s(world: World, wait: Wait, seconds: float) -> list[float]:
 
 
 def _take(wire: ServerWire) -> float:
-    """Wait for an update. Rank 0. Returns the seconds between the end of the last empty poll and the poll that found it."""
-    before = time.perf_counter()
+    """Wait for an update. Rank 0. Returns the seconds since its client began to send it, if that has told when."""
     while (arrival := wire.next()) is None:
-        before = time.perf_counter()
         wire.pause()
     noticed = time.perf_counter()
     assert isinstance(arrival, Arrival)
     wire.release(arrival)
-    return noticed - before
+    return noticed - arrival.compute_s
 
 
 def _idle_as_client(world: World, backoff: Backoff, seconds: float) -> tuple[np.ndarray, list[float]]:
@@ -239,7 +239,7 @@ def _idle_as_client(world: World, backoff: Backoff, seconds: float) -> tuple[np.
         process.stdin.close()
     while (order := wire.receive()) is not None:
         time.sleep(PING_EVERY_S)
-        wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        wire.send(order, 1, 1, 0.0, time.perf_counter(), 0.0)  # the ranks of a host have one clock
     wire.finish()
     return figures, []
 

@@ -155,7 +155,7 @@ def outlive() -> None:
     """Let the memory by which MPICH connects this process to another job outlive the process; before MPI is initialised.
 
     The other side attaches it while it accepts, and crashes if it is gone: in 3 of 64 tries with a SIGKILL within the first
-    12 ms (MPICH 5.0.2), and in none of 100 with these settings of UCX: no memory that the system frees with its process, and
+    12 ms (MPICH 5.0.2), and in none of 60 with these settings of UCX: no memory that the system frees with its process, and
     none that is found in the process's folder of /proc. A setting of the user stays.
     """
     os.environ.setdefault("UCX_TLS", "^sysv")

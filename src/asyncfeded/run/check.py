@@ -27,7 +27,7 @@ from asyncfeded.rules.decision import Update
 from asyncfeded.run import folder, work
 from asyncfeded.run.evaluate import make_evaluator
 from asyncfeded.run.memory import server_need, worker_need
-from asyncfeded.run.plan import Plan, correctable, read_plan, use_threads
+from asyncfeded.run.plan import Plan, correctable, describe_server, read_plan, use_threads
 from asyncfeded.run.run import Loaded, flatten, load, make_module
 from asyncfeded.run.work import ClientParts
 from asyncfeded.training.evaluation import Evaluator
@@ -81,7 +81,7 @@ def _check(path: Path, overrides: list[str], ranks: int | None) -> Checked:
     flat = flatten(plan, module, loaded.changed, [])
     evaluator, remarks = make_evaluator(plan, flat)
     together = f" of {len(plan.seats.groups[0])} ranks" if plan.seats.grouped else ""
-    server = "1 server" if plan.config.servers == 1 else f"a server of {plan.config.servers} ranks"
+    server = describe_server(plan.config)
     figures = {"run": f"{plan.config.clock} clock, {server} and {plan.config.clients} clients{together} on {size} ranks"}
     figures |= _times(parts, evaluator, profiles) | {"metrics": f"{plan.metrics.columns}; goal: {plan.metrics.goal}"}
     _try_rule(plan, parts, flat)

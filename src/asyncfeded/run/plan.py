@@ -179,6 +179,11 @@ def fix_groups(config: Config, seats: Seats) -> Config:
     return config.model_copy(update={"ranks_per_client": sizes[0]})
 
 
+def describe_server(config: Config) -> str:
+    """`1 server`, or how many ranks it has."""
+    return "1 server" if config.servers == 1 else f"a server of {config.servers} ranks"
+
+
 def take_place(world: World, plan: Plan) -> tuple[World, np.ndarray]:
     """Take the GPU, move to the cores near it, and use as many threads as this rank then has cores. Collective.
 

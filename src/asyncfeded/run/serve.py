@@ -28,7 +28,7 @@ from asyncfeded.run.evaluate import evaluate_elsewhere, make_evaluator
 from asyncfeded.run.keeper import Keeper
 from asyncfeded.run.memory import most_held
 from asyncfeded.run.nvtx import mark_server
-from asyncfeded.run.plan import Plan
+from asyncfeded.run.plan import Plan, describe_server
 from asyncfeded.run.progress import Progress
 from asyncfeded.run.slice_writers import FirstSliceWriter
 from asyncfeded.run.slices import TellingEvaluator, begin, describe, lead
@@ -372,7 +372,7 @@ class ServerRun:
         """Report what will be trained, and where."""
         config, layout, world = self._parts.config, self._parts.layout, self._world
         self.say(
-            f"{config.task['name']}, {config.rule['name']}: 1 server, {config.clients} clients on "
+            f"{config.task['name']}, {config.rule['name']}: {describe_server(config)}, {config.clients} clients on "
             f"{sum(map(len, world.seats.groups))} ranks of {len(set(world.hosts))} host(s), {launcher.vendor()}; "
             f"results in {self._parts.run_dir}"
         )

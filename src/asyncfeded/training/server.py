@@ -223,15 +223,12 @@ class Server:
             self._refuse(Refused(client, "its client was given up", answered=True))
             return
         assert arrival.base_version == model.base_version[client], (arrival, model.base_version)
-        tau, share, rate = (
-            model.version - arrival.base_version,
-            float(state.share[client]),
-            float(state.learning_rate[client]),
-        )
+        tau = model.version - arrival.base_version
+        share, rate = float(state.share[client]), float(state.learning_rate[client])
         moved, change = model.distances(client, arrival.weights)
         if not math.isfinite(moved):
             raise DivergedError(state.updates)
-        measured = time.perf_counter()
+        measured_s = time.perf_counter()
         w = model.without_own(arrival.weights)
         update = Update(client, tau, arrival.epochs, arrival.samples, moved, change, w, arrival.measured)
         refusal = why_refused(update, arrival, self.settings.faults, self.settings.workloads)
@@ -246,7 +243,7 @@ class Server:
             state.steps[client] += arrival.steps
             self.recent.append((decision.gamma, decision.eta))
             state.refused_in_a_row[client] = 0
-        decided, replies = time.perf_counter(), decision.replies
+        decided_s, replies = time.perf_counter(), decision.replies
         if self._reached():  # the clients get a stop instead
             replies, state.withheld = (), decision.replies
         for reply in replies:
@@ -279,8 +276,8 @@ class Server:
                 wait_s=arrival.wait_s,
                 service_s=service_s,
                 receive_s=began - arrival.began_s,
-                measure_s=measured - began,
-                merge_s=decided - measured,
+                measure_s=measured_s - began,
+                merge_s=decided_s - measured_s,
                 queue=arrival.queue,
                 bytes=(1 + len(replies)) * self._update_bytes,
                 accepted=not refusal,

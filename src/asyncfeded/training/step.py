@@ -42,7 +42,6 @@ class Stepper:
         training: how to train.
         proximal: mu of the proximal term.
         group: the ranks that take each step together; None: this one.
-
         measures: what the rule asks for, one of `rules.contract.MEASURED`.
 
     Raises:
