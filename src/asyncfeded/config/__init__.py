@@ -26,6 +26,7 @@ from pydantic import (
 from asyncfeded.config.settings import INT32_MAX as INT32_MAX
 from asyncfeded.config.settings import Count as Count
 from asyncfeded.config.settings import Settings as Settings
+from asyncfeded.config.settings import meanings as meanings
 from asyncfeded.config.training import Training as Training
 from asyncfeded.files.paths import absolute, expand
 from asyncfeded.files.plain import read_toml
@@ -376,7 +377,7 @@ def section(kind: type[S], table: dict[str, Any], where: str, overrides: Sequenc
 
 def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:
     """(key, default, meaning) of every key of a schema, with sections flattened."""
-    rows = []
+    rows, told_of = [], meanings(kind)
     for name, field in kind.model_fields.items():
         key = prefix + (field.alias or name)
         if isinstance(field.default, Settings):
@@ -384,5 +385,5 @@ def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str
         elif name not in ("task", "rule", "name"):
             default = field.get_default(call_default_factory=True)
             told = "required" if field.is_required() else json.dumps(default, default=str)
-            rows.append((key, told, " ".join((field.description or "").split())))
+            rows.append((key, told, field.description or told_of.get(name, "")))
     return rows
