@@ -155,13 +155,14 @@ def test_very_large_finite_values_do_not_overflow(sums, apply, device):
 
 @compiled_only
 @pytest.mark.parametrize("n", [1, BLOCK, 5 * BLOCK + 3])
-def test_the_number_of_threads_changes_no_bit(n):
+def test_the_number_of_threads_changes_no_bit(n, monkeypatch):
     results = []
     for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         x, w, base = models(n)
-        total = kernel._kernel.sums(x, w, base, n, threads)
-        kernel._kernel.apply(x, w, base, 0.3, 0, n, threads)
-        kernel._kernel.triad(w, x, base, 0.3, threads)
+        total = kernel.sums(x, w, base)
+        kernel.apply(x, w, base, 0.3)
+        kernel.triad(w, x, base, 0.3)
         results.append((total, x.numpy().tobytes(), base.numpy().tobytes(), w.numpy().tobytes()))
     assert results[0] == results[1]
 
@@ -313,5 +314,5 @@ def test_reach_is_the_same_to_the_bit_everywhere_and_in_parts(reach, device, n):
 
 @compiled_only
 def test_reach_is_refused_where_v_ends_before_the_part():
-    with pytest.raises(ValueError, match="v must reach as far as stop"):
+    with pytest.raises(ValueError, match="v has 3 elements, expected as many as stop, 4"):
         kernel.reach(*models(4), torch.zeros(3), 0.6, 0.8, 0.03, 0, 4)
