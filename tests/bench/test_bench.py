@@ -10,6 +10,7 @@ import torch
 
 from asyncfeded import bench
 from asyncfeded.bench import kernel, wait
+from asyncfeded.tasks import TASKS
 from asyncfeded.wire.messages import Arrival
 from conftest import run, run_asyncfeded
 
@@ -35,6 +36,39 @@ SERVERS = [
     "params", "servers", "clients", "hosts", "mpi", "wait", "round_s", "updates_per_s", "exchanges_per_s",
     "updates_over_exchanges", "client_wait_s", "busiest_host", "cpu_s_per_update", "resident_bytes", "models_bytes",
 ]  # fmt: skip
+OWN = """
+import numpy as np
+import torch
+from torch import nn
+from asyncfeded.config import Settings
+
+
+class Mine(Settings):
+    def model(self):
+        return nn.Linear(2, 1)
+
+    def sizes(self, num_clients, seed):
+        return np.full(num_clients, 5)
+
+    def client_data(self, client, num_clients, seed):
+        return [{"x": torch.ones(2), "name": "one"}] * 5
+
+    def test_data(self):
+        return self.client_data(0, 1, 0)
+
+    def loss(self, model, batch):
+        return model(batch["x"]).square().mean()
+
+    def score(self, model, batch):
+        return {"accuracy": (0.0, 1.0), "loss": (0.0, 1.0)}
+
+    def step(self, model, batch, optimizer):
+        optimizer.zero_grad()
+        loss = self.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        return loss
+"""
 
 
 # the client
@@ -43,12 +77,23 @@ SERVERS = [
 def test_the_client_is_measured(tmp_path):
     done = run_asyncfeded("bench", "client", "--seconds", 0.01, cwd=tmp_path)
     assert done.status == 0, str(done)
+    tasks = [name for name in TASKS if name != "federated_h5"]  # the same task as femnist
     kinds = ("steps_per_s", "client_over_plain")
-    names = ["threads", *(f"{task}_{kind}" for task in ("synthetic", "digits") for kind in kinds), "machine"]
-    assert list(done.result) == names
-    assert "38,282" in done.stdout
+    names = {"device", "threads", *(f"{task}_{kind}" for task in tasks for kind in kinds), "machine"}
+    assert done.result.keys() == names
+    assert all(figure in done.stdout for figure in ("38,282", "819,920"))
     refused = run_asyncfeded("bench", "client", "--threads", 0, cwd=tmp_path)
     assert (refused.status, refused.stderr) == (2, "asyncfeded: --threads 0: expected a number of threads, at least 1\n")
+
+
+def test_the_client_of_a_run_of_ones_own_is_measured(tmp_path):
+    """Its data is a data set, its batches are dicts, and it takes its steps itself."""
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "run.toml").write_text('limits.updates = 1\ntask.name = "mine.py:Mine"\nrule.name = "fedavg"\n')
+    done = run_asyncfeded("bench", "client", "run.toml", "training.batch_size=2", "--seconds", 0.01, cwd=tmp_path)
+    assert done.status == 0, str(done)
+    assert list(done.result)[2:4] == ["mine.py:Mine_steps_per_s", "mine.py:Mine_client_over_plain"]
+    assert done.stdout.splitlines()[1].split()[:3] == ["mine.py:Mine", "3", "2"]
 
 
 # the ranks of a client

@@ -7,7 +7,8 @@ from typing import cast, get_args
 
 import torch
 
-from asyncfeded.mpi import launcher
+from asyncfeded.config import known_device
+from asyncfeded.mpi import devices, launcher
 from asyncfeded.mpi.waiting import Backoff, Wait
 from asyncfeded.mpi.world import RefusedError, World, join_job, leave_job, refuse
 from asyncfeded.wire.client_wire import ClientWire
@@ -42,6 +43,14 @@ def check(seconds: float, wait: str) -> Wait:
         if way == wait:
             return cast(Wait, way)
     raise RefusedError(f"--wait {wait}: expected auto, spin or yield")
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device that an option names. Raises ValueError if there is none."""
+    try:
+        return devices.device(known_device(wanted), 0, "--device")
+    except ValueError as error:
+        raise ValueError(f"--device {wanted}: {str(error).removeprefix(f'--device = {wanted!r}: ')}") from None
 
 
 def mpi() -> str:

@@ -16,8 +16,8 @@ import torch
 
 from asyncfeded import rules
 from asyncfeded.bench import ROUNDS, report
-from asyncfeded.bench.job import answer, check, in_job, mpi, together
-from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits, known_device
+from asyncfeded.bench.job import answer, check, device_of, in_job, mpi, together
+from asyncfeded.config import Checkpoint, Evaluation, Faults, Limits
 from asyncfeded.metric import DEFAULT, Metrics
 from asyncfeded.model import kernel
 from asyncfeded.model.flat import Entry, Layout
@@ -76,7 +76,7 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
         if params < 1:
             raise RefusedError(f"--params {params}: expected the elements of a model, at least 1")
         wanted = device if world.rank == 0 else "cpu"
-        own_device = plan.agree_on(world, lambda: _device(wanted), lambda _: make_statement())
+        own_device = plan.agree_on(world, lambda: device_of(wanted), lambda _: make_statement())
         models = 1 if world.rank else world.size + 1 + checkpoints  # one for each client, the global one, a receive buffer
         need = 4 * params * models
         agree_on_memory(world, Need(need, need), f"the server holds {world.size - 1} models of {params} parameters and more")
@@ -88,14 +88,6 @@ def measure(params: int, seconds: float, wait: str, checkpoints: bool, device: s
             _answer(world, params, way, checkpoints)
 
     return in_job(with_ranks)
-
-
-def _device(wanted: str) -> torch.device:
-    """The device that an option names. Raises ValueError if there is none."""
-    try:
-        return devices.device(known_device(wanted), 0, "--device")
-    except ValueError as error:
-        raise ValueError(f"--device {wanted}: {str(error).removeprefix(f'--device = {wanted!r}: ')}") from None
 
 
 def _serve(world: World, params: int, seconds: float, wait: Wait, checkpoints: bool, device: torch.device) -> None:

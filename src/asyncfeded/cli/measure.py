@@ -1,5 +1,6 @@
 """Commands that measure: bench client, bench group, bench kernel, bench server, bench servers, bench wait."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,16 +9,23 @@ from asyncfeded.cli.app import Ranks, at_least, bench, example, fail, load_launc
 from asyncfeded.mpi import origin
 
 
-@bench.command("client", epilog=example("asyncfeded bench client --seconds 0.5"))
+@bench.command(
+    "client", epilog=example("asyncfeded bench client --seconds 0.5", "asyncfeded bench client launch/examples/gpt.toml")
+)
 def bench_client(
-    seconds: Annotated[float, typer.Option(help="Seconds of each measurement; there are 24.")] = 1.0,
+    file: Annotated[Path | None, typer.Argument(help="TOML file of a run; default: every built-in task.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as needed.")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement; a task has 12.")] = 0.5,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="Device of the model: cpu, or a GPU as torch names it: cuda, xpu, cuda:1.")
+    ] = "cpu",
 ) -> None:
-    """Measure the steps of a client against a plain loop of torch, with 610 and 38,282 parameters."""
+    """Measure the steps of a client against a plain loop of torch, for every built-in task, or for that of a run's file."""
     from asyncfeded.bench import client
 
     try:
-        client.measure(seconds, threads)
+        client.measure(file, overrides or [], seconds, threads, device)
     except ValueError as error:
         fail(str(error))
 
