@@ -95,10 +95,10 @@ class Hosts:
                     yield int(path.parts[2])
 
     def _hold(self, name):
-        # Its parent's end, in whatever way, is its own.
+        # Its parent's end, in whatever way, is its own; a signal to its parent's group is not.
         hold = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--mount"]
         command = [*hold, "sh", "-c", "echo; exec sleep inf"]
-        holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
         self._holders[name] = holder
         (self.folder / f"{name}.pid").write_text(str(holder.pid))
         assert holder.stdout.read(1) == b"\n", f"{name}: no namespaces"

@@ -1,6 +1,8 @@
 """Runs over several hosts, started by mpiexec as over ssh, over TCP."""
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +47,26 @@ def train(hosts, mpi, folder, *arguments, more=0):
     """The same, to its end."""
     line, env = command(hosts, mpi, folder, *arguments, more=more)
     return run(line, folder, env)
+
+
+def test_hosts_end_with_all_on_them_when_their_group_is_told_to(several_hosts, tmp_path):
+    """As `timeout` tells a command and what it has started."""
+    python, links = sys.executable, Path(__file__).parents[2] / "launch" / "links.py"
+    (tmp_path / "mpiexec").write_text("#!/bin/sh\necho $$ > pid; exec sleep 1000\n")
+    (tmp_path / "mpiexec").chmod(0o755)
+    (tmp_path / "python").symlink_to(python)
+    line = [tmp_path / "python", links, "100", "1", "bench"]
+    job = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    ended = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (pid := (tmp_path / "pid").read_text().strip()):
+        assert job.poll() is None
+        assert time.monotonic() < ended
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    assert (job.communicate(timeout=60)[1], job.returncode) == ("", 143)
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < ended
+        time.sleep(0.05)
 
 
 def test_mpiexec_puts_a_rank_on_every_host(hosts, other_mpi, folder):
