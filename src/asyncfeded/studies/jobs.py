@@ -7,7 +7,6 @@ several processes one does a run: that of `<name>.owner`. This module does not k
 
 import hashlib
 import math
-import os
 import re
 import time
 import unicodedata
@@ -197,12 +196,10 @@ def execute(
     done_already = len(distinct) - len(pending)
     say(f"{len(distinct)} runs, {done_already} of them done already; {side_by_side} at a time with {with_ranks}")
     failed, began, ended = [], time.monotonic(), 0
-    # Runs at the same time share cores, but each run knows only its own ranks.
-    crowded = side_by_side > 1 and side_by_side * sizes[-1] > len(os.sched_getaffinity(0))
-    children, wait = Children(), "yield" if crowded else "auto"
+    children = Children()
     with end_by_signals(say), ThreadPoolExecutor(side_by_side) as pool:
         batches = _batches(pending, max(1, min(together, len(pending) // (2 * side_by_side))))
-        running = [pool.submit(_execute, batch, folder, wait, children, say, until_s) for batch in batches]
+        running = [pool.submit(_execute, batch, folder, children, say, until_s) for batch in batches]
         try:
             for future in as_completed(running):
                 for job, trouble in future.result():
@@ -228,7 +225,7 @@ def _batches(pending: Sequence[GridJob], size: int) -> list[list[GridJob]]:
 
 
 def _execute(
-    batch: Sequence[GridJob], folder: Path, wait: str, children: Children, say: Callable[[str], None], until_s: float
+    batch: Sequence[GridJob], folder: Path, children: Children, say: Callable[[str], None], until_s: float
 ) -> list[tuple[GridJob, str]]:
     """Do some runs, those that no other process does, until it is too late.
 
@@ -251,7 +248,7 @@ def _execute(
                     told.append((job, str(error)))
                 except OSError as error:
                     told.append((job, f"cannot be written in {folder}: {error.strerror}"))
-            done, waiting = _do(mine, folder, wait, children) if mine else ([], [])
+            done, waiting = _do(mine, folder, children) if mine else ([], [])
             told += done
     return told
 
@@ -263,9 +260,7 @@ def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
             run_folder.clear(run_dir)
 
 
-def _do(
-    batch: Sequence[GridJob], folder: Path, wait: str, children: Children
-) -> tuple[list[tuple[GridJob, str]], list[GridJob]]:
+def _do(batch: Sequence[GridJob], folder: Path, children: Children) -> tuple[list[tuple[GridJob, str]], list[GridJob]]:
     """Do some runs in one job, from their start, until one fails.
 
     Returns:
@@ -273,11 +268,9 @@ def _do(
     """
     files = []
     for job in batch:
-        change: dict[str, Any] = {"run_dir": str(folder / job.name)}
-        if job.config.wait == "auto":
-            change["wait"] = wait
         files.append(folder / f"{job.name}.toml")
-        files[-1].write_text(job.config.model_copy(update=change).to_toml(), encoding="utf-8")
+        config = job.config.model_copy(update={"run_dir": str(folder / job.name)})
+        files[-1].write_text(config.to_toml(), encoding="utf-8")
     log = folder / f"{batch[0].name}.log"
     command, env, _ = launcher.command(batch[0].ranks, ["batch", *map(str, files)])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}

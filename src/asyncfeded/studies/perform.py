@@ -14,7 +14,7 @@ from asyncfeded.studies.study import StudyGrid, StudyRun, expand
 
 TOGETHER = (8, 3)
 """How many tuning runs a job does one after the other, by their round of halving; in later rounds, as of results, `LONG`."""
-LONG = 2
+LONG = 6
 """How many long runs a job does one after the other."""
 
 
