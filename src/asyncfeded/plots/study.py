@@ -147,7 +147,7 @@ def _ranks(rules: Sequence[str], ranked: dict[str, Ranks]) -> Any:  # noqa: ANN4
     for axis, (name, one) in zip(axes[:, 0], ranked.items(), strict=True):
         order = np.argsort(one.mean, kind="stable")
         apart = f"; critical difference {one.difference:.2f}" if math.isfinite(one.difference) else ""
-        axis.set_title(f"{tables.MEASURES[name]}{apart}", fontsize=9)
+        axis.set_title(f"{tables.MEASURES[name]}{apart}", fontsize=9, pad=14)  # above the numbers
         half = -(-len(rules) // 2)
         bars = _groups(one.mean[order], one.difference)
         top = -0.5 * (len(bars) + 1)
