@@ -115,7 +115,8 @@ class GlobalModel:
     @property
     def x(self) -> Tensor:
         """float32 (size,), the global model; the first `layout.num_params` elements are parameters, the rest statistics."""
-        self.finish_merge()
+        if self._merging is not None:
+            self.finish_merge()
         return self._x
 
     @property
@@ -252,7 +253,8 @@ class GlobalModel:
             by: the pass, element by element; it is called part by part.
             share: weight with which statistics are averaged, if it is below 1.
         """
-        self.finish_merge()
+        if self._merging is not None:
+            self.finish_merge()
         self._merging, self._merged = Merging(client, w, share, self._bases.alone(client), by), 0
         self.version += 1
         self.base_version[client], self._newest = self.version, client
@@ -291,7 +293,7 @@ class GlobalModel:
         """
         size = self._x.numel()
         stop = size if stop is None else min(stop, size)
-        if client not in self._copied:
+        if client not in self._copied and self.base_version[client] != self.version:  # else it has been chosen
             self.hold(client)
         if self._merging is not None and self._merging.client == client:
             self._merge_up_to(stop)

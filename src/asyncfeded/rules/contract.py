@@ -143,7 +143,7 @@ def _problem(replies: object, out: np.ndarray) -> str:
     expected = "expected a tuple of Reply(client, epochs)"
     if not isinstance(replies, tuple):
         return f"gave back the replies {replies!r:.200}, {expected}"
-    seen = set()
+    seen = set[int]()
     for reply in replies:
         if not isinstance(reply, Reply):
             return f"gave back the replies {replies!r:.200}, {expected}"

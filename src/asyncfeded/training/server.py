@@ -204,17 +204,18 @@ class Server:
             return self.failed
         if self.interrupted:
             return INTERRUPTED
-        goes_on = self.settings.goes_on
-        if limits.updates and self.state.updates >= limits.updates and not (goes_on and goes_on()):
-            return f"{self.state.updates} updates were merged (limits.updates)"
+        if limits.updates and self.state.updates >= limits.updates:
+            goes_on = self.settings.goes_on
+            if not (goes_on and goes_on()):
+                return f"{self.state.updates} updates were merged (limits.updates)"
         if limits.seconds and self.elapsed_s >= limits.seconds:
             return f"{limits.seconds:g} s have passed (limits.seconds)"
-        return self.evaluations.good_enough()
+        return self.evaluations.good_enough() if limits.target else ""
 
     def _take(self, arrival: Arrival) -> None:
         """Measure one update, merge it, reply, and record it."""
         state = self.state
-        began, cpu, arrived_s = time.perf_counter(), time.thread_time(), self.elapsed_s
+        began, cpu, arrived_s = time.perf_counter(), time.thread_time(), self._wire.now()
         client, model = arrival.client, state.model
         state.compute_s += arrival.compute_s
         state.taken_s, state.out[client] = arrived_s, False
@@ -239,10 +240,7 @@ class Server:
             model.keep_own(client, arrival.weights)
             decision = on_arrival(self._rule, arrival.round, update, model, state.rule, state.out)
             state.updates += 1
-            state.counts[client] += 1
             state.steps[client] += arrival.steps
-            self.recent.append((decision.gamma, decision.eta))
-            state.refused_in_a_row[client] = 0
         decided_s, replies = time.perf_counter(), decision.replies
         if self._reached():  # the clients get a stop instead
             replies, state.withheld = (), decision.replies
@@ -252,6 +250,10 @@ class Server:
         state.follow()
         self._wire.release(arrival)
         service_s = time.perf_counter() - began
+        if not refusal:  # the client has its reply
+            state.counts[client] += 1
+            state.refused_in_a_row[client] = 0
+            self.recent.append((decision.gamma, decision.eta))
         self._observer.on_update(
             UpdateRow(
                 time_s=arrived_s,

@@ -6,7 +6,8 @@ The server's side is server_wire.py; messages.py describes the messages.
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +37,7 @@ from asyncfeded.wire.messages import (
 )
 from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
+P = ParamSpec("P")
 T = TypeVar("T")
 BULK_S = 20e-6
 """How long a client that would look sleeps between two polls while it sends an update of several chunks: the server moves
@@ -44,6 +46,19 @@ the data, and its second thread can use the core."""
 
 class ServerLostError(RuntimeError):
     """MPI reports that the server has died."""
+
+
+def _unless_lost(method: Callable[P, T]) -> Callable[P, T]:
+    """What MPI says in this method is about the server; what it says of a rank of the group, `Onward` catches."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except MPI.Exception as error:
+            raise ServerLostError(error.Get_error_string()) from None
+
+    return guarded
 
 
 class ClientWire:
@@ -80,28 +95,30 @@ class ClientWire:
         self._look: Callable[[], object] = group.look if group else int  # a function that does nothing
         self._inbox, self._outbox = np.zeros(1, HEADER), np.zeros(1, HEADER)
         self._scores = self._outbox["scores"][0]
-        self._row = self._outbox.view(np.uint8)
-        self._head = self._row[:HEAD]
+        row = self._outbox.view(np.uint8)
+        self._header = comm.Send_init([row[:HEAD], MPI.BYTE], 0, HEADER_TAG)  # to send it again takes 1 us less
+        self._header_and_scores = comm.Send_init([row, MPI.BYTE], 0, HEADER_TAG)
         self._num_sent = 0  # number of messages; the tags of chunks follow from it
         # This receive is posted whenever no header is being read. While the worker trains, only a STOP can complete it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         self._request.Start()
 
+    @_unless_lost
     def receive(self) -> Order | None:
         """Wait for the server's next header. Returns an order, or None to stop. Client ranks."""
-        while not _or_server_lost(self._request.Test):
+        while not self._request.Test():
             self._backoff.pause()
             self._look()
         self._backoff.reset()
         _, _, flags, client, epochs, number, version, steps, _, rate, *_, share = unpack(self._inbox)
         if flags & STOP:
             return None
-        receiving, none = [Receiving(*part) for part in self._parts], [None] * len(self._parts)
+        receiving = [Receiving(*part) for part in self._parts]
+        order = Order(client, number, version, epochs, steps, share, rate)
         if self._onward:
             self._onward.begin(self._inbox.view(np.uint8)[:HEAD])
         while not all(part.complete for part in receiving):
-            come = [_or_server_lost(part.poll) for part in receiving]
-            if come != none:
+            if any([part.poll() for part in receiving]):  # noqa: C419, each of them
                 self._backoff.reset()
             else:
                 self._backoff.pause()
@@ -111,12 +128,14 @@ class ClientWire:
         if self._onward:
             self._onward.finish()
         self._request.Start()
-        return Order(client, number, version, epochs, steps, share, rate)
+        return order
 
+    @_unless_lost
     def stopped(self) -> bool:
         """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
-        return _or_server_lost(self._request.Test)
+        return self._request.Test()
 
+    @_unless_lost
     def send(
         self,
         order: Order,
@@ -132,16 +151,17 @@ class ClientWire:
 
         Returns when the buffer may be written again.
         """
-        asked, done = (order.client, order.epochs, order.round, order.version), (steps, samples, train_loss)
-        flags, row = LEAVES if self._leaves() else 0, self._head
+        client, number, version, epochs, *_ = order
+        flags, header = LEAVES if self._leaves() else 0, self._header
         if scores is not NO_SCORES:
-            flags, row, self._scores[:] = flags | TESTED, self._row, scores
-        pack(self._outbox, 0, (MAGIC, PROTOCOL, flags, *asked, *done, compute_s, wait_s, measured))
+            flags, header, self._scores[:] = flags | TESTED, self._header_and_scores, scores
+        done = (steps, samples, train_loss, compute_s, wait_s, measured)
+        pack(self._outbox, 0, (MAGIC, PROTOCOL, flags, client, epochs, number, version, *done))
+        header.Start()
         self._num_sent += 1
-        header = self._comm.Isend([row, MPI.BYTE], 0, HEADER_TAG)
         sending = [Sending(*part, None if part[0].rank else header, self._num_sent) for part in self._parts]
-        given, all_done = 0, [True] * len(sending)
-        while [_or_server_lost(part.go_on) for part in sending] != all_done:
+        given = 0
+        while not all([part.go_on() for part in sending]):  # noqa: C419, each of them
             if (now_given := sum(part.given for part in sending)) > given:
                 given = now_given
                 self._backoff.reset()
@@ -151,25 +171,27 @@ class ClientWire:
                 self._backoff.pause()
         self._backoff.reset()
 
+    @_unless_lost
     def give_up(self) -> None:
         """Tell the server that this client ends, since a rank of its group has died. Client ranks."""
         if self._request:  # else the wire is closed
             pack(self._outbox, 0, only(GONE))
-            last, until = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG), time.perf_counter() + LAST_WORDS_S
-            while not _or_server_lost(last.Test) and time.perf_counter() < until:
+            self._header.Start()
+            until = time.perf_counter() + LAST_WORDS_S
+            while not self._header.Test() and time.perf_counter() < until:
                 self._backoff.pause()
 
+    @_unless_lost
     def finish(self) -> None:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
         pack(self._outbox, 0, only(LAST))
         self._request.Start()
-        last = self._comm.Isend([self._head, MPI.BYTE], 0, HEADER_TAG)
-        for request in (last, self._request):
-            while not _or_server_lost(request.Test):
-                self._backoff.pause()
-            self._backoff.reset()
+        self._header.Start()
+        for request in (self._header, self._request):
+            self._backoff.wait(request)
         self.ranks_lost = bool(self._inbox[0]["flags"] & RANKS_LOST)
-        self._request.Free()
+        for request in (self._header, self._header_and_scores, self._request):
+            request.Free()
         if self._onward:
             self._onward.begin(self._inbox.view(np.uint8)[:HEAD])
             self._onward.finish()
@@ -179,10 +201,3 @@ def cut(buffer: Tensor, slices: Sequence[Slice]) -> list[tuple[int, np.ndarray]]
     """The parts of a wire's buffer that go side by side, each with the rank of the server that holds it."""
     held = [(rank, start, stop) for rank, (start, stop) in enumerate(slices) if stop > start] or [(0, 0, len(buffer))]
     return [(rank, buffer.numpy()[start:stop]) for rank, start, stop in held]
-
-
-def _or_server_lost(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except MPI.Exception as error:
-        raise ServerLostError(error.Get_error_string()) from None

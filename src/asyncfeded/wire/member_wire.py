@@ -29,9 +29,10 @@ class Onward:
         self._sending: list[Sending] = []
 
     def begin(self, head: np.ndarray) -> None:
-        """Pass on the HEAD bytes of a header, which must not change until `finish`."""
+        """Pass on the HEAD bytes of a header, which must not change until `finish`. Raises GroupLostError as `push` does."""
         if self._next:
-            self._header = self._next.comm.Isend([head, MPI.BYTE], self._next.rank, HEADER_TAG)
+            with self._group.told():
+                self._header = self._next.comm.Isend([head, MPI.BYTE], self._next.rank, HEADER_TAG)
 
     def push(self, done: Sequence[int]) -> bool:
         """Pass on the first so many elements of each part, as far as can be done now. Never waits.

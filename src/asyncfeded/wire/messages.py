@@ -96,6 +96,8 @@ class Header(NamedTuple):
     @property
     def foreign(self) -> str:
         """Why this is not a header of this program, as a sentence; empty if it is one."""
+        if self[:3] == (MAGIC, PROTOCOL, 0):
+            return ""
         if self.magic != MAGIC:
             return f"magic {self.magic:#x}, expected {MAGIC:#x}"
         if self.protocol != PROTOCOL:
@@ -112,8 +114,9 @@ class Header(NamedTuple):
 
     def arrival(self, weights: Tensor, began_s: float) -> "Arrival":
         """The update that this header announced, with its weights; `began_s`: see `Arrival`."""
-        figures = (self.samples, self.steps, self.train_loss, self.compute_s, self.wait_s, weights, 0, self.scores)
-        return Arrival(self.client, self.round, self.version, self.epochs, *figures, began_s, self.measured)
+        _, _, _, client, epochs, number, version, steps, samples, train_loss, compute_s, wait_s, measured, scores = self
+        figures = (samples, steps, train_loss, compute_s, wait_s, weights, 0, scores, began_s, measured)
+        return Arrival(client, number, version, epochs, *figures)
 
 
 class Order(NamedTuple):
@@ -135,11 +138,16 @@ class Order(NamedTuple):
     @property
     def fields(self) -> tuple[int | float, ...]:
         """The fields of the header that carries it, without scores."""
-        order = (self.client, self.epochs, self.round, self.version, self.steps)
-        return MAGIC, PROTOCOL, 0, *order, 0, self.learning_rate, 0.0, 0.0, self.share
+        client, number, version, epochs, steps, share, learning_rate = self
+        return MAGIC, PROTOCOL, 0, client, epochs, number, version, steps, 0, learning_rate, 0.0, 0.0, share
 
     def unanswered(self, header: Header) -> str:
         """Why a header does not answer this order, as a sentence; empty if it does."""
+        client, number, version, epochs, *_ = self
+        if header[3:7] == (client, epochs, number, version) and header.samples >= 1 <= header.steps:
+            if 0 <= header.compute_s < math.inf and 0 <= header.wait_s < math.inf:
+                return ""
+            return f"it took {header.compute_s} s and waited {header.wait_s} s"
         if header.client != self.client:
             return f"it is from client {header.client}, who was not asked"
         if header.round != self.round:
@@ -148,11 +156,7 @@ class Order(NamedTuple):
             return f"it started from version {header.version}, which the client does not hold: it was sent {self.version}"
         if header.epochs != self.epochs:
             return f"it has done K = {header.epochs}, expected {self.epochs}"
-        if header.samples < 1 or header.steps < 1:
-            return f"it has done {header.steps} steps and seen {header.samples} samples"
-        if not (0 <= header.compute_s < math.inf and 0 <= header.wait_s < math.inf):
-            return f"it took {header.compute_s} s and waited {header.wait_s} s"
-        return ""
+        return f"it has done {header.steps} steps and seen {header.samples} samples"
 
 
 class Arrival(NamedTuple):

@@ -145,8 +145,9 @@ class ServerWire:
         """See `Wire`. Rank 0."""
         for worker in self._completed():
             self._read(worker)
-        for worker in list(self._unsent):
-            self._push(worker, self._size)
+        if self._unsent:
+            for worker in list(self._unsent):
+                self._push(worker, self._size)
         if self._announced or self._incoming:
             self._receive()
         if self._deadlines.listen() - self._watched_s > WATCH_S or self._failed:
@@ -154,8 +155,9 @@ class ServerWire:
         if not self._arrived:
             return None
         event = self._arrived.popleft()
-        others = len(self._announced) + len(self._incoming) + len(self._arrived)
-        return event._replace(queue=others) if others and isinstance(event, Arrival) else event
+        if (self._announced or self._incoming or self._arrived) and isinstance(event, Arrival):
+            return event._replace(queue=len(self._announced) + len(self._incoming) + len(self._arrived))
+        return event
 
     def release(self, arrival: Arrival) -> None:
         """See `Wire`. Rank 0."""
@@ -250,7 +252,7 @@ class ServerWire:
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
             receiving = self._begin(worker, header.client, slot, not refusal)
             self._incoming.append(Incoming(worker, header, slot, receiving, refusal, began))
-            self._take_parts()  # a small model is here already
+            self._test(worker, self._take_parts_of, self._incoming[-1])  # a small model is here already
             moved = True
         if moved:
             self._moved_s = time.perf_counter()
@@ -267,7 +269,7 @@ class ServerWire:
 
     def _take_parts(self) -> bool:
         """Take the parts of all updates that have arrived. Returns whether there were any."""
-        return sum(bool(self._test(each.worker, self._take_parts_of, each)) for each in self._incoming[:]) > 0
+        return any([self._test(each.worker, self._take_parts_of, each) for each in self._incoming[:]])  # noqa: C419, all
 
     def _take_parts_of(self, incoming: Incoming) -> bool:
         """Take the parts of an update that have arrived. Returns whether there were any."""

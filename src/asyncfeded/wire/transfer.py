@@ -66,18 +66,17 @@ class Receiving:
     """
 
     def __init__(self, source: Peer, weights: np.ndarray, number: int = 0) -> None:
-        self._comm, self._source, self._ring = source.comm, source.rank, source.ring
-        self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
+        self._source, self._weights, self._size, self._tag = source, weights, len(weights), WEIGHTS_TAG + number % TAGS
         self.fault = ""
         self._requests: deque[MPI.Request] = deque()
         self.done = self._posted = 0
-        while self._posted < len(weights) and len(self._requests) < UNDER_WAY:
+        while self._posted < self._size and len(self._requests) < UNDER_WAY:
             self._post()
 
     @property
     def complete(self) -> bool:
         """Whether all of it is here."""
-        return self.done == len(self._weights)
+        return self.done == self._size
 
     def poll(self) -> tuple[int, int] | None:
         """The next part that is here, as start and stop; None if there is none yet. Never waits."""
@@ -90,20 +89,20 @@ class Receiving:
                 raise
             count = -1
         self._requests.popleft()
-        if self._posted < len(self._weights):
+        if self._posted < self._size:
             self._post()
-        start, self.done = self.done, min(self.done + CHUNK, len(self._weights))
+        start, self.done = self.done, min(self.done + CHUNK, self._size)
         if count == CHUNK:  # its sender waits for that
-            self._ring()
+            self._source.ring()
         if count != self.done - start:
             got = "more" if count < 0 else count
             self.fault = f"it is of another length: {got} numbers came where {self.done - start} were expected"
         return start, self.done
 
     def _post(self) -> None:
-        start, self._posted = self._posted, min(self._posted + CHUNK, len(self._weights))
-        part = self._weights[start : self._posted]
-        self._requests.append(self._comm.Irecv([part, MPI.FLOAT], self._source, self._tag))
+        start, self._posted = self._posted, min(self._posted + CHUNK, self._size)
+        part, source = self._weights[start : self._posted], self._source
+        self._requests.append(source.comm.Irecv([part, MPI.FLOAT], source.rank, self._tag))
 
 
 class Sending:
@@ -120,8 +119,7 @@ class Sending:
     """
 
     def __init__(self, target: Peer, weights: np.ndarray, header: MPI.Request | None = None, number: int = 0) -> None:
-        self._comm, self._target, self._ring = target.comm, target.rank, target.ring
-        self._weights, self._tag = weights, WEIGHTS_TAG + number % TAGS
+        self._target, self._weights, self._tag = target, weights, WEIGHTS_TAG + number % TAGS
         self._requests = deque([header] if header else [])
         self.given = 0
 
@@ -132,13 +130,13 @@ class Sending:
             Whether all of these elements have been given.
         """
         while self.given < ready:
-            if len(self._requests) >= UNDER_WAY and not self._requests[0].Test():
-                return False
             if len(self._requests) >= UNDER_WAY:
+                if not self._requests[0].Test():
+                    return False
                 self._requests.popleft()
-            start, self.given = self.given, min(self.given + CHUNK, ready)
-            self._requests.append(self._comm.Isend([self._weights[start : self.given], MPI.FLOAT], self._target, self._tag))
-            self._ring()
+            start, self.given, target = self.given, min(self.given + CHUNK, ready), self._target
+            self._requests.append(target.comm.Isend([self._weights[start : self.given], MPI.FLOAT], target.rank, self._tag))
+            target.ring()
         return True
 
     def go_on(self) -> bool:
@@ -147,6 +145,7 @@ class Sending:
 
     def sent(self) -> bool:
         """Whether all has been sent, so that the buffer may be written. Never waits."""
-        while self._requests and self._requests[0].Test():
-            self._requests.popleft()
-        return self.given == len(self._weights) and not self._requests
+        requests = self._requests
+        while requests and requests[0].Test():
+            requests.popleft()
+        return not requests and self.given == len(self._weights)
