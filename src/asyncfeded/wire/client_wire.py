@@ -177,6 +177,7 @@ class ClientWire:
         if self._request:  # else the wire is closed
             pack(self._outbox, 0, only(GONE))
             self._header.Start()
+            self._parts[0][0].ring()
             until = time.perf_counter() + LAST_WORDS_S
             while not self._header.Test() and time.perf_counter() < until:
                 self._backoff.pause()
@@ -187,6 +188,7 @@ class ClientWire:
         pack(self._outbox, 0, only(LAST))
         self._request.Start()
         self._header.Start()
+        self._parts[0][0].ring()
         for request in (self._header, self._request):
             self._backoff.wait(request)
         self.ranks_lost = bool(self._inbox[0]["flags"] & RANKS_LOST)

@@ -75,6 +75,13 @@ def only(flags: int) -> tuple[int | float, ...]:
     return MAGIC, PROTOCOL, flags, -1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0
 
 
+def flagged(flags: int) -> np.ndarray:
+    """uint8 (HEADER.itemsize,): a header that carries nothing but flags. A send of it keeps it."""
+    header = np.zeros(1, HEADER)
+    pack(header, 0, only(flags))
+    return header.view(np.uint8)
+
+
 class Header(NamedTuple):
     """The fields of a header that has arrived, as HEADER names them."""
 

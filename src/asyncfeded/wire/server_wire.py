@@ -39,7 +39,7 @@ from asyncfeded.wire.messages import (
     Order,
     PendingOrder,
     Refused,
-    only,
+    flagged,
     pack,
 )
 from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
@@ -203,9 +203,9 @@ class ServerWire:
 
     def _flag(self, worker: int, flags: int) -> MPI.Request | None:
         """Send a worker a header with only these flags, unless it is lost: MPICH crashed on a send to a cut-off host."""
-        row = np.zeros(1, HEADER)  # the request keeps it
-        pack(row, 0, only(flags))
-        return self._isend(worker, row.view(np.uint8)) if worker not in self.assignment.lost else None
+        request = self._isend(worker, flagged(flags)) if worker not in self.assignment.lost else None
+        self._workers[worker].ring()
+        return request
 
     def _completed(self) -> list[int]:
         """Workers whose header has arrived."""
