@@ -101,8 +101,8 @@ def _report_wait(
         (f"{len(ranks) - 1} clients train, the server waits", steps[0], ""),
         (f"{len(ranks) - 1} processes train, nobody waits", steps[1], ""),
         ("throughput kept", f"{kept:.1%}", ""),
-        ("the server notices an update within, median", f"{p50 * 1e6:.0f} us", ""),
-        ("99 of 100", f"{p99 * 1e6:.0f} us", ""),
+        ("from a client's sending to its update's being here: median", f"{p50 * 1e6:.0f} us", ""),
+        ("the same: 99 of 100", f"{p99 * 1e6:.0f} us", ""),
     ]
     best = turns["spin_alone"]
     for how, taken_s in turns.items():
