@@ -3,9 +3,10 @@
 Who looks without a break notices a message at once, but has used up its share of the core when other processes want it too,
 and then is late by whole time slices (4 ms). Who sleeps is served first. So a rank looks for about as long as its messages
 take to come, if that is short, and then sleeps at its bell: the ranks of a host share a page of memory, and who has sent a
-message to another rank of it rings its bell, which wakes it at once. Where there is no bell (another host, no compiled
-kernel) it looks again after times that grow. If it loses its core while it looks, it only sleeps for a while. What it
-measures in its own run decides.
+message to another rank of it rings its bell, which wakes it at once. Where nobody rings (another host, no compiled kernel)
+it looks again after times that grow, and where somebody always does it sleeps long at once, since every look in vain costs
+what it would need when the message comes. If it loses its core while it looks, it only sleeps for a while. What it measures
+in its own run decides.
 """
 
 import mmap
@@ -28,14 +29,16 @@ except ImportError:  # installed without a C++ compiler
 Wait = Literal["auto", "spin", "yield"]
 LOOK_S = (20e-6, 200e-6)
 """The shortest and the longest time that a rank looks before it sleeps."""
-LOST_S = 0.5e-3
+LOST_S = 0.2e-3
 """A rank that got no processor time for so long while it looked has lost its core to another process."""
-LOST_SHARE, LOST_LEAST_S = 0.01, 10e-3
-"""A rank that lost its core for more than this share of the time, and so many seconds in all, does not look for a while."""
-REST_S = 1.0
-"""That while."""
+LOST_SHARE, REST_S = 0.01, 1.0
+"""It then only sleeps for so long that it loses at most this share of its time by looking, and for this at most."""
 SLEEP_S = (10e-6, 2e-3)
 """The first sleep, and the longest; each is twice the one before."""
+RUNG_S = 5e-3
+"""With each message that it was rung for in a row, the first sleep is twice as long, up to this."""
+LOOKS = 3
+"""So often a rank that was rung for looks before it sleeps again: MPI takes in one thing with each look."""
 SLICE_S = 0.1e-3
 """The time slice that a rank asks for: where cores are shared, Linux (6.12 and later) runs a process that wakes up at once
 if its slice is shorter than that of the one that runs."""
@@ -61,8 +64,10 @@ class Backoff:
         self._comes_s = 0.0  # how long a message takes to come, as a running mean
         self._since = self._last = 0.0  # the begin of this wait (0: there is none), and the last look
         self._cpu = 0.0  # time on a core until this wait began
-        self._lost_s = self._lost_at = self._rests_until = 0.0
-        self._sleep_s = SLEEP_S[0]
+        self._rests_until = 0.0
+        self._looks_left = 0  # since it was rung for
+        self._sleep_s = self._first_s = SLEEP_S[0]  # the next sleep, and the first one of a wait
+        self._slept = self._late = False  # whether it has slept in this wait, and whether nobody ended its last sleep
         self._bell = _own
         self._rung = self._bell.rung() if self._bell else 0
         if wait != "spin" and _kernel:
@@ -75,17 +80,24 @@ class Backoff:
 
     def pause(self) -> None:
         """Nothing has come: look again at once, or let other processes run, each time for longer."""
-        if self._wait == "spin" or (self._wait == "auto" and self._sleep_s == SLEEP_S[0] and self._looks()):
+        if self._wait == "spin" or self._looks():
             return
-        self._sleep_s, sleep_s = min(2 * self._sleep_s, SLEEP_S[1]), self._sleep_s
+        sleep_s, self._slept = self._sleep_s, True
+        self._sleep_s = min(2 * sleep_s, max(SLEEP_S[1], self._first_s))
         if self._bell is None:
             time.sleep(sleep_s)
-        elif (rung := self._bell.sleep(self._rung, sleep_s)) != self._rung:
-            self._rung, self._sleep_s = rung, 2 * SLEEP_S[0]  # MPI may need another look for what was sent
+            return
+        rung = self._bell.sleep(self._rung, sleep_s)
+        self._late = rung == self._rung
+        if not self._late:
+            self._rung, self._sleep_s, self._looks_left = rung, SLEEP_S[0], LOOKS
 
     def reset(self) -> None:
         """Something has come: the next wait begins."""
-        self._sleep_s = SLEEP_S[0]
+        if self._slept and self._bell:
+            late = self._late and self._bell.rung() == self._rung
+            self._first_s = SLEEP_S[0] if late else min(2 * self._first_s, RUNG_S)
+        self._sleep_s, self._slept = self._first_s, False
         if self._since:
             waited_s, self._since = time.perf_counter() - self._since, 0.0
             self._comes_s += (min(waited_s, 10 * LOOK_S[1]) - self._comes_s) / 16
@@ -98,21 +110,19 @@ class Backoff:
         self.reset()
 
     def _looks(self) -> bool:
-        """Whether to look again before the first sleep of this wait."""
+        """Whether to look again before the next sleep."""
+        self._looks_left -= 1
+        if self._looks_left > 0:
+            return True
+        if self._wait == "yield" or self._slept:
+            return False
         now = time.perf_counter()
         if not self._since:
             self._since, self._cpu = now, time.thread_time()
         elif now - self._last > LOST_S and (lost_s := now - self._since - (time.thread_time() - self._cpu)) > LOST_S:
-            self._lose(now, lost_s)
+            self._rests_until = now + min(lost_s / LOST_SHARE, REST_S)
         self._last = now
         return now - self._since < self._look_s and now >= self._rests_until
-
-    def _lose(self, now: float, lost_s: float) -> None:
-        """The core was lost for so long; now and then that happens on the quietest machine."""
-        self._lost_s = max(0.0, self._lost_s - LOST_SHARE * (now - self._lost_at)) + lost_s
-        self._lost_at = now
-        if self._lost_s > LOST_LEAST_S:
-            self._rests_until, self._lost_s = now + REST_S, 0.0
 
 
 def bell(comm: MPI.Comm, rank: int) -> Callable[[], object]:
