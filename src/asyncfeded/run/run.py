@@ -92,7 +92,7 @@ def train(
             world = join_job()
             stopping.listen()
             read = partial(read_plan, world, path, overrides, resumed, task, rule)
-            status, ranks_lost, run_dir = _train(world, read, resumed)
+            status, ranks_lost, run_dir = train_on(world, read, resumed)
             failed = status
         except RefusedError as error:
             status, failed, why = refuse(error, world), error.status, str(error)
@@ -101,7 +101,7 @@ def train(
     return Ended(status, max(of_job, failed), why, run_dir)
 
 
-def _train(world: World, read: Callable[[], Plan], resumed: Path | None) -> tuple[int, bool, str]:
+def train_on(world: World, read: Callable[[], Plan], resumed: Path | None) -> tuple[int, bool, str]:
     """Prepare, agree, and act as server or worker. Returns the exit status, whether ranks are lost, and the run's folder.
 
     Args:
