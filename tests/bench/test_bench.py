@@ -96,6 +96,26 @@ def test_the_client_of_a_run_of_ones_own_is_measured(tmp_path):
     assert done.stdout.splitlines()[1].split()[:3] == ["mine.py:Mine", "3", "2"]
 
 
+# virtual runs
+
+
+def test_a_virtual_run_is_measured(own_mpi, tmp_path):
+    simulation = ("bench", "simulation", "--ranks", 3, "--seconds", 0.1)
+    done = run_asyncfeded(*simulation, "--clients", 3, cwd=tmp_path, env=own_mpi.env)
+    assert done.status == 0, str(done)
+    cases = done.result["cases"]
+    assert [(case["params"], case["clients"], case["workers"]) for case in cases] == [
+        (params, 3, workers) for params in (610, 37_995) for workers in (1, 2)
+    ]
+    for case in cases:
+        assert case["efficiency"] == pytest.approx(case["alone_s"] * case["updates_per_s"] / case["workers"], rel=1e-2)
+        assert 0 < case["ideal"] <= 1
+        assert case["server_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+    refused = run_asyncfeded(*simulation, "--clients", 0, cwd=tmp_path, env=own_mpi.env)
+    assert (refused.status, refused.stderr) == (2, "asyncfeded: --clients 0: expected numbers of clients, at least 1\n")
+
+
 # the ranks of a client
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.messages import Order
+from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
-from mpi.ranks import RANKS, SERVER, answer, client, header, send, server, take, together
+from mpi.ranks import RANKS, SERVER, alone, answer, client, header, send, server, take, together
 
 
 @pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
@@ -149,3 +151,32 @@ def test_who_was_announced_first_is_served_first(world, comm):
             everyone.Send(np.zeros(1), SERVER)
         answer(wire, buffer)
         everyone.Free()
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two workers: 3 ranks")
+@together
+def test_a_worker_without_an_order_takes_one_that_waits_for_another(world, comm):
+    """All orders are of clients of the first worker. While it trains, the others answer; an arrival tells whose it is."""
+    workers = comm.size - 1
+    if world.rank == SERVER:
+        wire = ServerWire(comm, alone(comm), 1, Backoff(), 4 * workers, alike=[0] * workers)
+        mine = [worker * workers for worker in range(3)]
+        for client_id in mine:
+            wire.reply(Order(client_id, 0, 0, 1), torch.full((1,), float(client_id)), int, due=float(client_id))
+        arrivals = [take(wire) for _ in mine[1:]]
+        assert sorted((arrival.client, float(arrival.weights)) for arrival in arrivals) == [
+            (each, each) for each in mine[1:]
+        ]
+        comm.send(None, 1)
+        arrivals.append(take(wire))
+        assert arrivals[-1].client == 0
+        for arrival in arrivals:
+            wire.release(arrival)
+        wire.stop()
+    else:
+        wire, buffer = client(comm, 1)
+        if world.rank == 1:
+            order = wire.receive()
+            comm.recv(None, SERVER)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        answer(wire, buffer)

@@ -47,7 +47,7 @@ MODELS = {"logistic": 610, "mlp": 37_995}
 """The models of the task `synthetic`, and their parameters."""
 STEPS, BATCH, SAMPLES = 16, 64, 72
 """A round: so many steps of so many samples, over so many samples of the client."""
-WARM = 50
+WARM = 10
 """Updates of the run that tells how long an update takes."""
 
 

@@ -210,7 +210,7 @@ class ServerRun:
         self._complete = True  # whether the run's folder has taken all files of the end
         self._elsewhere: list[Path] = []  # the folder that has taken the others
         config, state, repeated = parts.config, parts.state, parts.repeated
-        self._wires = lead(world, config, state, parts.due, parts.ranks, repeated)
+        self._wires = lead(world, config, state, parts.due, parts.ranks, repeated, parts.places)
         self.wire = self._wires.workers
         newest = Path(parts.newest) if parts.newest else None
         arguments = (parts.run_dir / FOLDER, config.checkpoint.keep, newest, book.sync)

@@ -123,6 +123,7 @@ def lead(
     due: Due,
     ranks: ServerRanks | None,
     repeated: Replay | None,
+    places: np.ndarray,
 ) -> Wires:
     """Make the wires of rank 0. Rank 0.
 
@@ -133,6 +134,7 @@ def lead(
         due: when an update is due; not used on the wall clock.
         ranks: all ranks of the server; None: it has one.
         repeated: the record that a replay repeats.
+        places: placement.PLACE (ranks,), by rank in MPI_COMM_WORLD.
     """
     ordered, model = config.clock != "wall", state.model
     late = range(config.present, config.clients)
@@ -150,6 +152,7 @@ def lead(
         SharedDeadlines(ranks, *patience) if ranks else Deadlines(*patience),
         ordered or config.faults.on_death == "reassign",  # an ordered clock's result must not depend on lost workers
         not model.x.is_cpu,
+        alike(world, places) if ordered and not config.training.loader_workers else (),  # whose processes begin anew
     )
     workers: ServerWire = (FirstSliceWire if ranks else OpenWire if late else ServerWire)(*arguments)
     below = Nearest(workers, model.disk, clients_near(config, model.layout)) if model.disk else workers
@@ -162,6 +165,18 @@ def lead(
         workers.ranks, workers.hosts = ranks, [world.hosts[leader] for leader in world.seats.leaders]
         wire = LeadingWire(wire, ranks, workers)
     return Wires(wire, workers, clock, staging)
+
+
+def alike(world: World, places: np.ndarray) -> list[list[tuple[object, ...]]]:
+    """For each worker, where its ranks compute, on what, and with how many threads: the last bits may depend on it.
+
+    Args:
+        world: all ranks, seated.
+        places: placement.PLACE (ranks,), by rank in MPI_COMM_WORLD.
+    """
+    seats = world.seats
+    of_seat = places[["host", "device", "threads"]][list(seats.order)].tolist()
+    return [[of_seat[seat] for seat in group] for group in seats.groups]
 
 
 class SliceParts(NamedTuple):

@@ -33,6 +33,10 @@ class Assignment:
             self._moved[client] = worker
         return worker
 
+    def clients_of(self, worker: int) -> int:
+        """How many clients live on a worker."""
+        return self._num_of[worker]
+
     @property
     def can_move(self) -> bool:
         """Whether the clients of a lost worker can move to another worker."""

@@ -145,7 +145,7 @@ class OpenWire(ServerWire):
         self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
         self._announced = [item for item in self._announced if item[0] != worker]
         self._in_hand[worker] = self._outgoing[worker] = None
-        self._pending[worker].clear()
+        self._queues.clear(worker)
         for workers in (self._unsent, self.assignment.lost, self.assignment.silent, self.assignment.absent):
             workers.discard(worker)
         self._failed.pop(worker, None)

@@ -4,7 +4,6 @@ messages.py describes the messages. This file does not know what an update means
 size after start-up.
 """
 
-import heapq
 import itertools
 import math
 import time
@@ -42,6 +41,7 @@ from asyncfeded.wire.messages import (
     flagged,
     pack,
 )
+from asyncfeded.wire.queues import Queues
 from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
 
 T = TypeVar("T")
@@ -54,10 +54,9 @@ WATCH_S = 0.1
 class ServerWire:
     """The server's side. It speaks with one rank of each worker.
 
-    Each worker has one posted receive for its headers. Weights are received into a buffer of a pool, one update at a time.
-    The next update begins before the last one has arrived only if that one stalls: so most buffers are never touched, and
-    the system gives them no memory. Updates are taken in the order in which their headers were seen: a poll looks at all
-    workers, and headers of an earlier poll come first, so that no rank starves another.
+    Each worker has one posted receive for its headers. Weights are received into a buffer of a pool, one update at a time;
+    the next begins earlier only if one stalls, so that most buffers are never touched and take no memory. Updates are taken
+    in the order in which their headers were seen: all workers are polled, earlier polls come first, and nobody starves.
 
     A worker is given up when MPI reports its death, or when it has been silent for too long. A worker that was only
     silent may come back: what it then sends is received and refused.
@@ -74,6 +73,7 @@ class ServerWire:
         deadlines: how long a worker may be silent. Without it: for ever.
         reassign: whether the clients of a worker that is given up move to other workers, with their orders.
         pinned: whether to receive into pinned memory, which a GPU reads itself.
+        alike: which workers take clients of each other; see `Queues`.
 
     Attributes:
         receiving_s: processor time spent on receiving.
@@ -92,6 +92,7 @@ class ServerWire:
         deadlines: Deadlines | None = None,
         reassign: bool = False,
         pinned: bool = False,
+        alike: Sequence[object] = (),
     ) -> None:
         self._comm, self._workers, self._size, self._backoff, self._measure = comm, list(workers), size, backoff, measure
         num_workers = len(workers)
@@ -115,7 +116,7 @@ class ServerWire:
         self._reply_rows = [self._replies[i : i + 1].view(np.uint8)[:HEAD] for i in range(num_workers)]
         self._outgoing: list[Sending | None] = [None] * num_workers
         self._unsent, self._numbers = set[int](), itertools.count()  # unsent: workers whose chunks MPI could not take yet
-        self._pending: list[list[PendingOrder]] = [[] for _ in range(num_workers)]  # heaps of orders not yet sent
+        self._queues = Queues(num_workers, self.assignment, alike, self._deadlines.forget)  # orders not yet sent
         self._in_hand: list[PendingOrder | None] = [None] * num_workers
         # When the order in hand was sent, and when the worker gave its last sign of life, in seconds of listening.
         self._asked_s, self._sign_s = [0.0] * num_workers, [0.0] * num_workers
@@ -152,6 +153,8 @@ class ServerWire:
             self._receive()
         if self._deadlines.listen() - self._watched_s > WATCH_S or self._failed:
             self._watch()
+        for worker in self._queues.idle(self._in_hand):
+            self._send_next(worker)
         if not self._arrived:
             return None
         event = self._arrived.popleft()
@@ -160,17 +163,17 @@ class ServerWire:
         return event
 
     def release(self, arrival: Arrival) -> None:
-        """See `Wire`. Rank 0."""
+        """See `Wire`."""
         self._free.append(self._taken.pop(arrival.client))
 
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object], due: float = 0.0) -> None:
-        """See `Wire`. Rank 0. Of the orders that wait for one worker, the one with the least `due` goes first."""
+        """See `Wire`. Rank 0. Of the orders that wait for workers, those with the least `due` go first."""
         worker, pending = self.assignment.of(order.client), PendingOrder(due, next(self._numbers), order, weights)
         if self._in_hand[worker] is None:
             self._send(worker, pending, ready)
         else:
             ready(self._size)
-            heapq.heappush(self._pending[worker], pending)
+            self._queues.add(worker, pending)
 
     def pause(self) -> None:
         """See `Wire`."""
@@ -180,7 +183,7 @@ class ServerWire:
         """See `Wire`. Rank 0. Afterwards the wire is closed, except for what is under way with lost workers."""
         self._stopping, discarded = True, 0
         for worker in range(len(self._outgoing)):
-            self._pending[worker].clear()
+            self._queues.clear(worker)
             self._sign_s[worker] = self._deadlines.listened_s
             self._stops[worker] = self._flag(worker, STOP)
         while not (self._left | self.assignment.lost).issuperset(range(len(self._outgoing))):
@@ -304,8 +307,12 @@ class ServerWire:
         else:
             self._taken[header.client] = slot
             self._arrived.append(header.arrival(self._buffers[slot], began_s))
-        if self._pending[worker]:
-            self._send(worker, heapq.heappop(self._pending[worker]), int)  # the weights are ready
+        self._send_next(worker)
+
+    def _send_next(self, worker: int) -> None:
+        """Send a free worker the next of the orders that wait, if there is one."""
+        if (pending := self._queues.pop(worker)) is not None:
+            self._send(worker, pending, int)  # the weights are ready
 
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
         """Send an order to a free worker."""
@@ -321,18 +328,13 @@ class ServerWire:
 
     def _push(self, worker: int, ready: int) -> None:
         """Go on sending a reply. Chunks that MPI cannot be given yet are left to the next poll."""
-        sending = self._outgoing[worker]
-        if sending is None or worker in self._failed:
-            self._unsent.discard(worker)
-            return
-        given = sending.given
-        all_given = self._test(worker, sending.push, ready)
-        if sending.given > given:
-            self._sign_s[worker] = self._deadlines.listened_s
-            self._backoff.reset()
+        sending, all_given = self._outgoing[worker], True
+        if sending is not None and worker not in self._failed:
+            given, all_given = sending.given, bool(self._test(worker, sending.push, ready))
+            if sending.given > given:
+                self._sign_s[worker] = self._deadlines.listened_s
+                self._backoff.reset()
         (self._unsent.discard if all_given else self._unsent.add)(worker)
-
-    # Workers that die
 
     def _test(self, worker: int, call: Callable[..., T], *arguments: object) -> T | None:
         """Make a call that concerns a worker. Returns None if MPI raises an error, which `_watch` then handles."""
@@ -386,7 +388,7 @@ class ServerWire:
             self._buffers.append(torch.empty_like(self._buffers[0]))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)
-        unanswered, self._pending[worker] = self._pending[worker], []
+        unanswered = self._queues.clear(worker)
         if (pending := self._in_hand[worker]) is not None:
             unanswered.append(pending)
         if gone:
