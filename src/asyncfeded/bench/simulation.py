@@ -87,8 +87,6 @@ def measure(clients: Sequence[int], seconds: float) -> int:
 
     def with_ranks(world: World) -> None:
         check(seconds, "auto")
-        if not clients or min(clients) < 1:
-            raise RefusedError(f"--clients {', '.join(map(str, clients))}: expected numbers of clients, at least 1")
         if len(set(world.hosts)) > 1:
             raise RefusedError("its ranks are on several hosts; start all of them on one host")
         most = world.size - 1

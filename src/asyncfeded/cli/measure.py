@@ -110,17 +110,20 @@ def bench_servers(
 @bench.command("simulation", epilog=example("asyncfeded bench simulation --ranks 3"))
 def bench_simulation(
     ranks: Ranks = None,
-    clients: Annotated[list[int], typer.Option(help="How many clients; may be given several times.")] = [10, 100, 1000],  # noqa: B006
+    clients: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="How many clients; may be given several times; default: 10, 100 and 1000."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of each run; there are 6 for each number of workers.")] = 2.0,
 ) -> None:
     """Measure virtual runs with 1, 2, 4, ... workers against the processor time of their training alone."""
     if ranks is not None or not origin.launched_by():
-        several = [part for count in clients for part in ("--clients", str(count))]
+        several = [part for count in clients or [] for part in ("--clients", str(count))]
         start(at_least(2, "--ranks", ranks), ["bench", "simulation", *several, "--seconds", str(seconds)])
     with load_launcher().guard():
         from asyncfeded.bench import simulation as room
 
-        status = room.measure(clients, seconds)
+        status = room.measure(clients or [10, 100, 1000], seconds)
     raise typer.Exit(status)
 
 

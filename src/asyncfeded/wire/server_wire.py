@@ -388,9 +388,7 @@ class ServerWire:
             self._buffers.append(torch.empty_like(self._buffers[0]))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)
-        unanswered = self._queues.clear(worker)
-        if (pending := self._in_hand[worker]) is not None:
-            unanswered.append(pending)
+        unanswered = [*self._queues.clear(worker), *filter(None, [self._in_hand[worker]])]
         if gone:
             self._in_hand[worker] = None
         else:
