@@ -231,7 +231,7 @@ def _window(world: World, model: GlobalModel, book: Record, seconds: float, wait
     server = Server(
         wire=staging or wire,
         rule=rule,
-        state=ServerState(model, rule.init(model, epochs), epochs),
+        state=ServerState(model, rule.init(model, epochs), epochs, evaluation_due_s=np.inf),
         evaluator=cast("Evaluator", NoEvaluator()),
         settings=ServerSettings(Limits(), Faults(), Evaluation(), Metrics(DEFAULT, "accuracy"), in_idle_moments=True),
         observer=WindowObserver(model, book, seconds, tick),
