@@ -31,8 +31,9 @@ def nobody(taken: int) -> None:
 class OrderedClock:
     """A `Wire` on which updates arrive when they are due; ties go to the lower client id.
 
-    A worker trains one client at a time: of the clients that live on it, the one that is due first. An update that is
-    trained ahead of its turn waits in its receive buffer, so the wire needs one buffer for each client.
+    A worker trains one client at a time: of those that live on it, the one that is due first, and where none waits, one
+    that lives elsewhere (wire/queues.py). An update that is trained ahead of its turn waits in its receive buffer, so the
+    wire needs one buffer for each client.
 
     Args:
         wire: the wire to the workers.
