@@ -36,7 +36,7 @@ LOST_SHARE, REST_S = 0.01, 1.0
 SLEEP_S = (10e-6, 2e-3)
 """The first sleep, and the longest; each is twice the one before."""
 RUNG_S = 5e-3
-"""With each message that it was rung for in a row, the first sleep is twice as long, up to this."""
+"""The longest sleep if the last message came with a ring. The first is then twice as long as before that message."""
 LOOKS = 3
 """So often a rank that was rung for looks before it sleeps again: MPI takes in one thing with each look."""
 SLICE_S = 0.1e-3
@@ -83,7 +83,7 @@ class Backoff:
         if self._wait == "spin" or self._looks():
             return
         sleep_s, self._slept = self._sleep_s, True
-        self._sleep_s = min(2 * sleep_s, max(SLEEP_S[1], self._first_s))
+        self._sleep_s = min(2 * sleep_s, RUNG_S if self._first_s > SLEEP_S[0] else SLEEP_S[1])
         if self._bell is None:
             time.sleep(sleep_s)
             return
