@@ -11,22 +11,24 @@ from studies.grids import finish
 PERPLEXITY = Metrics({"perplexity": Metric("min", "characters"), "accuracy": Metric("max")}, "perplexity")
 
 
-def made(path, tmp_path, curve, metrics=METRICS, targets=(0.5, 0.9)):
+def made(path, tmp_path, curve, metrics=METRICS):
     run = next(study.expand(study.load_study_grid(path), "given", {}))
     finish(run, tmp_path, curve, metrics=metrics)
-    return run, rows.of_run(run, tmp_path / "runs" / run.name, targets, 100.0)
+    return run, rows.of_run(run, tmp_path / "runs" / run.name, 100.0)
 
 
-def test_a_row_has_the_best_and_last_value_and_the_times_to_targets(path, tmp_path):
+def test_a_row_has_the_best_and_last_value_and_the_time_to_any_target(path, tmp_path):
     _, row = made(path, tmp_path, [0.1, 0.6, 0.95, 0.8])
-    assert (row.best, row.final, row.seconds_to) == (0.95, 0.8, {0.5: 1.0, 0.9: 2.0})
+    assert (row.best, row.final) == (0.95, 0.8)
+    assert [row.seconds_to(target) for target in (0.05, 0.5, 0.9, 0.96)] == [0.0, 1.0, 2.0, np.inf]
     assert row.mean == pytest.approx((0.1 + 0.6 + 0.95 + 0.8) / 4)
     assert row.gamma.tolist() == [2.25, 4.5, 6.75]
 
 
 def test_a_metric_whose_smallest_value_is_the_best(path, tmp_path):
-    _, row = made(path, tmp_path, [30.0, 10.0, 3.0, 4.0], PERPLEXITY, (10.0, 2.0))
-    assert (row.best, row.final, row.seconds_to) == (3.0, 4.0, {10.0: 1.0, 2.0: np.inf})
+    _, row = made(path, tmp_path, [30.0, 10.0, 3.0, 4.0], PERPLEXITY)
+    assert (row.best, row.final) == (3.0, 4.0)
+    assert [row.seconds_to(target) for target in (10.0, 5.0, 2.0)] == [1.0, 2.0, np.inf]
 
 
 def test_rows_are_read_as_they_were_written(path, tmp_path):
@@ -40,7 +42,9 @@ def test_rows_are_read_as_they_were_written(path, tmp_path):
     read = again[run.name]
     assert read[:8] == row[:8]
     assert read[8:14] == pytest.approx(row[8:14], rel=1e-5)
-    assert (read.seconds_to, read.gamma.tolist(), read.curve.shape) == (row.seconds_to, row.gamma.tolist(), (2, 61))
+    assert (read.gamma.tolist(), read.curve.shape) == (row.gamma.tolist(), (2, 61))
+    assert read.bests == pytest.approx(row.bests, rel=1e-8)
+    assert read.bests.shape == (2, 200)  # all of them
     assert read.curve[:, [0, -1]].tolist() == [[0.0, 199.0], [0.0, 0.9]]
     assert again[failed.name].outcome == "failed"
 
@@ -55,9 +59,9 @@ def test_a_damaged_row_is_named_with_what_to_do(path, tmp_path):
 
 
 def test_a_failed_run_has_the_worst_values_of_its_cell():
-    done = rows.Row("t", "r", 0.1, 1, {}, "done", "loss", Metric("min"), 1.0, 2.0, 3.0, seconds_to={0.5: 1.0},
+    done = rows.Row("t", "r", 0.1, 1, {}, "done", "loss", Metric("min"), 1.0, 2.0, 3.0, bests=np.ones((2, 1)),
                     curve=np.array([[0.0, 1.0], [7.0, 2.0]]))  # fmt: skip
     failed = rows.Row("t", "s", 0.1, 1, {}, "failed")
     filled = rows.worst_for_failures([failed, done])[0]
-    assert (filled.best, filled.final, filled.mean, filled.seconds_to) == (7.0, 7.0, 7.0, {0.5: np.inf})
+    assert (filled.best, filled.final, filled.mean, filled.seconds_to(0.5)) == (7.0, 7.0, 7.0, np.inf)
     assert rows.worst_for_failures([failed]) == []

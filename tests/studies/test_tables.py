@@ -20,7 +20,7 @@ def told(grid, out, curves, metrics=None):
             found[run.name] = rows.of_failure(run)
         elif run.error_probability == 0.0 and len(curve):
             finish(run, out, curve, **({"metrics": metrics} if metrics else {}))
-            found[run.name] = rows.of_run(run, out / "runs" / run.name, grid.tasks["digits"].targets, 400.0)
+            found[run.name] = rows.of_run(run, out / "runs" / run.name, 400.0)
     return Done({"given": runs}, found, [], len(runs) - len(found), [])
 
 

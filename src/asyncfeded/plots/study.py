@@ -137,7 +137,7 @@ def _over_errors(grid: StudyGrid, cells: Sequence[Cell], published: Sequence[dic
 
 
 def _seconds(mine: Sequence[Row], target: float) -> float:
-    return interval([row.seconds_to[target] for row in mine]).median
+    return interval([row.seconds_to(target) for row in mine]).median
 
 
 def _ranks(rules: Sequence[str], ranked: dict[str, Ranks]) -> Any:  # noqa: ANN401 matplotlib's figure

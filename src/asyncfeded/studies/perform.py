@@ -105,8 +105,7 @@ class Performance:
         run_dir = self._folder / run.name
         if run.task not in self._samples:
             self._samples[run.task] = rows.test_samples(run)
-        targets = self._grid.tasks[run.task].targets
-        self._book.add(run, rows.of_run(run, run_dir, targets, self._samples[run.task]))
+        self._book.add(run, rows.of_run(run, run_dir, self._samples[run.task]))
         if self._grid.keep == "rows":
             run_folder.clear(run_dir)
             with suppress(OSError):  # a file of somebody else's is in it

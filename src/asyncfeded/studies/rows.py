@@ -29,7 +29,7 @@ NUMBERS = ("best", "final", "mean", "updates", "wall_s", "workers_busy", "test_s
 QUARTILES = tuple(f"{name}_{part}" for name in ("gamma", "tau") for part in ("q1", "median", "q3"))
 COLUMNS = (
     "name", "task", "rule", "error_probability", "seed", "setting", "values", "config_sha256", "outcome", "metric", "better",
-    "unit", *NUMBERS, *QUARTILES, "targets", "seconds_to_targets", "curve_s", "curve",
+    "unit", *NUMBERS, *QUARTILES, "bests_s", "bests", "curve_s", "curve",
 )  # fmt: skip
 ADVICE = "asyncfeded study writes it into its folder (--output)"
 
@@ -61,13 +61,18 @@ class Row(NamedTuple):
     gamma: np.ndarray = np.full(3, math.nan)
     """Quartiles over the merged updates."""
     tau: np.ndarray = np.full(3, math.nan)
-    seconds_to: dict[float, float] = {}
-    """Seconds of the run's clock to each target; infinite if it was not reached."""
+    bests: np.ndarray = np.empty((2, 0))
+    """(2, n): the seconds of the run's clock at which the metric was better than ever before, and what it was then."""
     curve: np.ndarray = np.empty((2, 0))
     """(2, points): seconds, and the metric then."""
 
+    def seconds_to(self, target: float) -> float:
+        """Seconds of the run's clock until the metric reached a target; infinite if it did not."""
+        reached = self.bests[0, self.metric.reaches(self.bests[1], target)]
+        return float(reached[0]) if len(reached) else math.inf
 
-def of_run(run: StudyRun, run_dir: Path, targets: Iterable[float], test_samples: float) -> Row:
+
+def of_run(run: StudyRun, run_dir: Path, test_samples: float) -> Row:
     """The row of a run that is done.
 
     Raises:
@@ -79,7 +84,8 @@ def of_run(run: StudyRun, run_dir: Path, targets: Iterable[float], test_samples:
         raise ValueError(f"{run_dir}: its record holds no evaluation; {jobs.AGAIN}")
     merged, metric = tables.updates[tables.updates["accepted"]], tables.metrics.of_goal
     times, values = tables.evaluations["time_s"], tables.evaluations[tables.metrics.goal]
-    reached = {target: times[metric.reaches(values, target)] for target in targets}
+    upwards = values if metric.best == "max" else -values
+    newest = upwards > np.fmax.accumulate(np.append(-np.inf, upwards[:-1]))
     kept = np.unique(np.linspace(0, len(times) - 1, min(len(times), POINTS)).round().astype(int))
     return Row(
         run.task,
@@ -99,7 +105,7 @@ def of_run(run: StudyRun, run_dir: Path, targets: Iterable[float], test_samples:
         test_samples,
         statistics.quartiles(merged["gamma"]),
         statistics.quartiles(merged["tau"]),
-        {target: float(t[0]) if len(t) else math.inf for target, t in reached.items()},
+        np.array([times[newest], values[newest]]),
         np.array([times[kept], values[kept]]),
     )
 
@@ -159,7 +165,7 @@ def _written(run: StudyRun, row: Row) -> list[str]:
         return cells + [""] * (len(COLUMNS) - 1 - len(cells))
     cells += [row.goal, row.metric.best, row.metric.unit, *(f"{getattr(row, name):.6g}" for name in NUMBERS)]
     cells += [f"{value:.6g}" for value in (*row.gamma, *row.tau)]
-    cells += [short(row.seconds_to, 9), short(row.seconds_to.values()), short(row.curve[0], 5), short(row.curve[1], 5)]
+    cells += [short(row.bests[0]), short(row.bests[1], 9), short(row.curve[0], 5), short(row.curve[1], 5)]
     return cells
 
 
@@ -173,11 +179,12 @@ def _read(cells: dict[str, str]) -> Row:
     metric = Metric("max" if better == "max" else "min", cells["unit"])
     best, final, mean, updates, wall_s, busy, samples = (float(cells[name]) for name in NUMBERS)
     both = np.array([float(cells[name]) for name in QUARTILES])
-    targets, seconds = ([float(x) for x in cells[name].split()] for name in ("targets", "seconds_to_targets"))
-    curve = np.array([[float(x) for x in cells[name].split()] for name in ("curve_s", "curve")])
-    reached = dict(zip(targets, seconds, strict=True))
+    bests, curve = (
+        np.array([[float(x) for x in cells[name].split()] for name in names])
+        for names in (("bests_s", "bests"), ("curve_s", "curve"))
+    )
     figures = best, final, mean, updates, wall_s, busy, samples
-    return Row(*who, DONE, cells["metric"], metric, *figures, gamma=both[:3], tau=both[3:], seconds_to=reached, curve=curve)
+    return Row(*who, DONE, cells["metric"], metric, *figures, gamma=both[:3], tau=both[3:], bests=bests, curve=curve)
 
 
 def worst_for_failures(rows: list[Row]) -> list[Row]:
@@ -185,8 +192,8 @@ def worst_for_failures(rows: list[Row]) -> list[Row]:
     done = [row for row in rows if row.outcome == DONE]
     if not done:
         return []
-    goal, metric, targets = done[0].goal, done[0].metric, dict.fromkeys(done[0].seconds_to, math.inf)
+    goal, metric = done[0].goal, done[0].metric
     values = np.concatenate([row.curve[1] for row in done] + [np.array([row.final for row in done])])
     worst = metric.worst_of(values)
-    fill = partial(Row._replace, goal=goal, metric=metric, best=worst, final=worst, mean=worst, seconds_to=targets)
+    fill = partial(Row._replace, goal=goal, metric=metric, best=worst, final=worst, mean=worst)
     return [row if row.outcome == DONE else fill(row) for row in rows]

@@ -76,7 +76,7 @@ def _results(grid: StudyGrid, cell: Cell) -> Iterator[str]:
     head += [text for target in targets for text in (f"s to {target:.4g}", "x")]
     yield from ("| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1))
     first = next(iter(grid.rules))
-    reference = [interval([row.seconds_to[target] for row in cell.by_rule[first]]).median for target in targets]
+    reference = [interval([row.seconds_to(target) for row in cell.by_rule[first]]).median for target in targets]
     for rule, mine in cell.by_rule.items():
         line = [rule, f"{len(mine)} of {cell.planned}" + f", {cell.failed[rule]} failed" * bool(cell.failed[rule])]
         if mine:
@@ -85,7 +85,7 @@ def _results(grid: StudyGrid, cell: Cell) -> Iterator[str]:
             ]
             line.append(f"{np.nanmedian(updates):.0f}" if np.isfinite(updates := [r.updates for r in mine]).any() else "")
             for target, median in zip(targets, reference, strict=True):
-                found = interval([row.seconds_to[target] for row in mine])
+                found = interval([row.seconds_to(target) for row in mine])
                 known = math.isfinite(found.median) and math.isfinite(median) and median > 0
                 line += [_seconds(found), f"{found.median / median:.1f}" if known else ""]
         yield "| " + " | ".join(line + [""] * (len(head) - len(line))) + " |"
@@ -147,7 +147,7 @@ def compare(grid: StudyGrid, made: Sequence[Cell]) -> list[Compared]:
             if mine.seed == theirs.seed
         ]
         final = [mine.final - theirs.final for mine, theirs in pairs]
-        times = [(list(mine.seconds_to.values())[-1], list(theirs.seconds_to.values())[-1]) for mine, theirs in pairs]
+        times = [tuple(row.seconds_to(grid.tasks[row.task].targets[-1]) for row in pair) for pair in pairs]
         sooner, later = sum(a < b for a, b in times), sum(a > b for a, b in times)
         p = statistics.permutation_p(final)
         found.append(Compared(rule, len(pairs), interval(final), p, sooner, later, statistics.sign_p(sooner, later)))
@@ -196,7 +196,7 @@ def ranked(grid: StudyGrid, made: Sequence[Cell]) -> dict[str, statistics.Ranks]
 
     def cost(cell: Cell, mine: Sequence[Row], measure: str) -> float:
         if measure == "time":
-            return float(np.median([list(row.seconds_to.values())[-1] for row in mine]))
+            return float(np.median([row.seconds_to(grid.tasks[cell.task].targets[-1]) for row in mine]))
         median = float(np.median([getattr(row, measure) for row in mine]))
         return -median if cell.known[0].metric.best == "max" else median
 
@@ -257,7 +257,7 @@ def write_csv(grid: StudyGrid, done: Done, path: Path) -> None:
             if row and row.outcome != FAILED:
                 line += [row.goal, row.best, row.final, row.mean, row.updates]
                 line += [*row.gamma, *row.tau, row.wall_s, row.workers_busy]
-                for target, seconds in row.seconds_to.items():
-                    line += [target, seconds if np.isfinite(seconds) else ""]
+                for target in grid.tasks[run.task].targets:
+                    line += [target, seconds if math.isfinite(seconds := row.seconds_to(target)) else ""]
             written = [f"{x:.6g}" if isinstance(x, float) else x for x in line]
             writer.writerow(written + [""] * (len(head) - len(written)))
