@@ -78,6 +78,11 @@ def test_runs_of_other_configs_have_other_names(path):
         ("limits.seconds = 4", "limits.second = 4", "unknown key limits.second; did you mean seconds"),
         ("clients = 3", "clients = 0", "clock = virtual needs clients"),
         ("targets = [0.5, 0.9]", "", "targets: required"),
+        (
+            "run.training.epochs = 1\n",
+            "run.training.epochs = 11\n",
+            "asyncfeded on digits: rule AsyncFedED, init: ",
+        ),
     ],
 )
 def test_a_wrong_grid_is_refused_before_any_run(path, old, new, words):

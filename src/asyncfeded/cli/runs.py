@@ -56,9 +56,10 @@ def batch(files: Annotated[list[Path], typer.Argument(help="TOML files of runs."
         launched = launched_by()
         for file in files:
             if status := run.train(file, []).of_job:
-                raise typer.Exit(status)
+                break
             if not launched or launched.rank == 0:
                 file.unlink()
+    raise typer.Exit(status)
 
 
 @app.command(epilog=example("asyncfeded check launch/digits.toml --ranks 5"))

@@ -8,11 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from asyncfeded.config import Config, Count, Settings, load_section
+from asyncfeded.model.flat import Entry, Layout
+from asyncfeded.model.global_model import GlobalModel
+from asyncfeded.rules import contract, load_rule
 from asyncfeded.studies import jobs
 from asyncfeded.studies.ranges import Tried
+from asyncfeded.training.heterogeneity import draw
 
 Setting = Literal["given", "untuned", "tuned"]
 
@@ -145,9 +151,21 @@ def load_study_grid(path: Path, overrides: Sequence[str] = ()) -> StudyGrid:
     for setting in grid.settings:
         for task, rule in itertools.product(grid.tasks, grid.rules):
             for values in _corners(grid, task, rule) if setting == "tuned" else ({},):
-                run = tuning_run(grid, task, rule, values, 0) if setting == "tuned" else None
-                run or next(expand(grid, setting, {}, [task], [rule]))
+                tuning = setting == "tuned"
+                one = tuning_run(grid, task, rule, values, 0) if tuning else next(expand(grid, setting, {}, [task], [rule]))
+                _try_first_round(one)
     return grid
+
+
+def _try_first_round(run: StudyRun) -> None:
+    """Whether the rule allows the K of the clients' first rounds. Raises ValueError if not."""
+    config, clients = run.config, max(run.config.clients, 1)  # 0: as many as there are workers
+    epochs = draw(config, np.ones(clients, np.int64)).clients["epochs"].astype(np.int64)
+    model = GlobalModel(torch.zeros(1), Layout((Entry("w", (1,), 0),), 1, 1), clients)
+    try:
+        contract.init(load_rule(config.rule), model, epochs)
+    except contract.RuleError as error:
+        raise ValueError(f"{run.rule} on {run.task}: {error}") from None
 
 
 def _corners(grid: StudyGrid, task: str, rule: str) -> Iterator[dict[str, Any]]:
