@@ -52,6 +52,17 @@ def test_without_momentum_the_model_stays_within_what_the_clients_sent():
         assert torch.all(model.x <= high + 1e-5)
 
 
+def test_a_steady_wish_of_many_is_met_by_at_most_their_mean_number():
+    """One client that wants 1 each time, beside idle ones: alpha / (1 - mu) = 3 with 9, and (n + 1) / 2 with fewer."""
+    for n, gain in ((1, 1.0), (2, 1.5), (3, 2.0), (9, 3.0)):
+        rule = rules.load_rule({"name": "reach"})
+        model, state = start(rule, clients=n)
+        for _ in range(60 * n):
+            before = model.x.clone()
+            arrive(rule, model, state, 0, [1.0, 1.0])
+        assert (model.x - before).numpy() == pytest.approx([gain, gain], rel=0.01)
+
+
 def test_the_rate_is_one_over_the_root_mean_square_of_all_curvatures():
     """Of 2 clients one measures 1, then 7, and the other 5: 1, (1 + 49) / 2 = 25, and (25 + 25) / 2 in squares."""
     rule = rules.load_rule({"name": "reach", "c": 0.5})

@@ -23,14 +23,15 @@ class Reach(Settings):
     """Reach, a rule of this project (docs/reach.md).
 
         s       = w - x_t, but between 0 and Delta = w - x_s             (what is left of the client's way)
-        move    = alpha s + mu v,    v <- v + (move - v) / (H n)         (momentum of the movement)
+        move    = alpha s + m v,     v <- v + (move - v) / (H n)         (momentum of the movement)
         x_{t+1} = x_t + move
         K_i     <- E[first K_i v_i / mean_j v_j],    v_i = epochs that client i has done so far
         rate    = c / L,    L^2 = mean over clients of L_i^2
 
-    The first three are element by element; n is the number of clients. L_i^2 is the mean of the squares of all curvatures
-    that client i has measured: of the gradient along itself, in the first step of each round (`Measures`). The rate goes
-    with a reply; the first round has training.learning_rate. K is that of `DelayedNesterov`.
+    The first three are element by element; n is the number of clients; m = min(mu, 1 - 2 alpha / (n + 1)), so that a steady
+    s moves the model by at most (n + 1) / 2 of it: few clients cut little of each other's steps. L_i^2 is the mean of the
+    squares of all curvatures that client i has measured: of the gradient along itself, in the first step of each round
+    (`Measures`). The rate goes with a reply; the first round has training.learning_rate. K is that of `DelayedNesterov`.
     eta in the record is alpha. Statistics are averaged with weight alpha (`GlobalModel.merge_by`).
     State: `K` and `first_K`, int64 (clients,). `epochs_done`, int64 (clients,). `v`, float32 (parameters,). `curvature_sq`,
     float64 (clients,), L_i^2, and `measured`, int64 (clients,), of how many rounds.
@@ -39,7 +40,7 @@ class Reach(Settings):
     alpha: float = Field(0.6, gt=0, le=1)
     """alpha: part of what is left of the client's way that the model goes. 1: all of it."""
     mu: float = Field(0.8, ge=0, lt=1)
-    """mu: weight of the momentum. 0: none."""
+    """mu: weight of the momentum; less with few clients (with fewer than 5, of the defaults). 0: none."""
     H: float = Field(3.0, gt=0)
     """H: over how many rounds of all clients the momentum is a mean."""
     rate: Literal["curvature", "training"] = "curvature"
@@ -78,8 +79,9 @@ class Reach(Settings):
 
     def on_arrival(self, update: Update, model: GlobalModel, state: State) -> Decision:
         """See `Rule`."""
-        client, follow = update.client, 1.0 / (self.H * len(model.base))
-        step = partial(kernel.reach, v=state["v"], alpha=self.alpha, mu=self.mu, follow=follow)
+        client, n = update.client, len(model.base)
+        m = min(self.mu, 1.0 - 2.0 * self.alpha / (n + 1))
+        step = partial(kernel.reach, v=state["v"], alpha=self.alpha, mu=m, follow=1.0 / (self.H * n))
         model.merge_by(client, update.weights, step, self.alpha)
         state["epochs_done"][client] += update.epochs
         if state["epochs_done"].all():
