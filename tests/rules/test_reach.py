@@ -57,7 +57,7 @@ def test_a_steady_wish_of_many_is_met_by_at_most_their_mean_number():
     for n, gain in ((1, 1.0), (2, 1.5), (3, 2.0), (9, 3.0)):
         rule = rules.load_rule({"name": "reach"})
         model, state = start(rule, clients=n)
-        for _ in range(60 * n):
+        for _ in range(100 * n):
             before = model.x.clone()
             arrive(rule, model, state, 0, [1.0, 1.0])
         assert (model.x - before).numpy() == pytest.approx([gain, gain], rel=0.01)
