@@ -19,7 +19,6 @@ except ImportError:  # installed without a C++ compiler
     COMPILED = False
 """True where the C++ kernel was built."""
 
-FLOAT32 = torch.float32
 CHUNK = 1 << 18
 """Elements of a part, where a model is taken part by part; 16 of the compiled kernel's blocks. Sums are taken by chunk, and
 these are added in order. The twin also takes such parts, so that it allocates no temporary of model size."""
@@ -154,7 +153,7 @@ def _at(*vectors: Tensor) -> list[int]:
     """
     n, found = vectors[0].numel(), []
     for vector in vectors:
-        if vector.dtype is not FLOAT32 or vector.ndim != 1 or not (vector.is_contiguous() and vector.is_cpu):
+        if vector.dtype is not torch.float32 or vector.ndim != 1 or not (vector.is_contiguous() and vector.is_cpu):
             got = f"{vector.dtype} {tuple(vector.shape)} of strides {vector.stride()} on {vector.device}"
             raise TypeError(f"got {got}, expected a contiguous vector of torch.float32 in host memory")
         if vector.numel() != n:

@@ -151,19 +151,19 @@ class Order(NamedTuple):
     def unanswered(self, header: Header) -> str:
         """Why a header does not answer this order, as a sentence; empty if it does."""
         client, number, version, epochs, *_ = self
-        if header[3:7] == (client, epochs, number, version) and header.samples >= 1 <= header.steps:
-            if 0 <= header.compute_s < math.inf and 0 <= header.wait_s < math.inf:
-                return ""
+        if header[3:7] != (client, epochs, number, version):
+            if header.client != client:
+                return f"it is from client {header.client}, who was not asked"
+            if header.round != number:
+                return f"it answers round {header.round}, expected {number}"
+            if header.version != version:
+                return f"it started from version {header.version}, which the client does not hold: it was sent {version}"
+            return f"it has done K = {header.epochs}, expected {epochs}"
+        if header.samples < 1 or header.steps < 1:
+            return f"it has done {header.steps} steps and seen {header.samples} samples"
+        if not (0 <= header.compute_s < math.inf and 0 <= header.wait_s < math.inf):
             return f"it took {header.compute_s} s and waited {header.wait_s} s"
-        if header.client != self.client:
-            return f"it is from client {header.client}, who was not asked"
-        if header.round != self.round:
-            return f"it answers round {header.round}, expected {self.round}"
-        if header.version != self.version:
-            return f"it started from version {header.version}, which the client does not hold: it was sent {self.version}"
-        if header.epochs != self.epochs:
-            return f"it has done K = {header.epochs}, expected {self.epochs}"
-        return f"it has done {header.steps} steps and seen {header.samples} samples"
+        return ""
 
 
 class Arrival(NamedTuple):
