@@ -36,7 +36,7 @@ LOST_SHARE, REST_S = 0.01, 1.0
 SLEEP_S = (10e-6, 2e-3)
 """The first sleep, and the longest; each is twice the one before."""
 RUNG_S = 5e-3
-"""The longest sleep if the last message came with a ring. The first is then twice as long as before that message."""
+"""The longest sleep after a message that came with a ring. Each of these in a row doubles the first sleep, up to it."""
 LOOKS = 3
 """So often a rank that was rung for looks before it sleeps again: MPI takes in one thing with each look."""
 SLICE_S = 0.1e-3
