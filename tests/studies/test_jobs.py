@@ -124,3 +124,17 @@ def test_a_study_replaces_no_table_and_no_picture_of_a_user(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
     (tmp_path / "runs").mkdir()  # the folder of a study: it is its table
     own(tmp_path, print).release()
+
+
+def test_a_run_that_is_refused_leaves_nothing_but_its_sentence_in_its_log(own_mpi, tmp_path):
+    layer = {
+        "clock": "virtual",
+        "clients": 1,
+        "limits": {"updates": 1},
+        "task": {"name": "synthetic"},
+        "training": {"epochs": 11},
+    }
+    job = GridJob("refused", compose([layer], "run"), 2)
+    assert execute([job], tmp_path, 1, lambda line: None) == [job]
+    (line,) = (tmp_path / "refused.log").read_text().splitlines()
+    assert line.startswith("asyncfeded: rule AsyncFedED, init: training.epochs (or steps) = 11 is outside the bounds of K")
