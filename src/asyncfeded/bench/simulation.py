@@ -112,7 +112,7 @@ def _measured(world: World, case: Case, folder: Path, seconds: float) -> dict[st
     some = replace(world, comm=comm, size=comm.size, hosts=hosts, local=local, seats=deal(hosts))
     some = share_cores(replace(some, neighbours=list(range(comm.size))))
     _, update_s = _run(some, case.config(folder, WARM))
-    config = case.config(folder, max(case.clients, int(seconds / update_s)))
+    config = case.config(folder, max(case.clients, int(seconds / update_s), WARM + 1))  # another folder than the first's
     began = time.perf_counter()
     result, update_s = _run(some, config)
     job_s = time.perf_counter() - began
