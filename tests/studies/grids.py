@@ -5,6 +5,8 @@ import json
 import numpy as np
 
 from asyncfeded.store.record import UPDATE, Record
+from asyncfeded.studies import rows, study
+from asyncfeded.studies.perform import Done
 from asyncfeded.training.heterogeneity import PROFILE
 from conftest import METRICS, places
 
@@ -67,3 +69,22 @@ def finish(run, out, curve, updates=10, metrics=METRICS):
             fields = {"gamma": float(i), "tau": i, "accepted": True}
             book.updates.append(tuple(fields.get(name, 0) for name in UPDATE.names))
     (folder / "result.json").write_text(json.dumps({"wall_s": 3.0, "workers_busy": 0.5}))
+
+
+def told(grid, out, curves, metrics=None, levels=(0.0,)):
+    """What there is of a study whose runs have these curves, by rule and seed; None: it failed. Others are missing.
+
+    `levels` are the error probabilities that have runs.
+    """
+    runs = list(study.expand(grid, "given", {}))
+    found = {}
+    for run in runs:
+        curve = curves.get((run.rule, run.seed), ())
+        if run.error_probability not in levels:
+            continue
+        if curve is None:
+            found[run.name] = rows.of_failure(run)
+        elif len(curve):
+            finish(run, out, curve, **({"metrics": metrics} if metrics else {}))
+            found[run.name] = rows.of_run(run, out / "runs" / run.name, 400.0)
+    return Done({"given": runs}, found, [], len(runs) - len(found), [])

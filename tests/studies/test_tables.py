@@ -5,24 +5,8 @@ import csv
 import pytest
 
 from asyncfeded.metric import Metric, Metrics
-from asyncfeded.studies import rows, study, tables
-from asyncfeded.studies.perform import Done
-from studies.grids import finish
-
-
-def told(grid, out, curves, metrics=None):
-    """What there is of a study whose runs have these curves, by rule and seed; None: it failed. Others are missing."""
-    runs = list(study.expand(grid, "given", {}))
-    found = {}
-    for run in runs:
-        curve = curves.get((run.rule, run.seed), ())
-        if run.error_probability == 0.0 and curve is None:
-            found[run.name] = rows.of_failure(run)
-        elif run.error_probability == 0.0 and len(curve):
-            finish(run, out, curve, **({"metrics": metrics} if metrics else {}))
-            found[run.name] = rows.of_run(run, out / "runs" / run.name, 400.0)
-    return Done({"given": runs}, found, [], len(runs) - len(found), [])
-
+from asyncfeded.studies import study, tables
+from studies.grids import told
 
 CURVES = {
     ("asyncfeded", 1): [0.1, 0.6, 0.95, 0.9], ("asyncfeded", 2): [0.1, 0.2, 0.3, 0.8],
@@ -44,6 +28,34 @@ def test_the_table_tells_medians_intervals_and_never(grid, tmp_path):
     assert "| 10 | 2 [1, 3] | 1.0 | never [2, never] |  |" in text
     assert "| hinge | 2 of 2 | 20.00 | 20.00 | 17.50 | 10 | never |  | never |  |" in text
     assert "400 test samples: by chance two models as good as these (50.0 %) differ by up to 6.93 points (95 %)." in text
+
+
+def test_several_tasks_and_settings_are_in_one_table(grid, tmp_path):
+    """A rule of one level has no value at the other; the best is bold."""
+    assert "## All tasks" not in tables.to_markdown(grid, told(grid, tmp_path / "one", CURVES))
+    done = told(grid, tmp_path, CURVES, levels=(0.0, 0.5))
+    of_hinge = {run.name for run in done.runs["given"] if (run.rule, run.error_probability) == ("hinge", 0.5)}
+    kept = {name: row for name, row in done.rows.items() if name not in of_hinge}
+    text = tables.to_markdown(grid, done._replace(rows=kept))
+    assert "| rule | digits, p = 0 | digits, p = 0.5 |\n|---|---:|---:|\n| asyncfeded | **85.0** | **85.0** |" in text
+    assert "\n| hinge | 20.0 | - |\n" in text
+    assert "### Time to the last target\n\n| rule |" in text
+    assert "\n| asyncfeded | never | never |\n" in text  # one seed of two reaches 0.9
+    both = study.load_study_grid(tmp_path / "grid.toml", ['settings=["untuned", "given"]'])
+    runs = {"untuned": list(study.expand(both, "untuned", {})), **done.runs}
+    untuned = {run.name: row._replace(final=0.5) for run, row in zip(runs["untuned"], done.rows.values(), strict=True)}
+    text = tables.to_markdown(both, done._replace(runs=runs, rows=kept | untuned))
+    assert "| asyncfeded | **50.0** / **85.0** | **50.0** / **85.0** |\n| hinge | **50.0** / 20.0 | **50.0** / - |" in text
+
+
+@pytest.mark.parametrize(("best", "sign"), [("min", 1), ("max", -1)])
+def test_the_best_is_bold_whatever_the_sign_of_the_metric(path, tmp_path, best, sign):
+    """A loss of 4 beside one of 9, or a score of -4 beside one of -9."""
+    grid = study.load_study_grid(path, ["tasks.digits.targets=[10]"])
+    metrics = Metrics({"goal": Metric(best), "accuracy": Metric("max")}, "goal")
+    curves = {("asyncfeded", 1): [30.0 * sign, 4.0 * sign], ("hinge", 1): [30.0 * sign, 9.0 * sign]}
+    text = tables.to_markdown(grid, told(grid, tmp_path, curves, metrics, (0.0, 0.5)))
+    assert f"| asyncfeded | **{4 * sign}** | **{4 * sign}** |\n| hinge | {9 * sign} | {9 * sign} |" in text
 
 
 def test_differences_are_of_pairs_and_corrected(grid, tmp_path):

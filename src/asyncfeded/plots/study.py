@@ -18,8 +18,8 @@ from asyncfeded.studies.statistics import Ranks, interval
 from asyncfeded.studies.study import StudyGrid
 from asyncfeded.studies.tables import Cell
 
-LINES = ("-", "--", ":", "-.")
-"""Lines of rules that share a colour."""
+GREY = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+"""Of rules without a colour of their own."""
 
 
 def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None = None) -> list[Path]:
@@ -28,8 +28,8 @@ def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None =
     For each setting and task: the metric of the goal over time by rule (median and range over the seeds) at each error
     probability; its best value and the time to each target over the error probability, where there are several; K and gamma
     of each client in the first rule's first run, if its folder is there. For each setting: the mean ranks of the rules with
-    the critical difference. A legend names every rule of the grid, and says how many of its runs are done where some are
-    not.
+    the critical difference. Colours have the first rule and those with the best mean over the run of the task, as many as
+    there are colours; the others are grey. The legend says how many of their runs are done where some are not.
 
     Args:
         grid: grid of the study.
@@ -72,41 +72,67 @@ def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None =
     return made
 
 
-def _look(grid: StudyGrid) -> dict[str, dict[str, str]]:
-    """Colour and line of each rule."""
-    n = len(COLORS)
-    return {rule: {"color": COLORS[i % n], "linestyle": LINES[i // n % len(LINES)]} for i, rule in enumerate(grid.rules)}
+def _look(grid: StudyGrid, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """How each rule is drawn: the first one and the best in colours."""
+
+    def place(rule: str) -> float:
+        """Its mean place among the rules that have runs."""
+        means = [{r: tables.cost(grid, cell, mine, "mean") for r, mine in cell.by_rule.items() if mine} for cell in cells]
+        places = [sum(other < own[rule] for other in own.values()) for own in means if rule in own]
+        return float(np.mean(places)) if places else math.inf
+
+    first, *others = grid.rules
+    coloured = [first, *sorted(others, key=place)[: len(COLORS) - 1]]
+    colours = iter(COLORS)
+    return {rule: {"color": next(colours), "linewidth": 1.3} if rule in coloured else GREY for rule in grid.rules}
 
 
-def _labels(grid: StudyGrid, cells: Sequence[Cell]) -> dict[str, str]:
+def _labels(grid: StudyGrid, cells: Sequence[Cell], look: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Of the rules with a colour, and of the first grey one, which stands for all of them."""
     planned = sum(cell.planned for cell in cells)
     ended = {rule: sum(len(cell.by_rule[rule]) for cell in cells) for rule in grid.rules}
-    return {rule: rule + f" ({ended[rule]} of {planned} runs)" * (ended[rule] < planned) for rule in grid.rules}
+    grey = [rule for rule in grid.rules if look[rule] is GREY]
+    labels = {rule: rule + f" ({ended[rule]} of {planned} runs)" * (ended[rule] < planned) for rule in grid.rules}
+    return labels | {rule: f"{len(grey)} others" if rule == grey[0] else "_" for rule in grey}
+
+
+def _legend(figure: Any, axis: Any) -> None:  # noqa: ANN401 matplotlib's
+    """Beside the panels; the grey lines last."""
+    named = sorted(zip(*axis.get_legend_handles_labels(), strict=True), key=lambda one: one[1].endswith(" others"))
+    figure.legend(*zip(*named, strict=True), loc="outside right upper", frameon=False, fontsize=7)
 
 
 def _curves(grid: StudyGrid, cells: Sequence[Cell]) -> Any:  # noqa: ANN401 matplotlib's figure
-    look, labels, some = _look(grid), _labels(grid, cells), cells[0].known[0]
+    look, some = _look(grid, cells), cells[0].known[0]
+    labels = _labels(grid, cells, look)
     figure, axes = pyplot().subplots(1, len(cells), figsize=(3.6 * len(cells) + 2.6, 3.8), sharey=True, squeeze=False)
     for axis, cell in zip(axes[0], cells, strict=True):
         for rule, mine in cell.by_rule.items():
-            axis.plot([], [], **look[rule], label=labels[rule], linewidth=1.3)  # in the legend, drawn or not
+            axis.plot([], [], **look[rule], label=labels[rule])  # in the legend, drawn or not
             curves = [row.curve for row in mine if row.outcome == DONE]
             if curves:
                 times = curves[0][0]
                 stacked = np.array([np.interp(times, *curve) for curve in curves])
-                axis.plot(times, np.median(stacked, axis=0), **look[rule], linewidth=1.3)
-                if rule == next(iter(grid.rules)) or len(grid.rules) <= len(COLORS):  # more would hide each other
+                axis.plot(times, np.median(stacked, axis=0), **look[rule])
+                if look[rule] is not GREY:
                     low, high = stacked.min(axis=0), stacked.max(axis=0)
                     axis.fill_between(times, low, high, color=look[rule]["color"], alpha=0.1)
         axis.set(title=f"p = {cell.p:g}", xlabel="time (s)")
     axes[0][0].set(ylabel=f"test {some.metric.label(some.goal)}")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
+    _legend(figure, axes[0][0])
     return figure
 
 
 def _over_errors(grid: StudyGrid, cells: Sequence[Cell], published: Sequence[dict[str, str]]) -> Any:  # noqa: ANN401
-    look, labels, task, some = _look(grid), _labels(grid, cells), cells[0].task, cells[0].known[0]
-    targets, levels = grid.tasks[task].targets, [cell.p for cell in cells]
+    look, task, some = _look(grid, cells), cells[0].task, cells[0].known[0]
+    labels, levels = _labels(grid, cells, look), [cell.p for cell in cells]
+    known = [line for line in published if line["task"] == task and line["method"] in look and some.goal == "accuracy"]
+
+    def reached(target: float) -> bool:
+        ours = [_seconds(cell.by_rule[rule], target) for cell in cells for rule in grid.rules]
+        return bool(np.isfinite([*ours, *(_published_seconds(line, target) for line in known)]).any())
+
+    targets = [target for target in grid.tasks[task].targets if reached(target)]
     figure, axes = pyplot().subplots(1, 1 + len(targets), figsize=(3.4 * (1 + len(targets)) + 2.6, 3.8), squeeze=False)
     for rule in grid.rules:
         best = np.array([interval([row.best for row in cell.by_rule[rule]]) for cell in cells])
@@ -117,7 +143,6 @@ def _over_errors(grid: StudyGrid, cells: Sequence[Cell], published: Sequence[dic
         for target, axis in zip(targets, axes[0][1:], strict=True):
             medians = np.array([_seconds(cell.by_rule[rule], target) for cell in cells])
             axis.plot(levels, np.where(np.isfinite(medians), medians, np.nan), **look[rule], marker="o", markersize=3)
-    known = [line for line in published if line["task"] == task and line["method"] in look and some.goal == "accuracy"]
     for line in known:
         p, mark = float(line["error_probability"]), {"marker": "x", "color": look[line["method"]]["color"], "linestyle": ""}
         axes[0][0].plot(p, float(line["max_test_accuracy_mean"]) / 100, **mark)
@@ -127,12 +152,9 @@ def _over_errors(grid: StudyGrid, cells: Sequence[Cell], published: Sequence[dic
     for target, axis in zip(targets, axes[0][1:], strict=True):
         axis.set(title=f"seconds to {target:.4g}", xlabel="error probability p")
         axis.set_ylim(bottom=0)
-        if not any(np.isfinite(line.get_ydata()).any() for line in axis.lines):
-            axis.text(0.5, 0.5, "reached by none", transform=axis.transAxes, ha="center")
     for axis in axes[0]:
         axis.set_xlim(min(levels) - 0.05, max(levels) + 0.05)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=7)
+    _legend(figure, axes[0][0])
     return figure
 
 

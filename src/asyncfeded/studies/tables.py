@@ -14,7 +14,7 @@ from asyncfeded.studies.perform import Done
 from asyncfeded.studies.rows import FAILED, Row
 from asyncfeded.studies.search import Search
 from asyncfeded.studies.statistics import Interval, interval
-from asyncfeded.studies.study import StudyGrid, StudyRun
+from asyncfeded.studies.study import Setting, StudyGrid, StudyRun
 
 
 class Cell(NamedTuple):
@@ -52,19 +52,61 @@ def cells(grid: StudyGrid, done: Done, setting: str) -> Iterator[Cell]:
 def to_markdown(grid: StudyGrid, done: Done) -> str:
     """All tables of a study."""
     lines = [grid.caption.strip(), ""] if grid.caption else []
-    for setting in grid.settings:
-        made = list(cells(grid, done, setting))
+    made = {setting: list(cells(grid, done, setting)) for setting in grid.settings}
+    lines += _summary(grid, made)
+    for setting, mine in made.items():
         if len(grid.settings) > 1:
             lines += [f"## {setting}", ""]
-        for cell in made:
+        for cell in mine:
             lines += _results(grid, cell)
         if len(grid.rules) > 1:
             for task in grid.tasks:
-                lines += _differences(grid, [cell for cell in made if cell.task == task])
-            lines += _ranks(grid, made)
+                lines += _differences(grid, [cell for cell in mine if cell.task == task])
+            lines += _ranks(grid, mine)
         if setting == "tuned":
             lines += _search(grid, done.searches)
     return "\n".join(lines)
+
+
+def _summary(grid: StudyGrid, made: dict[Setting, list[Cell]]) -> Iterator[str]:
+    """All tasks and settings in one table for each measure, if there is more than one of them."""
+    by_place = {setting: {(cell.task, cell.p): cell for cell in mine} for setting, mine in made.items()}
+    places = list(dict.fromkeys(place for mine in by_place.values() for place in mine))
+    if len(places) < 2:
+        return
+    several = {task for task in grid.tasks if len([one for one, _ in places if one == task]) > 1}
+    yield from ("## All tasks", "")
+    known = [setting for setting, mine in made.items() if mine]
+    said = f"Medians over the seeds, {' / '.join(known)}; " if len(known) > 1 else "Medians over the seeds; "
+    yield from (said + "the best of each column is bold. The tables below have the intervals.", "")
+    for measure, title in MEASURES.items():
+        heads = [f"{task}, p = {p:g}" if task in several else task for task, p in places]
+        yield from (f"### {title[0].upper()}{title[1:]}", "")
+        yield from ("| rule | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads))
+        columns = []
+        for place in places:
+            parts = [_medians(grid, by_place[setting].get(place), measure) for setting in known]
+            columns.append([" / ".join(one) for one in zip(*parts, strict=True)])
+        for rule, *texts in zip(grid.rules, *columns, strict=True):
+            yield f"| {rule} | " + " | ".join(texts) + " |"
+        yield ""
+
+
+def _medians(grid: StudyGrid, cell: Cell | None, measure: str) -> list[str]:
+    """The median of each rule, as text; the best one is bold, one that is missing is a dash."""
+    if cell is None:
+        return ["-"] * len(grid.rules)
+    costs = [cost(grid, cell, mine, measure) if mine else math.inf for mine in cell.by_rule.values()]
+    metric, best = cell.known[0].metric, min(costs)
+    texts = []
+    for mine, one in zip(cell.by_rule.values(), costs, strict=True):
+        if measure == "time":
+            text = "never" if math.isinf(one) else f"{one:.3g}"
+        else:
+            value = -one if metric.best == "max" else one
+            text = f"{100 * value:.1f}" if metric.is_fraction else f"{value:.4g}"
+        texts.append("-" if not mine else f"**{text}**" if one == best < math.inf else text)
+    return texts
 
 
 def _results(grid: StudyGrid, cell: Cell) -> Iterator[str]:
@@ -95,7 +137,8 @@ def _results(grid: StudyGrid, cell: Cell) -> Iterator[str]:
 def caption(cell: Cell) -> str:
     """What a reader of a cell must know: whose medians, how fine the test set is, and what x and a failure are."""
     seeds = max(len(mine) for mine in cell.by_rule.values())
-    said = f"Medians of {seeds} seeds [95 % bootstrap interval]; x: the time over that of {next(iter(cell.by_rule))}."
+    said = f"Medians of {seeds} seeds [95 % bootstrap interval]" if seeds > 1 else "One seed"
+    said += f"; x: the time over that of {next(iter(cell.by_rule))}."
     metric, samples = cell.known[0].metric, cell.known[0].test_samples
     if metric.is_fraction and math.isfinite(samples):
         share = float(np.median([row.final for row in cell.known if row.outcome != FAILED]))
@@ -157,21 +200,20 @@ def compare(grid: StudyGrid, made: Sequence[Cell]) -> list[Compared]:
 
 def _differences(grid: StudyGrid, made: Sequence[Cell]) -> Iterator[str]:
     """What of the differences to the first rule is more than chance."""
-    if not made:
+    compared = compare(grid, made)
+    pairs = max(one.pairs for one in compared)
+    if not pairs:
         return
     first, task, metric = next(iter(grid.rules)), made[0].task, made[0].known[0].metric
     target = f"{grid.tasks[task].targets[-1]:.4g}"
-    compared = compare(grid, made)
-    pairs = max(one.pairs for one in compared)
     points = ", points" if metric.is_fraction else ""
     yield from (f"### {task}: differences to {first}", "")
     said = (
         f"Pairs of the same seed and error probability, {pairs} at most. Final value: permutation test of the mean; time to "
     )
     said += f"{target}: sign test; p corrected after Holm for {len(compared)} rules."
-    if pairs:
-        least = min(1.0, statistics.least_p(pairs) * len(compared))
-        said += f" With so many pairs the smallest p of that test is {least:.2g}."
+    least = min(1.0, statistics.least_p(pairs) * len(compared))
+    said += f" With so many pairs the smallest p of that test is {least:.2g}."
     yield from (said, "")
     yield f"| rule | pairs | final{points} | p | sooner, later at {target} | p |"
     yield "|---|---:|---:|---:|---:|---:|"
@@ -194,14 +236,18 @@ def ranked(grid: StudyGrid, made: Sequence[Cell]) -> dict[str, statistics.Ranks]
     if not whole:
         return {}
 
-    def cost(cell: Cell, mine: Sequence[Row], measure: str) -> float:
-        if measure == "time":
-            return float(np.median([row.seconds_to(grid.tasks[cell.task].targets[-1]) for row in mine]))
-        median = float(np.median([getattr(row, measure) for row in mine]))
-        return -median if cell.known[0].metric.best == "max" else median
-
-    tables = {name: [[cost(cell, mine, name) for mine in cell.by_rule.values()] for cell in whole] for name in MEASURES}
+    tables = {
+        name: [[cost(grid, cell, mine, name) for mine in cell.by_rule.values()] for cell in whole] for name in MEASURES
+    }
     return {name: statistics.ranks(np.array(costs)) for name, costs in tables.items()}
+
+
+def cost(grid: StudyGrid, cell: Cell, mine: Sequence[Row], measure: str) -> float:
+    """The median of a measure (`MEASURES`) over runs of a cell, with the other sign where more is better."""
+    if measure == "time":
+        return float(np.median([row.seconds_to(grid.tasks[cell.task].targets[-1]) for row in mine]))
+    median = float(np.median([getattr(row, measure) for row in mine]))
+    return -median if cell.known[0].metric.best == "max" else median
 
 
 def _ranks(grid: StudyGrid, made: Sequence[Cell]) -> Iterator[str]:
@@ -222,19 +268,22 @@ def _ranks(grid: StudyGrid, made: Sequence[Cell]) -> Iterator[str]:
 
 
 def _search(grid: StudyGrid, searches: Sequence[Search]) -> Iterator[str]:
-    """What was tried for each rule, and whether its best lies at an end."""
+    """What was tried for each rule, a line for each search that has ended, and whether its best lies at an end."""
     tuning = grid.tuning
     more = -(-tuning.trials // tuning.halving)
     yield from ("### The search", "")
     yield f"{tuning.trials} random trials for each rule and task, successive halving by {tuning.halving}, seed"
     yield f"{tuning.seed}, p = {tuning.error_probability:g}. Where the best lies in the outermost tenth of a range, it goes"
     yield f"on beyond that end, with {more} more trials, up to {tuning.extensions} times."
-    yield from ("", "| task | rule | trials | key | tried | best | |", "|---|---|---:|---|---|---:|---|")
+    yield f"{sum(not found.missing for found in searches)} of {len(searches)} searches are done."
+    yield from ("", "| task | rule | trials | best of what was tried |", "|---|---|---:|---|")
     for found in searches:
-        for key, told in found.ranges.items():
-            best = found.values.get(key, "all failed" if not found.missing else "not done")
-            end = "at an end" if key in found.at_end else ""
-            yield f"| {found.task} | {found.rule} | {found.trials} | {key} | {told} | {best} | {end} |"
+        if not found.missing:
+            told = "; ".join(
+                f"{key} = {found.values.get(key, 'none, all failed')} ({text}{', at an end' * (key in found.at_end)})"
+                for key, text in found.ranges.items()
+            )
+            yield f"| {found.task} | {found.rule} | {found.trials} | {told} |"
     yield ""
 
 
