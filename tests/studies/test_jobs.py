@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from asyncfeded.config import Config
 from asyncfeded.files.weights import write_weights
 from asyncfeded.store.ownership import NAME, Ownership
+from asyncfeded.store.record import Record
 from asyncfeded.studies import jobs
+from asyncfeded.studies.children import Children
 from asyncfeded.studies.jobs import GridJob, check_labels, compose, execute, is_done, nest, overlay, own
+from asyncfeded.training.heterogeneity import PROFILE
+from conftest import METRICS, places
 
 
 def test_a_layer_replaces_values_and_merges_sections():
@@ -138,3 +143,24 @@ def test_a_run_that_is_refused_leaves_nothing_but_its_sentence_in_its_log(own_mp
     assert execute([job], tmp_path, 1, lambda line: None) == [job]
     (line,) = (tmp_path / "refused.log").read_text().splitlines()
     assert line.startswith("asyncfeded: rule AsyncFedED, init: training.epochs (or steps) = 11 is outside the bounds of K")
+
+
+@pytest.mark.parametrize("status", [0, 1], ids=["it came back", "it did not"])
+def test_a_run_that_gave_up_a_worker_is_not_done(tmp_path, monkeypatch, status):
+    """On a busy machine it is silent for too long; the run has a result, and may have ended well."""
+
+    def run(self, command, env, log):
+        log.touch()
+        (tmp_path / "run").mkdir()
+        with Record(tmp_path / "run" / "record.h5", "", places("here"), np.zeros(1, PROFILE), METRICS) as book:
+            book.events.append((0.0, 0.0, b"rank", -1, 0, 0.0, b"rank 1 is given up: it was silent"))
+        (tmp_path / "run" / "result.json").touch()
+        if not status:
+            (tmp_path / "run.toml").unlink()
+        return status
+
+    monkeypatch.setattr(Children, "run", run)
+    job, told = GridJob("run", Config.model_validate({"limits": {"updates": 1}}), 2), []
+    assert execute([job], tmp_path, 1, lambda line: None, tell=lambda _, trouble: told.append(trouble)) == [job]
+    assert told == ["rank 1 is given up: it was silent"]
+    assert not is_done(tmp_path, "run")

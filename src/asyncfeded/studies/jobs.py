@@ -1,6 +1,7 @@
 """The runs of a grid: their configs are made in layers, and jobs do them, those left out that are done.
 
-A run is done when its result.json exists and its `<name>.toml`, which is there while it is tried, does not. A job does one
+A run is done when its result.json exists and its `<name>.toml`, which is there while it is tried, does not. One that gave up
+a worker, dead or silent for too long on a busy machine, is not done: its figures are not those of its config. A job does one
 run, or some of them one after the other, since its start takes 2 s of each core. A crash loses only the run that crashed. Of
 several processes one does a run: that of `<name>.owner`. This module does not know what the runs are for.
 """
@@ -25,6 +26,7 @@ from asyncfeded.override import Word
 from asyncfeded.run import folder as run_folder
 from asyncfeded.run.plan import digest_origin, fill_in
 from asyncfeded.store.ownership import NAME, OwnedError, Ownership
+from asyncfeded.store.record import read_record
 from asyncfeded.studies.children import Children, end_by_signals
 
 AGAIN = "remove the folder of that run, and it is done again"
@@ -276,12 +278,25 @@ def _do(batch: Sequence[GridJob], folder: Path, children: Children) -> tuple[lis
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
     status = children.run(command, env, log)
     ended = next((i for i, file in enumerate(files) if file.exists()), len(files))  # a run removes its file when it is done
-    told = [(job, "") for job in batch[:ended]]
+    told = [(job, _without_a_worker(folder / job.name)) for job in batch[: ended + 1]]
+    for (_, trouble), file in zip(told, files, strict=False):
+        if trouble:
+            file.touch()  # it is not done
     if ended == len(batch):
         log.unlink()
         return told, []
     log = log.rename(folder / f"{batch[ended].name}.log")
-    told.append((batch[ended], f"failed with status {status}, see {log}"))
+    told[ended] = batch[ended], told[ended][1] or f"failed with status {status}, see {log}"
     for file in files[ended + 1 :]:
         file.unlink()
     return told, list(batch[ended + 1 :])
+
+
+def _without_a_worker(run_dir: Path) -> str:
+    """What a run says of the first worker that it gave up; empty if there was none, or if nothing can be read."""
+    try:
+        events = read_record(run_dir).events
+    except ValueError:
+        return ""
+    given_up = events["text"][events["kind"] == b"rank"]
+    return given_up[0].decode(errors="replace") if len(given_up) else ""
