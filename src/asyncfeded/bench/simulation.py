@@ -33,6 +33,7 @@ from asyncfeded.model.flat import FlatModel
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.seats import deal
 from asyncfeded.mpi.world import RefusedError, World, broadcast_text, share_cores
+from asyncfeded.rules import load_rule
 from asyncfeded.run import run
 from asyncfeded.run.plan import read_plan
 from asyncfeded.store.record import read_record
@@ -144,7 +145,7 @@ def _run(world: World, config: Config) -> tuple[dict[str, Any], float]:
 def _alone_s(world: World, config: Config) -> float:
     """Processor time of training an update of a run without a server, the mean over the workers. Collective."""
     task = CheckedTask(load_task(config.task), config.task["name"])
-    trainer = Trainer(task, FlatModel(task.model()), config.training, 0.0, config.seed)
+    trainer = Trainer(task, FlatModel(task.model()), config.training, load_rule(config.rule).proximal, config.seed)
     rows = read_record(Path(config.run_dir)).updates
     orders = [Order(*row) for row in rows[["client", "round", "base_version", "epochs"]].tolist()]
 
