@@ -165,3 +165,42 @@ def test_a_worker_that_comes_back_during_the_stop_is_stopped_too(world, comm):
         wire.finish()
         assert not wire.ranks_lost
     everyone.Free()
+
+
+@pytest.mark.skipif(RANKS < 3, reason="needs two workers: 3 ranks")
+@together
+def test_both_orders_of_a_silent_worker_move_and_both_of_its_answers_are_refused(world, comm, monkeypatch):
+    """The first worker answers for one client and has the orders of two more when it falls silent."""
+    monkeypatch.setattr("asyncfeded.wire.in_hand.SHORT_S", 60.0)
+    everyone, workers = comm.Dup(), comm.size - 1
+    if world.rank == SERVER:
+        patience = Attentive(1.0, 60.0)
+        wire = ServerWire(comm, alone(comm), 5, Backoff(), 6 * workers, None, 0.0, patience, reassign=True)
+        mine = [5 * workers, *range(0, 5 * workers, workers)]
+        for due, number in enumerate(mine):
+            wire.reply(Order(number, 0, 0, 1), torch.zeros(5), int, due=float(due))
+        events = [take(wire)]
+        assert [each.order.client for each in wire._in_hand.orders[0]] == [0, workers]
+        patience.limit = 0.2
+        lost = take(wire)
+        assert isinstance(lost, Lost)
+        assert lost.clients == ()
+        patience.limit = float("inf")
+        events += [take(wire) for _ in mine[1:]]
+        assert sorted(event.client for event in events) == sorted(mine)
+        for event in events:
+            wire.release(event)
+        everyone.Send(np.zeros(1), 1)
+        late = Refused(-1, "rank 1 sent an update: it came after its rank was given up", True)
+        assert [take(wire), take(wire)] == [late, late]
+        assert wire.assignment.lost == set()
+        wire.stop()
+    else:
+        wire, buffer = client(comm, 5)
+        if world.rank == 1:
+            wire.send(wire.receive(), 1, 1, 0.0, 0.0, 0.0)
+            order = wire.receive()
+            everyone.Recv(np.zeros(1), SERVER)
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        answer(wire, buffer)
+    everyone.Free()

@@ -1,5 +1,7 @@
 """Whose update is taken first, where many real ranks send at a time. On every rank (see ranks.py)."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.messages import Order
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
-from mpi.ranks import RANKS, SERVER, alone, answer, client, header, send, server, take, together
+from mpi.ranks import RANKS, SERVER, alone, answer, client, header, nothing_left, send, server, take, together
 
 
 @pytest.mark.skipif(RANKS < 3, reason="needs two clients: 3 ranks")
@@ -180,3 +182,77 @@ def test_a_worker_without_an_order_takes_one_that_waits_for_another(world, comm)
             comm.recv(None, SERVER)
             wire.send(order, 1, 1, 0.0, 0.0, 0.0)
         answer(wire, buffer)
+
+
+def ahead(comm, size):
+    """The wire of a server on an ordered clock, and orders of six clients for each worker."""
+    workers = comm.size - 1
+    wire = ServerWire(comm, alone(comm), size, Backoff(), 6 * workers)
+    for i in range(6 * workers):
+        wire.reply(Order(i, 0, 0, 1), torch.full((size,), float(i)), int, due=float(i))
+    return wire
+
+
+def next_is_here(wire):
+    """Wait for the order that follows the one that is trained now; it is not taken for a STOP."""
+    while not wire._is_here():
+        time.sleep(1e-4)
+    assert not wire.stopped()
+
+
+@pytest.mark.parametrize("size", [1, 50_000, CHUNK])
+@together
+def test_a_quick_worker_has_its_next_order_before_it_answers(world, comm, size, monkeypatch):
+    """It goes on at once, in the buffer of the update that is still on its way; all weights arrive to the bit."""
+    monkeypatch.setattr("asyncfeded.wire.in_hand.SHORT_S", 60.0)
+    if world.rank == SERVER:
+        wire, seen = ahead(comm, size), []
+        for _ in range(6 * (comm.size - 1)):
+            arrival = take(wire)
+            assert arrival.weights.eq(arrival.client + 0.5).all()
+            assert max(map(len, wire._in_hand.orders)) <= 2
+            seen.append(arrival.client)
+            wire.release(arrival)
+        assert sorted(seen) == list(range(6 * (comm.size - 1)))
+        wire.stop()
+    else:
+        wire, buffer = client(comm, size)
+        turns = 0
+        while (order := wire.receive()) is not None:
+            assert buffer.eq(float(order.client)).all()
+            turns += 1
+            if turns == 2:
+                next_is_here(wire)
+            buffer += 0.5
+            wire.send(order, 1, 1, 0.0, 0.0, 0.0)
+        wire.finish()
+        assert turns == 6
+    assert nothing_left(comm)
+
+
+@pytest.mark.parametrize("size", [1, 50_000])
+@together
+def test_a_worker_that_has_its_next_order_sees_the_stop_while_it_trains(world, comm, size, monkeypatch):
+    """The next order is received and not trained."""
+    monkeypatch.setattr("asyncfeded.wire.in_hand.SHORT_S", 60.0)
+    everyone = comm.Dup()
+    if world.rank == SERVER:
+        wire = ahead(comm, size)
+        for _ in range(comm.size - 1):
+            wire.release(take(wire))
+        all_train = everyone.Ibarrier()
+        while not all_train.Test():
+            assert wire.next() is None
+            wire.pause()
+        assert wire.stop() == 0
+    else:
+        wire, _ = client(comm, size)
+        wire.send(wire.receive(), 1, 1, 0.0, 0.0, 0.0)
+        wire.receive()
+        next_is_here(wire)
+        everyone.Ibarrier().Wait()
+        while not wire.stopped():
+            time.sleep(1e-3)
+        wire.finish()
+    everyone.Free()
+    assert nothing_left(comm)

@@ -49,14 +49,21 @@ def test_free_workers_are_told_once_orders_were_added_and_lost_ones_never():
     assignment = Assignment(3, 6, moving=True)
     queues = Queues(3, assignment, [0, 0, 0], int)
     pending = PendingOrder(1.0, 0, Order(0, 0, 0, 1), torch.zeros(1))
-    assert queues.idle([None, None, None]) == []
+    assert queues.idle([[], [], []]) == []
     queues.add(0, pending)
     assignment.lost.add(2)
-    assert queues.idle([pending, None, None]) == [1]
-    assert queues.idle([pending, None, None]) == []
+    assert queues.idle([[pending], [], []]) == [1]
+    assert queues.idle([[pending], [], []]) == []
 
 
 def test_what_waits_for_a_lost_worker_is_taken_at_once():
     queues, _ = waiting(2, 4, [], [(2.0, 0), (1.0, 2), (0.0, 1)])
     assert {pending.order.client for pending in queues.clear(0)} == {0, 2}
     assert popped(queues, 0, 1) == [None]
+
+
+def test_who_still_trains_gets_an_order_only_if_enough_are_left_for_all_workers():
+    queues, _ = waiting(2, 6, ["a", "a"], [(1.0, 0), (2.0, 1), (3.0, 2)])
+    assert queues.pop(0, ahead=True).order.client == 0
+    assert queues.pop(0, ahead=True) is None
+    assert popped(queues, 0, 1) == [2]

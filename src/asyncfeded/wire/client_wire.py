@@ -42,6 +42,8 @@ T = TypeVar("T")
 BULK_S = 20e-6
 """How long a client that would look sleeps between two polls while it sends an update of several chunks: the server moves
 the data, and its second thread can use the core."""
+LOOK_S = 1e-3
+"""Who trains looks for a STOP only so often: a look takes 5 us, and the steps of a small model 200."""
 
 
 class ServerLostError(RuntimeError):
@@ -99,14 +101,19 @@ class ClientWire:
         self._header = comm.Send_init([row[:HEAD], MPI.BYTE], 0, HEADER_TAG)  # to send it again takes 1 us less
         self._header_and_scores = comm.Send_init([row, MPI.BYTE], 0, HEADER_TAG)
         self._num_sent = 0  # number of messages; the tags of chunks follow from it
-        # This receive is posted whenever no header is being read. While the worker trains, only a STOP can complete it.
+        self._sending: list[Sending] = []  # the update sent last
+        # float32 (size,): an update that is on its way while the next round begins. It belongs to MPI until `_end_sending`.
+        self._ahead = None if self._size > CHUNK or slices or group else np.empty(self._size, np.float32)
+        # This receive is posted whenever no header is being read. While the worker trains, an order or a STOP completes it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         self._request.Start()
+        self._here = self._stopped = False  # whether it is complete; whether a STOP was seen
+        self._looked_s = 0.0
 
     @_unless_lost
     def receive(self) -> Order | None:
         """Wait for the server's next header. Returns an order, or None to stop. Client ranks."""
-        while not self._request.Test():
+        while not self._is_here():
             self._backoff.pause()
             self._look()
         self._backoff.reset()
@@ -128,12 +135,22 @@ class ClientWire:
         if self._onward:
             self._onward.finish()
         self._request.Start()
+        self._here = False
         return order
 
     @_unless_lost
     def stopped(self) -> bool:
         """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
-        return self._request.Test()
+        if (now := time.perf_counter()) - self._looked_s > LOOK_S:
+            self._looked_s = now
+            if self._is_here():  # behind an order nothing but a STOP comes
+                self._stopped = bool(unpack(self._inbox)[2] & STOP) or self._comm.Iprobe(0, HEADER_TAG)
+        return self._stopped
+
+    def _is_here(self) -> bool:
+        """Whether the server's next header is here."""
+        self._here = self._here or self._request.Test()
+        return self._here
 
     @_unless_lost
     def send(
@@ -149,8 +166,10 @@ class ClientWire:
     ) -> None:
         """Send the update that an order asked for. Its weights are in the buffer. Client ranks.
 
-        Returns when the buffer may be written again.
+        Returns when the buffer may be written again: at once, if the next order is here.
         """
+        if self._sending:
+            self._end_sending()
         client, number, version, epochs, *_ = order
         flags, header = LEAVES if self._leaves() else 0, self._header
         if scores is not NO_SCORES:
@@ -159,8 +178,19 @@ class ClientWire:
         pack(self._outbox, 0, (MAGIC, PROTOCOL, flags, client, epochs, number, version, *done))
         header.Start()
         self._num_sent += 1
-        sending = [Sending(*part, None if part[0].rank else header, self._num_sent) for part in self._parts]
-        given = 0
+        parts = self._parts
+        if goes_on := self._here and self._ahead is not None:
+            self._ahead[:] = parts[0][1]
+            parts = [(parts[0][0], self._ahead)]
+        self._sending = [Sending(*part, None if part[0].rank else header, self._num_sent) for part in parts]
+        if goes_on:
+            self._sending[0].go_on()
+        else:
+            self._end_sending()
+
+    def _end_sending(self) -> None:
+        """Wait until the update sent last is on its way, so that what it was sent from may be written."""
+        sending, given = self._sending, 0
         while not all([part.go_on() for part in sending]):  # noqa: C419, each of them
             if (now_given := sum(part.given for part in sending)) > given:
                 given = now_given
@@ -170,6 +200,7 @@ class ClientWire:
             else:
                 self._backoff.pause()
         self._backoff.reset()
+        self._sending = []
 
     @_unless_lost
     def give_up(self) -> None:
@@ -185,6 +216,9 @@ class ClientWire:
     @_unless_lost
     def finish(self) -> None:
         """Answer a STOP, and wait until all workers have answered. Afterwards the wire is closed. Client ranks."""
+        self._end_sending()
+        while self.receive() is not None:  # an order that nobody trains for any more is still received
+            pass
         pack(self._outbox, 0, only(LAST))
         self._request.Start()
         self._header.Start()

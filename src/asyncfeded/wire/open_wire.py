@@ -108,7 +108,7 @@ class OpenWire(ServerWire):
                 self._waiting.remove(guest)
             if self._here.get(guest.client) is guest and guest.client not in self._left:
                 del self._here[guest.client]
-                self._gone += [guest, self._outgoing[guest.client]]
+                self._gone += [guest, *self._in_hand.sending[guest.client]]
                 self._give_up(guest.client, "its process has ended, or cannot be reached", gone=True)
                 self._unsent.discard(guest.client)
 
@@ -138,13 +138,13 @@ class OpenWire(ServerWire):
             request.Cancel()
             self._backoff.wait(request)
             request.Free()
-            self._gone += [self._workers[worker], self._outgoing[worker], self._in_hand[worker], *self._incoming]
+            self._gone += [self._workers[worker], *self._in_hand.forget(worker), *self._incoming]
         if (before := self._here.get(worker)) is not None:
             before.line.close()
         self._here[worker], self._workers[worker] = guest, peer
         self._incoming = [incoming for incoming in self._incoming if incoming.worker != worker]
         self._announced = [item for item in self._announced if item[0] != worker]
-        self._in_hand[worker] = self._outgoing[worker] = None
+        self._in_hand.forget(worker)
         self._queues.clear(worker)
         for workers in (self._unsent, self.assignment.lost, self.assignment.silent, self.assignment.absent):
             workers.discard(worker)
@@ -162,7 +162,7 @@ class OpenWire(ServerWire):
             self._stops[worker] = self._flag(worker, STOP)
             self._arrived.append(Lost(self._workers[worker].name, (worker,), "it has left", left=True))
 
-    def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
+    def _isend(self, worker: int, row: np.ndarray | bytes) -> MPI.Request | None:
         return super()._isend(worker, row) if self._lives(worker) else None
 
     def _push(self, worker: int, ready: int) -> None:
@@ -180,7 +180,7 @@ class OpenWire(ServerWire):
             self._backoff.wait(bye)
         self._header_requests[worker].Free()
         self._header_requests[worker] = MPI.Prequest()
-        self._outgoing[worker] = None
+        self._in_hand.forget(worker)
         self._workers[worker].comm.Disconnect()
         self._workers[worker : worker + 1] = absent([worker])
         self._leaving.discard(worker)

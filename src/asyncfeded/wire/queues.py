@@ -5,7 +5,7 @@ depend on who trains a client, as long as the two compute alike.
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 from asyncfeded.wire.assignment import Assignment
 from asyncfeded.wire.messages import PendingOrder
@@ -34,20 +34,27 @@ class Queues:
         heapq.heappush(self._heaps[worker], pending)
         self._new = bool(self._alike)
 
-    def idle(self, in_hand: Sequence[PendingOrder | None]) -> list[int]:
-        """The workers that are free, if orders were added since this was asked last; `in_hand`: the order of each worker."""
+    def idle(self, in_hand: Sequence[Sized]) -> list[int]:
+        """The workers that are free, if orders were added since this was asked last; `in_hand`: the orders of each."""
         if not self._new:
             return []
         self._new, lost = False, self._assignment.lost
-        return [worker for worker, pending in enumerate(in_hand) if pending is None and worker not in lost]
+        return [worker for worker, orders in enumerate(in_hand) if not orders and worker not in lost]
 
     def clear(self, worker: int) -> list[PendingOrder]:
         """Take all orders that wait for a worker."""
         waiting, self._heaps[worker] = self._heaps[worker], []
         return waiting
 
-    def pop(self, worker: int) -> PendingOrder | None:
-        """Take the next order for a worker that is free: of its own clients, or else of another worker's; None: no order."""
+    def pop(self, worker: int, ahead: bool = False) -> PendingOrder | None:
+        """Take the next order for a worker: of its own clients, or else of another worker's; None: no order.
+
+        Args:
+            worker: which.
+            ahead: it still trains. It then gets an order only if enough are left for all workers, who may be free before.
+        """
+        if ahead and sum(map(len, self._heaps)) <= len(self._heaps):
+            return None
         if own := self._heaps[worker]:
             return heapq.heappop(own)
         if not self._alike:

@@ -20,11 +20,12 @@ from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.waiting import Backoff
 from asyncfeded.wire.assignment import Assignment
 from asyncfeded.wire.deadlines import Deadlines
+from asyncfeded.wire.in_hand import InHand
 from asyncfeded.wire.messages import (
     BYE,
     EMPTY,
+    FIELDS,
     GONE,
-    HEAD,
     HEADER,
     HEADER_TAG,
     LAST,
@@ -39,7 +40,6 @@ from asyncfeded.wire.messages import (
     PendingOrder,
     Refused,
     flagged,
-    pack,
 )
 from asyncfeded.wire.queues import Queues
 from asyncfeded.wire.transfer import CHUNK, Peer, Receiving, Sending
@@ -68,7 +68,7 @@ class ServerWire:
         backoff: how to wait.
         num_clients: number of clients, and of receive buffers.
         measure: called with (client, weights, start, stop) for every part of an update, in order, as soon as the part is
-            here. Without it an update may wait for its turn, and the next one is received meanwhile.
+            here. Without it, on an ordered clock, an update may wait for its turn, and the next one is received meanwhile.
         start_s: what the clock shows at the start.
         deadlines: how long a worker may be silent. Without it: for ever.
         reassign: whether the clients of a worker that is given up move to other workers, with their orders.
@@ -111,15 +111,10 @@ class ServerWire:
         self._arrived: deque[Arrival | Refused | Lost | Joined] = deque()
         self._taken: dict[int, int] = {}  # client: buffer of its arrival
         self._num_received = [0] * num_workers  # messages of each worker; tags of chunks follow from it
-        # HEADER (workers,): rows to send; a row is rewritten only after the worker's next update.
-        self._replies = np.zeros(num_workers, HEADER)
-        self._reply_rows = [self._replies[i : i + 1].view(np.uint8)[:HEAD] for i in range(num_workers)]
-        self._outgoing: list[Sending | None] = [None] * num_workers
         self._unsent, self._numbers = set[int](), itertools.count()  # unsent: workers whose chunks MPI could not take yet
         self._queues = Queues(num_workers, self.assignment, alike, self._deadlines.forget)  # orders not yet sent
-        self._in_hand: list[PendingOrder | None] = [None] * num_workers
-        # When the order in hand was sent, and when the worker gave its last sign of life, in seconds of listening.
-        self._asked_s, self._sign_s = [0.0] * num_workers, [0.0] * num_workers
+        self._in_hand = InHand([self._may_have_two(peer) for peer in self._workers])
+        self._sign_s = [0.0] * num_workers  # when each worker gave its last sign of life, in seconds of listening
         self._failed: dict[int, str] = {}  # by worker: the error that MPI gave for it
         self._left, self._stopping, self._stops = set[int](), False, dict[int, MPI.Request | None]()
         self._detects, self._group = launcher.detects_deaths(comm), comm.Get_group()
@@ -153,7 +148,7 @@ class ServerWire:
             self._receive()
         if self._deadlines.listen() - self._watched_s > WATCH_S or self._failed:
             self._watch()
-        for worker in self._queues.idle(self._in_hand):
+        for worker in self._queues.idle(self._in_hand.orders):
             self._send_next(worker)
         if not self._arrived:
             return None
@@ -169,7 +164,7 @@ class ServerWire:
     def reply(self, order: Order, weights: Tensor, ready: Callable[[int], object], due: float = 0.0) -> None:
         """See `Wire`. Rank 0. Of the orders that wait for workers, those with the least `due` go first."""
         worker, pending = self.assignment.of(order.client), PendingOrder(due, next(self._numbers), order, weights)
-        if self._in_hand[worker] is None:
+        if not self._in_hand.orders[worker]:
             self._send(worker, pending, ready)
         else:
             ready(self._size)
@@ -182,11 +177,11 @@ class ServerWire:
     def stop(self) -> int:
         """See `Wire`. Rank 0. Afterwards the wire is closed, except for what is under way with lost workers."""
         self._stopping, discarded = True, 0
-        for worker in range(len(self._outgoing)):
+        for worker in range(len(self._workers)):
             self._queues.clear(worker)
             self._sign_s[worker] = self._deadlines.listened_s
             self._stops[worker] = self._flag(worker, STOP)
-        while not (self._left | self.assignment.lost).issuperset(range(len(self._outgoing))):
+        while not (self._left | self.assignment.lost).issuperset(range(len(self._workers))):
             event = self.next()
             if event is None:
                 self.pause()
@@ -195,7 +190,7 @@ class ServerWire:
                 self.release(event)
         present = self._left - self.assignment.lost
         flags = BYE | RANKS_LOST if self.ranks_lost else BYE
-        sent = [(worker, sending.sent) for worker in present if (sending := self._outgoing[worker])]
+        sent = [(worker, each.sent) for worker in present for each in self._in_hand.sending[worker] if each]
         requests = [(worker, request) for worker in present for request in (self._stops[worker], self._flag(worker, flags))]
         sent += [(worker, request.Test) for worker, request in requests if request]
         while not all(self._test(worker, is_sent) or worker in self._failed for worker, is_sent in sent):
@@ -228,7 +223,7 @@ class ServerWire:
         self._headers[worker] = EMPTY
         self._num_received[worker] += 1
         self._sign_s[worker] = now = self._deadlines.listened_s
-        pending = self._in_hand[worker]
+        pending = self._in_hand.first(worker)
         if header.foreign:  # it is unknown what follows it, if anything
             self._test(worker, self._header_requests[worker].Start)
             client = pending.order.client if pending and worker not in self.assignment.lost else -1
@@ -239,7 +234,7 @@ class ServerWire:
             self._give_up(worker, f"{self._workers[worker].name} has left: a rank of its client has died", gone=True)
         else:
             if pending:
-                self._deadlines.note(pending.order.client, pending.order.epochs, now - self._asked_s[worker])
+                self._deadlines.note(pending.order.client, pending.order.epochs, self._in_hand.answers(worker, now))
             self._announced.append((worker, header))
 
     def _receive(self) -> None:
@@ -251,7 +246,7 @@ class ServerWire:
         if self._announced and self._free and following >= 0:
             (worker, header), slot = self._announced.pop(following), self._free.pop()
             self._used.add(slot)
-            pending = self._in_hand[worker]
+            pending = self._in_hand.first(worker)
             refusal = pending.order.unanswered(header) if pending else f"it is a second answer, to round {header.round}"
             receiving = self._begin(worker, header.client, slot, not refusal)
             self._incoming.append(Incoming(worker, header, slot, receiving, refusal, began))
@@ -282,9 +277,8 @@ class ServerWire:
             self._sign_s[worker] = self._deadlines.listened_s
             if self._measure is not None and not refusal and worker not in self.assignment.lost:
                 self._measure(header.client, self._buffers[slot], *part)
-        replied = self._outgoing[worker]
         # A worker that answers an order has received the whole order.
-        if receiving.complete and (replied is None or replied.sent()):
+        if receiving.complete and self._in_hand.has_first(worker):
             self._incoming.remove(incoming)
             self._conclude(incoming)
         return moved
@@ -292,13 +286,14 @@ class ServerWire:
     def _conclude(self, incoming: Incoming) -> None:
         """Make an arrival, or a refusal, of an update that is completely here. Its worker may get the next order."""
         worker, header, slot, receiving, refusal, began_s = incoming
-        pending, self._in_hand[worker] = self._in_hand[worker], None
+        pending, given_up = self._in_hand.answered(worker)
         self._test(worker, self._header_requests[worker].Start)
         refusal, client = refusal or receiving.fault, pending.order.client if pending else -1
+        if given_up or worker in self.assignment.lost:
+            refusal, client = "it came after its rank was given up", -1 if self.assignment.moving else client
         if worker in self.assignment.lost:
             self.assignment.lost.discard(worker)
             self.assignment.silent.discard(worker)
-            refusal, client = "it came after its rank was given up", -1 if self.assignment.moving else client
             if self._stopping:
                 self._stops[worker] = self._flag(worker, STOP)
         if refusal:
@@ -309,26 +304,31 @@ class ServerWire:
             self._arrived.append(header.arrival(self._buffers[slot], began_s))
         self._send_next(worker)
 
+    def _may_have_two(self, peer: Peer) -> bool:
+        """Whether a worker may have two orders in hand: on an ordered clock, if it is one rank and a model one message."""
+        return self._measure is None and len(peer.group) == 1 and self._size <= CHUNK
+
     def _send_next(self, worker: int) -> None:
-        """Send a free worker the next of the orders that wait, if there is one."""
-        if (pending := self._queues.pop(worker)) is not None:
+        """Send a worker the next of the orders that wait, if there is one for it; two, if it may have two."""
+        hands = self._in_hand
+        while hands.has_room(worker) and (pending := self._queues.pop(worker, bool(hands.orders[worker]))) is not None:
             self._send(worker, pending, int)  # the weights are ready
 
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
-        """Send an order to a free worker."""
-        order = pending.order
-        self._in_hand[worker] = pending
-        self._asked_s[worker] = self._sign_s[worker] = self._deadlines.listened_s
-        pack(self._replies, worker, order.fields)
-        header = self._isend(worker, self._reply_rows[worker])
-        self._outgoing[worker] = Sending(self._workers[worker], pending.weights.numpy(), header) if header else None
+        """Send an order to a worker that has room for it."""
+        now = self._deadlines.listened_s
+        if not self._in_hand.orders[worker]:
+            self._sign_s[worker] = now
+        header = self._isend(worker, FIELDS.pack(*pending.order.fields))  # MPI's request keeps these bytes
+        sending = Sending(self._workers[worker], pending.weights.numpy(), header) if header else None
+        self._in_hand.give(worker, pending, sending, now)
         for stop in self._ends:
             ready(stop)
             self._push(worker, stop)
 
     def _push(self, worker: int, ready: int) -> None:
         """Go on sending a reply. Chunks that MPI cannot be given yet are left to the next poll."""
-        sending, all_given = self._outgoing[worker], True
+        sending, all_given = self._in_hand.sending[worker][-1], True  # the others are given
         if sending is not None and worker not in self._failed:
             given, all_given = sending.given, bool(self._test(worker, sending.push, ready))
             if sending.given > given:
@@ -344,7 +344,7 @@ class ServerWire:
             self._failed.setdefault(worker, error.Get_error_string())
             return None
 
-    def _isend(self, worker: int, row: np.ndarray) -> MPI.Request | None:
+    def _isend(self, worker: int, row: np.ndarray | bytes) -> MPI.Request | None:
         peer = self._workers[worker]
         return self._test(worker, peer.comm.Isend, [row, MPI.BYTE], peer.rank, HEADER_TAG)
 
@@ -363,8 +363,8 @@ class ServerWire:
             failed.Free()
         for worker, _ in self._announced:  # these wait for the server
             self._sign_s[worker] = now
-        for worker in range(len(self._outgoing)):
-            pending, silent_s = self._in_hand[worker], now - self._sign_s[worker]
+        for worker in range(len(self._workers)):
+            pending, silent_s = self._in_hand.first(worker), now - self._sign_s[worker]
             if worker in self.assignment.lost or worker in self._left or not (pending or self._stopping):
                 continue
             deadline_s = self._deadlines.deadline_s(pending.order.client, pending.order.epochs) if pending else math.inf
@@ -388,10 +388,8 @@ class ServerWire:
             self._buffers.append(torch.empty_like(self._buffers[0]))
             self._arrays.append(self._buffers[-1].numpy())
             self._free.append(len(self._buffers) - 1)
-        unanswered = [*self._queues.clear(worker), *filter(None, [self._in_hand[worker]])]
-        if gone:
-            self._in_hand[worker] = None
-        else:
+        unanswered = [*self._queues.clear(worker), *self._in_hand.give_up(worker, gone)]
+        if not gone:
             self.assignment.silent.add(worker)
         if self.assignment.can_move and not self._stopping:
             for pending in sorted(unanswered):

@@ -40,6 +40,9 @@ class FirstSliceWire(ServerWire):
             return -1
         return of_another_host([worker for worker, _ in self._announced], arriving, self.hosts)
 
+    def _may_have_two(self, peer: Peer) -> bool:
+        return False  # the other ranks send one reply to a worker at a time
+
     def slot(self, client: int) -> int:
         """The buffer that a client's arrival lies in."""
         return self._taken[client]
