@@ -9,8 +9,9 @@ chunks (transfer.py), with what is the client's own behind the model; so is a re
    has one order in hand at a time, or two (in_hand.py), which it answers in turn.
 2. The worker trains K epochs and sends an update: header (base version, epochs done, ...), weights.
 3. To end, the server sends a header with STOP to every worker, at any time. A worker answers with exactly one header with
-   LAST, after the update that it may be sending, and after it has received an order that lay before the STOP. When all have answered, nothing is left unreceived, and the server sends a
-   header with BYE. It adds RANKS_LOST if a rank is lost: the others must then leave without waiting for each other.
+   LAST, after the update that it may be sending; an order that came before the STOP it receives and does not train. When all
+   have answered, nothing is left unreceived, and the server sends a header with BYE. It adds RANKS_LOST if a rank is lost:
+   the others must then leave without waiting for each other.
 4. A client that has joined (open_wire.py) may leave: the header of its last update has LEAVES. It gets a STOP in return.
 5. A worker of several ranks ends when one of them has died: its leader sends a header with GONE, and nothing after it.
 
