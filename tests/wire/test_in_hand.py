@@ -46,6 +46,15 @@ def test_a_second_order_is_for_a_quick_worker_and_a_third_for_nobody(two, round_
     assert not hands.has_room(0)
 
 
+def test_who_trains_leaves_an_order_to_each_of_the_others_that_has_not_two():
+    hands = InHand([True] * 4)
+    has(hands, 1, 2, worker=1)
+    has(hands, 3, worker=2)
+    assert hands.leave(0) == 0  # it is free
+    has(hands, 4)
+    assert [hands.leave(0), hands.leave(2), hands.leave(3)] == [2, 2, 0]
+
+
 def test_the_time_of_an_order_begins_when_the_one_before_is_answered():
     hands = InHand([True])
     has(hands, 1, now=10.0)

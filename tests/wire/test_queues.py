@@ -62,8 +62,8 @@ def test_what_waits_for_a_lost_worker_is_taken_at_once():
     assert popped(queues, 0, 1) == [None]
 
 
-def test_who_still_trains_gets_an_order_only_if_enough_are_left_for_all_workers():
+def test_orders_are_left_to_the_others():
     queues, _ = waiting(2, 6, ["a", "a"], [(1.0, 0), (2.0, 1), (3.0, 2)])
-    assert queues.pop(0, ahead=True).order.client == 0
-    assert queues.pop(0, ahead=True) is None
+    assert queues.pop(0, leave=2).order.client == 0
+    assert queues.pop(0, leave=2) is None
     assert popped(queues, 0, 1) == [2]

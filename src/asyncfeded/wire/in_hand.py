@@ -43,6 +43,10 @@ class InHand:
         number = len(self.orders[worker])
         return number == 0 or (number == 1 and self._two[worker] and self._round_s[worker] < SHORT_S)
 
+    def leave(self, worker: int) -> int:
+        """How many orders a worker leaves to the others: if it still trains, one to each that has not two."""
+        return sum(len(orders) < 2 for orders in self.orders) - 1 if self.orders[worker] else 0
+
     def give(self, worker: int, pending: PendingOrder, sending: Sending | None, now: float) -> None:
         """A worker is sent an order. Its time begins now, or when the one before is answered."""
         if not self.orders[worker]:

@@ -46,14 +46,14 @@ class Queues:
         waiting, self._heaps[worker] = self._heaps[worker], []
         return waiting
 
-    def pop(self, worker: int, ahead: bool = False) -> PendingOrder | None:
+    def pop(self, worker: int, leave: int = 0) -> PendingOrder | None:
         """Take the next order for a worker: of its own clients, or else of another worker's; None: no order.
 
         Args:
             worker: which.
-            ahead: it still trains. It then gets an order only if enough are left for all workers, who may be free before.
+            leave: so many orders are left to the others, who may be free before.
         """
-        if ahead and sum(map(len, self._heaps)) <= len(self._heaps):
+        if leave and sum(map(len, self._heaps)) <= leave:
             return None
         if own := self._heaps[worker]:
             return heapq.heappop(own)
