@@ -8,6 +8,7 @@ import torch
 
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.waiting import Backoff
+from asyncfeded.wire.client_wire import LOOK_S
 from asyncfeded.wire.messages import Order
 from asyncfeded.wire.server_wire import ServerWire
 from asyncfeded.wire.transfer import CHUNK, WEIGHTS_TAG
@@ -195,8 +196,9 @@ def ahead(comm, size):
 
 def next_is_here(wire):
     """Wait for the order that follows the one that is trained now; it is not taken for a STOP."""
-    while not wire._is_here():
-        time.sleep(1e-4)
+    while not wire._here:
+        assert not wire.stopped()
+        time.sleep(2 * LOOK_S)
     assert not wire.stopped()
 
 

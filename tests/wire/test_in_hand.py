@@ -33,26 +33,29 @@ def answer(hands, now, worker=0):
     return order.order.client, given_up
 
 
-@pytest.mark.parametrize(("two", "round_s", "room"), [(True, QUICK, True), (True, SLOW, False), (False, QUICK, False)])
-def test_a_second_order_is_for_a_quick_worker_and_a_third_for_nobody(two, round_s, room):
+@pytest.mark.parametrize(("two", "round_s", "leaves"), [(True, QUICK, 0), (True, SLOW, None), (False, QUICK, None)])
+def test_a_second_order_is_for_a_quick_worker_and_a_third_for_nobody(two, round_s, leaves):
     hands = InHand([two])
-    assert hands.has_room(0)
+    assert hands.leaves(0) == 0
     has(hands, 7)
-    assert not hands.has_room(0)  # nobody knows how quick it is
+    assert hands.leaves(0) is None  # nobody knows how quick it is
     answer(hands, round_s)
     has(hands, 8, now=round_s)
-    assert hands.has_room(0) == room
+    assert hands.leaves(0) == leaves
     has(hands, 9, now=round_s)
-    assert not hands.has_room(0)
+    assert hands.leaves(0) is None
 
 
 def test_who_trains_leaves_an_order_to_each_of_the_others_that_has_not_two():
     hands = InHand([True] * 4)
-    has(hands, 1, 2, worker=1)
-    has(hands, 3, worker=2)
-    assert hands.leave(0) == 0  # it is free
-    has(hands, 4)
-    assert [hands.leave(0), hands.leave(2), hands.leave(3)] == [2, 2, 0]
+    for worker in (0, 1, 2):
+        has(hands, worker, worker=worker)
+        answer(hands, QUICK, worker)
+    has(hands, 4, 5, worker=1)
+    has(hands, 6, worker=2)
+    assert hands.leaves(0) == 0  # it is free
+    has(hands, 7)
+    assert [hands.leaves(worker) for worker in range(4)] == [2, None, 2, 0]
 
 
 def test_the_time_of_an_order_begins_when_the_one_before_is_answered():

@@ -107,13 +107,13 @@ class ClientWire:
         # This receive is posted whenever no header is being read. While the worker trains, an order or a STOP completes it.
         self._request = comm.Recv_init([self._inbox.view(np.uint8), MPI.BYTE], 0, HEADER_TAG)
         self._request.Start()
-        self._here = self._stopped = False  # whether it is complete; whether a STOP was seen
+        self._here = self._stopped = False  # whether `stopped` found it complete, and whether it found a STOP
         self._looked_s = 0.0
 
     @_unless_lost
     def receive(self) -> Order | None:
         """Wait for the server's next header. Returns an order, or None to stop. Client ranks."""
-        while not self._is_here():
+        while not (self._here or self._request.Test()):
             self._backoff.pause()
             self._look()
         self._backoff.reset()
@@ -143,14 +143,10 @@ class ClientWire:
         """Whether the server has sent a STOP. For use while training. Never waits. Client ranks."""
         if (now := time.perf_counter()) - self._looked_s > LOOK_S:
             self._looked_s = now
-            if self._is_here():  # behind an order nothing but a STOP comes
+            self._here = self._here or self._request.Test()
+            if self._here:  # behind an order nothing but a STOP comes
                 self._stopped = bool(unpack(self._inbox)[2] & STOP) or self._comm.Iprobe(0, HEADER_TAG)
         return self._stopped
-
-    def _is_here(self) -> bool:
-        """Whether the server's next header is here."""
-        self._here = self._here or self._request.Test()
-        return self._here
 
     @_unless_lost
     def send(

@@ -38,26 +38,29 @@ class InHand:
         orders = self.orders[worker]
         return orders[0] if orders else None
 
-    def has_room(self, worker: int) -> bool:
-        """Whether a worker may be sent an order."""
-        number = len(self.orders[worker])
-        return number == 0 or (number == 1 and self._two[worker] and self._round_s[worker] < SHORT_S)
+    def leaves(self, worker: int) -> int | None:
+        """How many orders a worker that is sent one leaves to the others; None: it has no room for one.
 
-    def leave(self, worker: int) -> int:
-        """How many orders a worker leaves to the others: if it still trains, one to each that has not two."""
-        return sum(len(orders) < 2 for orders in self.orders) - 1 if self.orders[worker] else 0
+        While it still trains, it leaves one to each that has not two.
+        """
+        if not (orders := self.orders[worker]):
+            return 0
+        if len(orders) > 1 or not self._two[worker] or self._round_s[worker] >= SHORT_S:
+            return None
+        return sum(len(others) < 2 for others in self.orders) - 1
 
     def give(self, worker: int, pending: PendingOrder, sending: Sending | None, now: float) -> None:
         """A worker is sent an order. Its time begins now, or when the one before is answered."""
-        if not self.orders[worker]:
+        if not (orders := self.orders[worker]):
             self._since_s[worker] = now
-        self.orders[worker].append(pending)
+        orders.append(pending)
         self.sending[worker].append(sending)
 
     def answers(self, worker: int, now: float) -> float:
         """A worker begins to answer its first order. Returns the seconds that it took for it."""
-        self._round_s[worker], self._since_s[worker] = now - self._since_s[worker], now
-        return self._round_s[worker]
+        self._round_s[worker] = seconds = now - self._since_s[worker]
+        self._since_s[worker] = now
+        return seconds
 
     def has_first(self, worker: int) -> bool:
         """Whether the first order was sent completely."""
@@ -66,11 +69,13 @@ class InHand:
 
     def answered(self, worker: int) -> tuple[PendingOrder | None, bool]:
         """A worker has answered. Returns the order, None if it had none, and whether that was given up before."""
-        if not self.orders[worker]:
+        if not (orders := self.orders[worker]):
             return None, False
         self.sending[worker].popleft()
-        given_up, self._given_up[worker] = self._given_up[worker] > 0, max(0, self._given_up[worker] - 1)
-        return self.orders[worker].popleft(), given_up
+        if not self._given_up[worker]:
+            return orders.popleft(), False
+        self._given_up[worker] -= 1
+        return orders.popleft(), True
 
     def give_up(self, worker: int, gone: bool) -> list[PendingOrder]:
         """Expect no more answers of a worker. Returns its orders; if it has not `gone`, they stay: it may still answer."""

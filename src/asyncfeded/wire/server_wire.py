@@ -310,8 +310,9 @@ class ServerWire:
 
     def _send_next(self, worker: int) -> None:
         """Send a worker the next of the orders that wait, if there is one for it; two, if it may have two."""
-        hands = self._in_hand
-        while hands.has_room(worker) and (pending := self._queues.pop(worker, hands.leave(worker))) is not None:
+        while (leave := self._in_hand.leaves(worker)) is not None and (
+            pending := self._queues.pop(worker, leave)
+        ) is not None:
             self._send(worker, pending, int)  # the weights are ready
 
     def _send(self, worker: int, pending: PendingOrder, ready: Callable[[int], object]) -> None:
