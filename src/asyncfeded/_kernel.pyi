@@ -7,6 +7,7 @@ def reach(
     alpha: float,
     mu: float,
     follow: float,
+    ahead: float,
     start: int,
     stop: int,
     threads: int,

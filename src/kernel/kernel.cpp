@@ -140,12 +140,12 @@ CLONES void apply_to_piece(float *__restrict x, const float *__restrict w, float
 // One element after the other: each operation is rounded, as in the twin. Comparisons and not std::min, so that the compiler
 // makes them instructions of vectors.
 CLONES void reach_to_piece(float *__restrict x, const float *__restrict w, float *__restrict base, float *__restrict v,
-                           std::size_t n, float alpha, float mu, float follow) {
+                           std::size_t n, float alpha, float mu, float follow, float ahead) {
     for (std::size_t i = 0; i < n; ++i) {
         const float change = w[i] - base[i];
         const float low = change < 0.0f ? change : 0.0f;
         const float high = change > 0.0f ? change : 0.0f;
-        float step = w[i] - x[i];
+        float step = w[i] + ahead * v[i] - x[i];
         step = step < low ? low : step;
         step = step > high ? high : step;
         const float move = alpha * step + mu * v[i];
@@ -236,14 +236,14 @@ void apply(float eta, std::size_t start, std::size_t stop, int threads, Address 
     });
 }
 
-void reach(float alpha, float mu, float follow, std::size_t start, std::size_t stop, int threads, Address v, Address x,
-           Address w, Address base, std::size_t length) {
+void reach(float alpha, float mu, float follow, float ahead, std::size_t start, std::size_t stop, int threads, Address v,
+           Address x, Address w, Address base, std::size_t length) {
     const std::size_t n = part(length, start, stop);
     float *px = at(x, start), *pb = at(base, start), *pv = at(v, start);
     const float *pw = at(w, start);
     nb::gil_scoped_release release;
     for_each_piece(n, threads, pb, [&](std::size_t first, std::size_t count) {
-        reach_to_piece(px + first, pw + first, pb + first, pv + first, count, alpha, mu, follow);
+        reach_to_piece(px + first, pw + first, pb + first, pv + first, count, alpha, mu, follow, ahead);
     });
 }
 
@@ -269,9 +269,9 @@ NB_MODULE(_kernel, m) {
           "sum (a - base)^2 of each chunk of [start, stop), in float64.");
     m.def("apply", &apply, "eta"_a, "start"_a, "stop"_a, "threads"_a, "x"_a, "w"_a, "base"_a, "n"_a,
           "x += eta (w - base); base = x over [start, stop), in one pass. The vectors must not overlap.");
-    m.def("reach", &reach, "alpha"_a, "mu"_a, "follow"_a, "start"_a, "stop"_a, "threads"_a, "v"_a, "x"_a, "w"_a, "base"_a,
-          "n"_a,
-          "move = alpha s + mu v, where s is w - x bounded by 0 and w - base; v += follow (move - v); x += move; base = x over "
+    m.def("reach", &reach, "alpha"_a, "mu"_a, "follow"_a, "ahead"_a, "start"_a, "stop"_a, "threads"_a, "v"_a, "x"_a, "w"_a,
+          "base"_a, "n"_a,
+          "move = alpha s + mu v, where s is w + ahead v - x bounded by 0 and w - base; v += follow (move - v); x += move; base = x over "
           "[start, stop), in one pass. The vectors must not overlap.");
     m.def("triad", &triad, "s"_a, "threads"_a, "a"_a, "b"_a, "c"_a, "n"_a,
           "a = b + s c, in one pass. The vectors must not overlap.");

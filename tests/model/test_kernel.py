@@ -290,10 +290,21 @@ def test_reach_of_a_case_worked_by_hand(reach, device):
     x = torch.tensor([0.0, 3.0, 5.0, -2.0, 1.0, -5.0, 0.0], device=device)
     w = torch.tensor([4.0, 4.0, 4.0, 4.0, -4.0, -4.0, -4.0], device=device)
     base, v = torch.zeros(7, device=device), torch.full((7,), 2.0, device=device)
-    reach(x, w, base, v, 0.5, 0.5, 0.25, 0, 7)
+    reach(x, w, base, v, 0.5, 0.5, 0.25, 0.0, 0, 7)
     assert x.tolist() == base.tolist() == [3.0, 4.5, 6.0, 1.0, 0.0, -4.0, -1.0]
     assert v.tolist() == [2.25, 1.875, 1.75, 2.25, 1.25, 1.75, 1.25]
     assert w.tolist() == [4.0] * 4 + [-4.0] * 3
+
+
+@REACH
+def test_reach_carries_the_other_model_along_by_hand(reach, device):
+    """The same models, 1.5 times v = 2 further on: w = 7 leaves 4, 4, 2 and 4 of the way; w = -1 leaves -2, 0 and -1."""
+    x = torch.tensor([0.0, 3.0, 5.0, -2.0, 1.0, -5.0, 0.0], device=device)
+    w = torch.tensor([4.0, 4.0, 4.0, 4.0, -4.0, -4.0, -4.0], device=device)
+    base, v = torch.zeros(7, device=device), torch.full((7,), 2.0, device=device)
+    reach(x, w, base, v, 0.5, 0.5, 0.25, 1.5, 0, 7)
+    assert x.tolist() == base.tolist() == [3.0, 6.0, 7.0, 1.0, 1.0, -4.0, 0.5]
+    assert v.tolist() == [2.25, 2.25, 2.0, 2.25, 1.5, 1.75, 1.625]
 
 
 @REACH
@@ -301,13 +312,14 @@ def test_reach_of_a_case_worked_by_hand(reach, device):
 def test_reach_is_the_same_to_the_bit_everywhere_and_in_parts(reach, device, n):
     (x, w, base), (v, *_) = models(n), models(n, seed=1)
     change = w.numpy() - base.numpy()
-    step = np.minimum(np.maximum(w.numpy() - x.numpy(), np.minimum(change, 0)), np.maximum(change, 0))
+    left = w.numpy() + np.float32(0.7) * v.numpy() - x.numpy()
+    step = np.minimum(np.maximum(left, np.minimum(change, 0)), np.maximum(change, 0))
     move = np.float32(0.6) * step + np.float32(0.8) * v.numpy()
     expected = [x.numpy() + move, v.numpy() + np.float32(0.03) * (move - v.numpy())]
     x, w, base, v = (t.to(device) for t in (x, w, base, v))
     half = n // kernel.CHUNK * kernel.CHUNK if n > kernel.CHUNK else n
     for start, stop in ((0, half), (half, n)):
-        reach(x, w, base, v, 0.6, 0.8, 0.03, start, stop)
+        reach(x, w, base, v, 0.6, 0.8, 0.03, 0.7, start, stop)
     assert [t.cpu().numpy().tobytes() for t in (x, v)] == [t.tobytes() for t in expected]
     assert torch.equal(base, x)
 
@@ -315,4 +327,4 @@ def test_reach_is_the_same_to_the_bit_everywhere_and_in_parts(reach, device, n):
 @compiled_only
 def test_reach_is_refused_where_v_ends_before_the_part():
     with pytest.raises(ValueError, match="v has 3 elements, expected as many as stop, 4"):
-        kernel.reach(*models(4), torch.zeros(3), 0.6, 0.8, 0.03, 0, 4)
+        kernel.reach(*models(4), torch.zeros(3), 0.6, 0.8, 0.03, 0.0, 0, 4)

@@ -97,11 +97,20 @@ def apply(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, stop: 
 
 
 def reach(
-    x: Tensor, w: Tensor, base: Tensor, v: Tensor, alpha: float, mu: float, follow: float, start: int, stop: int
+    x: Tensor,
+    w: Tensor,
+    base: Tensor,
+    v: Tensor,
+    alpha: float,
+    mu: float,
+    follow: float,
+    ahead: float,
+    start: int,
+    stop: int,
 ) -> None:
     """Move a part of a model towards another one, each element by itself and never beyond it, with momentum.
 
-        s    = min(max(w - x, min(w - base, 0)), max(w - base, 0))
+        s    = min(max(w + ahead v - x, min(w - base, 0)), max(w - base, 0))
         move = alpha s + mu v,    v <- v + follow (move - v),    x <- x + move,    base <- x
 
     In one pass and in place. Numbers are rounded to float32.
@@ -114,6 +123,7 @@ def reach(
         alpha: part of the way that is gone.
         mu: weight of the momentum.
         follow: part by which v follows the movement.
+        ahead: how many times v the other model is carried along.
         start: first element of the part.
         stop: end of the part.
     """
@@ -121,9 +131,9 @@ def reach(
         v_at, length = _at(v)
         if stop > length:
             raise ValueError(f"v has {length} elements, expected as many as stop, {stop}, or more")
-        _kernel.reach(alpha, mu, follow, start, stop, torch.get_num_threads(), v_at, *_at(x, w, base))
+        _kernel.reach(alpha, mu, follow, ahead, start, stop, torch.get_num_threads(), v_at, *_at(x, w, base))
     else:
-        reach_twin(x, w, base, v, alpha, mu, follow, start, stop)
+        reach_twin(x, w, base, v, alpha, mu, follow, ahead, start, stop)
 
 
 def triad(a: Tensor, b: Tensor, c: Tensor, s: float) -> None:
@@ -188,13 +198,25 @@ def apply_twin(x: Tensor, w: Tensor, base: Tensor, eta: float, start: int = 0, s
 
 
 def reach_twin(
-    x: Tensor, w: Tensor, base: Tensor, v: Tensor, alpha: float, mu: float, follow: float, start: int, stop: int
+    x: Tensor,
+    w: Tensor,
+    base: Tensor,
+    v: Tensor,
+    alpha: float,
+    mu: float,
+    follow: float,
+    ahead: float,
+    start: int,
+    stop: int,
 ) -> None:
     """`reach` in torch operations, on any device. It rounds after each operation, as the kernel does."""
-    alpha_, mu_, follow_ = (torch.tensor(number, dtype=torch.float32, device=x.device) for number in (alpha, mu, follow))
+    alpha_, mu_, follow_, ahead_ = (
+        torch.tensor(number, dtype=torch.float32, device=x.device) for number in (alpha, mu, follow, ahead)
+    )
     for i in range(start, stop, CHUNK):
         part = slice(i, min(i + CHUNK, stop))
-        change, move = w[part] - base[part], w[part] - x[part]
+        change, move = w[part] - base[part], torch.mul(v[part], ahead_)
+        move.add_(w[part]).sub_(x[part])
         move = torch.maximum(move, change.clamp(max=0.0), out=move)
         move = torch.minimum(move, change.clamp_(min=0.0), out=move)
         move.mul_(alpha_).add_(torch.mul(v[part], mu_, out=change))
