@@ -162,6 +162,10 @@ def test_another_task_leaves_the_rule_alone(toml):
         ("training.last_batch=merge", "training.last_batch = 'merge': input should be 'keep', 'drop' or 'join'"),
         ("training.learning_rate=nan", "training.learning_rate = nan: input should be a finite number"),
         ("training.momentum=1", "training.momentum = 1: input should be less than 1"),
+        (
+            "ranks_per_client=0",
+            "ranks_per_client = '0': input should be greater than or equal to 1, or input should be 'node'",
+        ),
         ("wait=never", "wait = 'never': input should be 'auto', 'spin' or 'yield'"),
         ("device=gpu", "device: expected the device auto, cpu, or a GPU as torch names it (cuda, xpu, cuda:1), got 'gpu'"),
         (

@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import Union, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -10,15 +12,47 @@ RENAMED = {"limits.accuracy": "it is limits.target now, of the metric that evalu
 """Keys of older versions, and what became of them."""
 
 
-def sentence(kind: type[BaseModel], fault: ErrorDetails, where: str, overrides: Sequence[str] = ()) -> str:
-    """One fault as a sentence: where, which key, what value, what to do.
+def sentences(
+    kind: type[BaseModel], faults: Sequence[ErrorDetails], where: str, overrides: Sequence[str] = ()
+) -> Iterator[str]:
+    """Each fault as a sentence: where, which key, what value, what to do.
 
     Args:
         kind: the schema.
-        fault: what pydantic says.
+        faults: what pydantic says. Of a value that fits none of several types, it says a fault for each type.
         where: the name of the table.
         overrides: `key=value`, which are in the table; the last that gave the value at fault is named instead of it.
     """
+    told: dict[tuple[int | str, ...], ErrorDetails] = {}
+    for fault in faults:
+        loc = fault["loc"]
+        if _names_a_type(kind, loc):
+            loc = loc[:-1]
+            before = f"{told[loc]['msg']}, or " if loc in told else ""
+            fault = ErrorDetails(type="union", loc=loc, msg=before + _small(fault["msg"]), input=fault["input"])
+        told[loc] = fault
+    for fault in told.values():
+        yield _sentence(kind, fault, where, overrides)
+
+
+def _names_a_type(kind: type[BaseModel], loc: tuple[int | str, ...]) -> bool:
+    """Whether the last part of a place is no key, but one of the types that a value may have."""
+    known = kind
+    for i, part in enumerate(loc):
+        field = next((field for name, field in known.model_fields.items() if part in (name, field.alias)), None)
+        if field is None:
+            return False
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return i == len(loc) - 2 and get_origin(field.annotation) in (Union, UnionType)
+        known = field.annotation
+    return False
+
+
+def _small(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _sentence(kind: type[BaseModel], fault: ErrorDetails, where: str, overrides: Sequence[str]) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
     keys = {text: f"{text.partition('=')[0].strip()}." for text in overrides}
@@ -50,7 +84,7 @@ def sentence(kind: type[BaseModel], fault: ErrorDetails, where: str, overrides: 
         return f"{subject} = {fault['input']!r}: expected a list, such as [{fault['input']}]"
     if fault["type"] == "value_error":
         return f"{subject}: {fault['ctx']['error']}"
-    return f"{subject} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    return f"{subject} = {fault['input']!r}: {_small(fault['msg'])}"
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -40,7 +40,7 @@ def test_of_many_rules_the_first_and_the_best_have_colours(drawn):
     for name in ("digits-accuracy.png", "digits-errors.png"):
         assert legend(figures[name]) == ["rule0", *(f"rule{i}" for i in range(3, 10)), "2 others"]
     colours = [line.get_color() for line in figures["digits-accuracy.png"].axes[0].lines if len(line.get_xdata())]
-    assert [colour == plots.GREY["color"] for colour in colours] == [False, True, True, *[False] * 7]
+    assert [colour == plots.GREY["color"] for colour in colours] == [*[False] * 8, True, True]
 
 
 def test_of_few_rules_all_have_colours(drawn):

@@ -106,3 +106,10 @@ def test_local_epochs_are_in_proportion_to_speed_within_their_bounds():
     assert arrive(rule, model, state, 0, [1.0, 0.0]).replies[0].epochs == 3  # 2 * 8 / 5 = 3.2
     with pytest.raises(ValueError, match=r"^rule: epochs_min = 5 is above epochs_max = 2"):
         rules.load_rule({"name": "reach", "epochs_min": 5, "epochs_max": 2})
+
+
+def test_a_momentum_that_cannot_be_is_told_in_one_sentence():
+    with pytest.raises(ValueError, match=r"^rule: mu = 1.5: input should be less than 1, or input should be 'auto'$"):
+        rules.load_rule({"name": "reach", "mu": 1.5})
+    with pytest.raises(ValueError, match=r"^rule: H = 0.5: input should be greater than or equal to 1$"):
+        rules.load_rule({"name": "reach", "H": 0.5})

@@ -31,7 +31,7 @@ from asyncfeded.config.training import Training as Training
 from asyncfeded.files.paths import absolute, expand
 from asyncfeded.files.plain import read_toml
 from asyncfeded.override import Word, override
-from asyncfeded.wording import sentence
+from asyncfeded.wording import sentences
 
 
 def known_device(value: str) -> str:
@@ -372,7 +372,7 @@ def section(kind: type[S], table: dict[str, Any], where: str, overrides: Sequenc
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        raise ValueError("\n".join(sentence(kind, fault, where, overrides) for fault in error.errors())) from None
+        raise ValueError("\n".join(sentences(kind, error.errors(), where, overrides))) from None
 
 
 def describe_keys(kind: type[Settings], prefix: str = "") -> list[tuple[str, str, str]]:

@@ -73,33 +73,28 @@ def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None =
 
 
 def _look(grid: StudyGrid, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """How each rule is drawn: the first one and the best in colours."""
+    """How each rule is drawn: the first one and the best in colours; then the others, in grey."""
+    means = [{r: tables.cost(grid, cell, mine, "mean") for r, mine in cell.by_rule.items() if mine} for cell in cells]
 
     def place(rule: str) -> float:
         """Its mean place among the rules that have runs."""
-        means = [{r: tables.cost(grid, cell, mine, "mean") for r, mine in cell.by_rule.items() if mine} for cell in cells]
         places = [sum(other < own[rule] for other in own.values()) for own in means if rule in own]
         return float(np.mean(places)) if places else math.inf
 
     first, *others = grid.rules
-    coloured = [first, *sorted(others, key=place)[: len(COLORS) - 1]]
-    colours = iter(COLORS)
-    return {rule: {"color": next(colours), "linewidth": 1.3} if rule in coloured else GREY for rule in grid.rules}
+    best = {first, *sorted(others, key=place)[: len(COLORS) - 1]}
+    coloured = [rule for rule in grid.rules if rule in best]
+    look = {rule: {"color": color, "linewidth": 1.3} for rule, color in zip(coloured, COLORS, strict=False)}
+    return look | {rule: GREY for rule in grid.rules if rule not in best}
 
 
 def _labels(grid: StudyGrid, cells: Sequence[Cell], look: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Of the rules with a colour, and of the first grey one, which stands for all of them."""
     planned = sum(cell.planned for cell in cells)
     ended = {rule: sum(len(cell.by_rule[rule]) for cell in cells) for rule in grid.rules}
-    grey = [rule for rule in grid.rules if look[rule] is GREY]
+    grey = [rule for rule in look if look[rule] is GREY]
     labels = {rule: rule + f" ({ended[rule]} of {planned} runs)" * (ended[rule] < planned) for rule in grid.rules}
     return labels | {rule: f"{len(grey)} others" if rule == grey[0] else "_" for rule in grey}
-
-
-def _legend(figure: Any, axis: Any) -> None:  # noqa: ANN401 matplotlib's
-    """Beside the panels; the grey lines last."""
-    named = sorted(zip(*axis.get_legend_handles_labels(), strict=True), key=lambda one: one[1].endswith(" others"))
-    figure.legend(*zip(*named, strict=True), loc="outside right upper", frameon=False, fontsize=7)
 
 
 def _curves(grid: StudyGrid, cells: Sequence[Cell]) -> Any:  # noqa: ANN401 matplotlib's figure
@@ -107,19 +102,19 @@ def _curves(grid: StudyGrid, cells: Sequence[Cell]) -> Any:  # noqa: ANN401 matp
     labels = _labels(grid, cells, look)
     figure, axes = pyplot().subplots(1, len(cells), figsize=(3.6 * len(cells) + 2.6, 3.8), sharey=True, squeeze=False)
     for axis, cell in zip(axes[0], cells, strict=True):
-        for rule, mine in cell.by_rule.items():
-            axis.plot([], [], **look[rule], label=labels[rule])  # in the legend, drawn or not
-            curves = [row.curve for row in mine if row.outcome == DONE]
+        for rule, style in look.items():
+            axis.plot([], [], **style, label=labels[rule])  # in the legend, drawn or not
+            curves = [row.curve for row in cell.by_rule[rule] if row.outcome == DONE]
             if curves:
                 times = curves[0][0]
                 stacked = np.array([np.interp(times, *curve) for curve in curves])
-                axis.plot(times, np.median(stacked, axis=0), **look[rule])
-                if look[rule] is not GREY:
+                axis.plot(times, np.median(stacked, axis=0), **style)
+                if style is not GREY:
                     low, high = stacked.min(axis=0), stacked.max(axis=0)
-                    axis.fill_between(times, low, high, color=look[rule]["color"], alpha=0.1)
+                    axis.fill_between(times, low, high, color=style["color"], alpha=0.1)
         axis.set(title=f"p = {cell.p:g}", xlabel="time (s)")
     axes[0][0].set(ylabel=f"test {some.metric.label(some.goal)}")
-    _legend(figure, axes[0][0])
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 
@@ -134,15 +129,13 @@ def _over_errors(grid: StudyGrid, cells: Sequence[Cell], published: Sequence[dic
 
     targets = [target for target in grid.tasks[task].targets if reached(target)]
     figure, axes = pyplot().subplots(1, 1 + len(targets), figsize=(3.4 * (1 + len(targets)) + 2.6, 3.8), squeeze=False)
-    for rule in grid.rules:
+    for rule, style in look.items():
         best = np.array([interval([row.best for row in cell.by_rule[rule]]) for cell in cells])
         around = np.abs(best[:, 1:] - best[:, :1]).T
-        axes[0][0].errorbar(
-            levels, best[:, 0], around, **look[rule], marker="o", markersize=3, capsize=2, label=labels[rule]
-        )
+        axes[0][0].errorbar(levels, best[:, 0], around, **style, marker="o", markersize=3, capsize=2, label=labels[rule])
         for target, axis in zip(targets, axes[0][1:], strict=True):
             medians = np.array([_seconds(cell.by_rule[rule], target) for cell in cells])
-            axis.plot(levels, np.where(np.isfinite(medians), medians, np.nan), **look[rule], marker="o", markersize=3)
+            axis.plot(levels, np.where(np.isfinite(medians), medians, np.nan), **style, marker="o", markersize=3)
     for line in known:
         p, mark = float(line["error_probability"]), {"marker": "x", "color": look[line["method"]]["color"], "linestyle": ""}
         axes[0][0].plot(p, float(line["max_test_accuracy_mean"]) / 100, **mark)
@@ -154,7 +147,8 @@ def _over_errors(grid: StudyGrid, cells: Sequence[Cell], published: Sequence[dic
         axis.set_ylim(bottom=0)
     for axis in axes[0]:
         axis.set_xlim(min(levels) - 0.05, max(levels) + 0.05)
-    _legend(figure, axes[0][0])
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 
