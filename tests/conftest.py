@@ -21,6 +21,11 @@ from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store import record
 
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a script's `bash launch/test.sh &` is started, and all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 BEFORE = pytest.StashKey[set]()
 METRICS = Metrics(DEFAULT, "accuracy")
 """Those of a task that declares none."""
