@@ -26,6 +26,10 @@ LONGEST = 2500
 """Characters of a traceback that are told, its end."""
 
 
+class PassedOnError(RuntimeError):
+    """An error of the program, such as a lost rank, that a user's code has only passed on: it called the program."""
+
+
 class CodeError(ValueError):
     """What is wrong with a task or a rule, in sentences for its author; behind them the author's own traceback, if any."""
 
@@ -175,7 +179,12 @@ def raised(doing: str, error: BaseException, advice: str = "") -> str:
         doing: which code: of a task or a rule, the method, and for which client.
         error: what it has raised.
         advice: what to change, if that is known.
+
+    Raises:
+        PassedOnError: it is one.
     """
+    if isinstance(error, PassedOnError):
+        raise error
     trace = error.__traceback__
     while trace and _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
         trace = trace.tb_next

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from asyncfeded import rules
+from asyncfeded.rules import contract
 from asyncfeded.rules.contract import RuleError, init, on_arrival, on_loss
 from asyncfeded.rules.decision import Decision, Reply
 from asyncfeded.rules.fedavg import FedAvg
 from asyncfeded.testing import RuleTests
 from asyncfeded.testing.rule_tests import measure, new_model
+from asyncfeded.wire.server_ranks import ServerRankLostError
 
 OUT = np.array([False, True, False, True])
 FINE = Decision(np.float32(0.5), 1, (Reply(0, 3), Reply(np.int64(2), 1)))
@@ -80,6 +82,19 @@ def test_a_wrong_answer_is_told_with_round_and_client(answer, problem):
     with pytest.raises(RuleError, match=f"^rule Mine, on_arrival, round 7 of client 2: {problem}") as told:
         arrived(answer)
     assert "/rules/contract.py" not in str(told.value)  # none of our own frames
+
+
+@pytest.mark.parametrize("method", ["init", "on_arrival", "on_loss"])
+def test_a_server_rank_that_is_lost_while_a_rule_computes_is_no_fault_of_the_rule(method):
+    """The distances of a slice are added up over the ranks of the server inside of a rule's methods."""
+    rule, model = Mine(ServerRankLostError("rank 1 has died")), new_model()
+    arguments = {
+        "init": (rule, model, np.ones(4)),
+        "on_arrival": (rule, 7, measure(model, 2, torch.ones(8)), model, {}, OUT),
+        "on_loss": (rule, 1, model, {}, OUT),
+    }
+    with pytest.raises(ServerRankLostError, match=r"^rank 1 has died$"):
+        getattr(contract, method)(*arguments[method])
 
 
 def test_a_rule_that_replies_to_nobody_while_nobody_trains_is_told():

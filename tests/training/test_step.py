@@ -17,6 +17,7 @@ from asyncfeded.training import step as step_room
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.client import Trainer
 from asyncfeded.training.step import channels_last
+from asyncfeded.wire.group import GroupLostError
 from asyncfeded.wire.messages import Order
 
 X = torch.randn(22, 3, generator=torch.Generator().manual_seed(1))
@@ -226,6 +227,30 @@ def test_what_a_step_raises_is_told_with_its_traceback():
     with pytest.raises(ValueError, match=r"step in round 2 of client 3, a batch of 22: raised AttributeError") as error:
         train(Training(), step=step)
     assert "return model.no_such_thing" in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "step"])
+def test_a_rank_that_is_lost_inside_of_a_step_is_no_fault_of_the_task(where):
+    """A batch norm that is synchronized waits for the other ranks of its client in both passes."""
+
+    class Synchronized(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            if where != "backward":
+                raise GroupLostError("group 0: its rank 1 has died")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise GroupLostError("group 0: its rank 1 has died")
+
+    def step(model, batch, optimizer):
+        return loss_of(model, batch)
+
+    module = nn.Sequential(new_module(), nn.Linear(2, 2))
+    module[0].register_forward_hook(lambda _module, _inputs, output: Synchronized.apply(output))
+    with pytest.raises(GroupLostError, match=r"^group 0: its rank 1 has died$"):
+        train(Training(batch_size=11), module=module, step=step if where == "step" else None)
 
 
 # --- devices and formats

@@ -35,6 +35,9 @@ MPICH_SHARED = 5.4e6
 FLUSH_S = 0.5
 """Seconds before a rank ends the job: hydra ends it before it has read all output of a rank, 1 of 12 tracebacks was lost."""
 
+TURN_S = 0.1
+"""Seconds in which a rank that has ended the job takes the others along."""
+
 
 class Start(NamedTuple):
     """How to start mpiexec."""
@@ -206,6 +209,21 @@ def end_job(status: int) -> None:
         sys.stdout.flush()
         time.sleep(FLUSH_S)
         MPI.COMM_WORLD.Abort(status)
+
+
+def tell_and_end(rank: int, sentence: str) -> None:
+    """End a job whose server is dead, and say so once: a low rank at once, a higher one unless it is ended meanwhile.
+
+    Who speaks is not settled beforehand: a rank that trains notices late, and Open MPI's mpiexec ends all ranks as soon as
+    one has left with an error.
+
+    Args:
+        rank: this rank.
+        sentence: what to say.
+    """
+    time.sleep(min(rank, 5) * (TURN_S if MPI.get_vendor()[0] == "Open MPI" else FLUSH_S + TURN_S))
+    print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+    end_job(1)
 
 
 @contextmanager

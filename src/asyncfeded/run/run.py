@@ -181,9 +181,7 @@ def train_on(world: World, read: Callable[[], Plan], resumed: Path | None) -> tu
             print(f"asyncfeded: rank {world.rank} leaves: {error}", file=sys.stderr, flush=True)  # noqa: T201
             return 0, True, run_dir
         except (ServerLostError, ServerRankLostError) as error:
-            if seated.rank in (0, 1, seated.seats.leaders[0]):
-                print(f"asyncfeded: {error}: {resumable}", file=sys.stderr, flush=True)  # noqa: T201
-            launcher.end_job(1)
+            launcher.tell_and_end(seated.rank, f"asyncfeded: {error}: {resumable}")
             return 1, True, run_dir
 
 

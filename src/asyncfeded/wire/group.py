@@ -15,6 +15,7 @@ from asyncfeded.mpi.lifeline import Lifeline
 from asyncfeded.mpi.seats import Part
 from asyncfeded.mpi.waiting import Backoff, Wait, bell
 from asyncfeded.mpi.world import World
+from asyncfeded.own import PassedOnError
 
 LOOK_S = 0.05
 """Seconds of waiting between two looks whether all ranks of the group are there."""
@@ -22,7 +23,7 @@ LAST_WORDS_S = 1.0
 """What a rank has sent before it ended may arrive so many seconds later."""
 
 
-class GroupLostError(RuntimeError):
+class GroupLostError(PassedOnError):
     """A rank of this rank's group has died."""
 
 

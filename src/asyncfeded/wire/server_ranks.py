@@ -20,6 +20,7 @@ from torch import Tensor
 from asyncfeded.model.slices import Slice
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.waiting import bell
+from asyncfeded.own import PassedOnError
 from asyncfeded.wire.group import Group, GroupLostError
 from asyncfeded.wire.messages import Arrival, Lost, Refused
 from asyncfeded.wire.transfer import Peer, Receiving, Sending, peers
@@ -86,7 +87,7 @@ LATE_S = 1.0
 """Who has not answered for so long does not listen."""
 
 
-class ServerRankLostError(RuntimeError):
+class ServerRankLostError(PassedOnError):
     """A rank of the server has died, or cannot be reached."""
 
 
