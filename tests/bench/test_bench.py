@@ -106,6 +106,7 @@ def test_a_virtual_run_is_measured(own_mpi, tmp_path):
     assert done.status == 0, str(done)
     cases = done.result["cases"]
     assert [(case["params"], case["clients"], case["workers"]) for case in cases] == [(610, 10, 1), (37_995, 10, 1)]
+    assert done.result["device"] == "cpu"
     for case in cases:
         assert case["efficiency"] == pytest.approx(case["alone_s"] * case["updates_per_s"] / case["workers"], rel=1e-2)
         assert 0 < case["ideal"] <= 1
@@ -306,6 +307,7 @@ def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("bench", [("server", "--params", 10, "--clients", 1), ("simulation", "--ranks", 2)], ids=str)
 @pytest.mark.parametrize(
     ("device", "why"),
     [
@@ -313,8 +315,8 @@ def test_a_server_that_cannot_be_measured_is_told_once(own_mpi, tmp_path, option
         ("cuda:99", "--device cuda:99: this host has"),
     ],
 )
-def test_a_device_that_is_not_there_is_told_once(own_mpi, tmp_path, device, why):
-    arguments = ["bench", "server", "--params", 10, "--clients", 1, "--device", device]
+def test_a_device_that_is_not_there_is_told_once(own_mpi, tmp_path, device, why, bench):
+    arguments = ["bench", *bench, "--device", device]
     done = run_asyncfeded(*arguments, cwd=tmp_path, env=own_mpi.env)
     assert done.status != 0, str(done)
     assert done.stderr.count(f"asyncfeded: {why}") == 1, str(done)

@@ -6,7 +6,8 @@ The efficiency of a run is
 
 from its first order to its last update. The workers train the same rounds alone, all at the same time and in the same job:
 what cores share (caches, a clock, two threads of one core) does not count as lost. What comes before the first order is told
-apart. The model is not tested meanwhile.
+apart. The model is not tested meanwhile. Where the workers train on a GPU, the wall time of training alone stands for its
+processor time.
 
 The ideal efficiency is 1 where server and workers have a core each. Where they share cores, what the server itself computes
 (receiving, measuring, merging, recording) is no time to train in: with C cores, W workers, and t and s seconds of processor
@@ -24,18 +25,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 
 from asyncfeded.bench import report
-from asyncfeded.bench.job import check, in_job, mpi, together
+from asyncfeded.bench.job import check, device_of, in_job, mpi, together
 from asyncfeded.config import Config, section
 from asyncfeded.files.plain import read_json
 from asyncfeded.model.flat import FlatModel
+from asyncfeded.mpi import devices
 from asyncfeded.mpi.launcher import MPI
 from asyncfeded.mpi.seats import deal
-from asyncfeded.mpi.world import RefusedError, World, broadcast_text, share_cores
+from asyncfeded.mpi.world import RefusedError, World, broadcast_text, make_statement, share_cores
 from asyncfeded.rules import load_rule
 from asyncfeded.run import run
-from asyncfeded.run.plan import read_plan
+from asyncfeded.run.plan import agree_on, read_plan
 from asyncfeded.store.record import read_record
 from asyncfeded.tasks import load_task
 from asyncfeded.tasks.classification import Data
@@ -58,12 +61,14 @@ class Case(NamedTuple):
     workers: int
     clients: int
     model: str
+    device: str
 
     def config(self, folder: Path, updates: int) -> Config:
         """The run, in a folder, of so many updates: clients of different speed, rounds of one length."""
         table = {
             "clock": "virtual",
             "clients": self.clients,
+            "device": self.device,
             "run_dir": str(folder / f"{self.model}-{self.clients}-{self.workers}-{updates}"),
             "limits": {"updates": updates},
             "task": {"name": "synthetic", "model": self.model, "hidden": 535, "sizes_given": [SAMPLES + 8] * self.clients},
@@ -75,12 +80,13 @@ class Case(NamedTuple):
         return section(Config, table, "the run")
 
 
-def measure(clients: Sequence[int], seconds: float) -> int:
+def measure(clients: Sequence[int], seconds: float, device: str) -> int:
     """Measure with 1, 2, 4, ... workers; rank 0 prints the figures. Collective: rank 0 is the server.
 
     Args:
         clients: numbers of clients.
         seconds: of each run, about; where there are more clients than updates in that time, each has one update in the mean.
+        device: that the workers train on, as the config's `device`; the server stays on the CPU.
 
     Returns:
         The exit status: 0, or 2 after telling on standard error why the ranks cannot start.
@@ -88,17 +94,18 @@ def measure(clients: Sequence[int], seconds: float) -> int:
 
     def with_ranks(world: World) -> None:
         check(seconds, "auto")
+        agree_on(world, lambda: device_of(device), lambda _: make_statement())
         if len(set(world.hosts)) > 1:
             raise RefusedError("its ranks are on several hosts; start all of them on one host")
         most = world.size - 1
         counts = [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
         with tempfile.TemporaryDirectory() as own:
             folder = Path(broadcast_text(world, own))
-            cases = [Case(*each) for each in ((w, c, m) for m in MODELS for c in clients for w in counts)]
+            cases = [Case(*each, device) for each in ((w, c, m) for m in MODELS for c in clients for w in counts)]
             rows = [_measured(world, case, folder, seconds) for case in cases]
             together(world)
         if world.rank == 0:
-            _report(world, dict(zip(cases, rows, strict=True)))
+            _report(dict(zip(cases, rows, strict=True)), device)
 
     return in_job(with_ranks)
 
@@ -143,28 +150,32 @@ def _run(world: World, config: Config) -> tuple[dict[str, Any], float]:
 
 
 def _alone_s(world: World, config: Config) -> float:
-    """Processor time of training an update of a run without a server, the mean over the workers. Collective."""
+    """Time of training an update of a run without a server, the mean over the workers: see the top. Collective."""
     task = CheckedTask(load_task(config.task), config.task["name"])
-    trainer = Trainer(task, FlatModel(task.model()), config.training, load_rule(config.rule).proximal, config.seed)
+    device = devices.device(config.device, world.rank - 1) if world.rank else torch.device("cpu")
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    flat = FlatModel(task.model(), device)
+    trainer = Trainer(task, flat, config.training, load_rule(config.rule).proximal, config.seed)
     rows = read_record(Path(config.run_dir)).updates
     orders = [Order(*row) for row in rows[["client", "round", "base_version", "epochs"]].tolist()]
 
     @cache
     def data(client: int) -> ClientData:
-        return ClientData(cast("Data", task.client_data(client, config.clients, config.seed)), BATCH)
+        inputs, targets = cast("Data", task.client_data(client, config.clients, config.seed))
+        return ClientData(Data(inputs.to(device), targets.to(device)), BATCH)
 
     mine, taken_s = orders[world.rank - 1 :: world.size - 1] if world.rank else [], np.zeros(1)
     for order in mine:
         data(order.client)
     together(world)
-    began = time.thread_time()
+    began = clock()
     for order in mine:
-        trainer.round(order, data(order.client), lambda: False)
-    world.comm.Allreduce(np.array([(time.thread_time() - began) if mine else 0.0]), taken_s)
+        trainer.round(order, data(order.client), lambda: False)  # its last loss is a number: nothing is left to compute
+    world.comm.Allreduce(np.array([(clock() - began) if mine else 0.0]), taken_s)
     return float(taken_s[0]) / len(orders)
 
 
-def _report(world: World, measured: dict[Case, dict[str, float]]) -> None:
+def _report(measured: dict[Case, dict[str, float]], device: str) -> None:
     """Print the figures. Rank 0."""
     names = ("updates/s", "training alone", "server", "efficiency", "ideal", "start")
     rows = [("parameters", "clients", "workers", *names)]
@@ -178,6 +189,6 @@ def _report(world: World, measured: dict[Case, dict[str, float]]) -> None:
         cases.append({"params": MODELS[case.model], "clients": case.clients, "workers": case.workers, **figures})
     report(
         rows,
-        {"mpi": mpi(), "cases": cases},
-        f"{mpi()}; rounds of {STEPS} steps of {BATCH} samples, rule fedasync; times of an update",
+        {"mpi": mpi(), "device": device, "cases": cases},
+        f"{mpi()}; {device}; rounds of {STEPS} steps of {BATCH} samples, rule fedasync; times of an update",
     )

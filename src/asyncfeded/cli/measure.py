@@ -115,15 +115,19 @@ def bench_simulation(
         typer.Option(min=1, help="How many clients; may be given several times; default: 10, 100 and 1000."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of each run; there are 6 for each number of workers.")] = 2.0,
+    device: Annotated[
+        str, typer.Option(help="Device of the workers: cpu, or a GPU as torch names it: cuda, xpu, cuda:1.")
+    ] = "cpu",
 ) -> None:
-    """Measure virtual runs with 1, 2, 4, ... workers against the processor time of their training alone."""
+    """Measure virtual runs with 1, 2, 4, ... workers against the time of their training alone."""
     if ranks is not None or not origin.launched_by():
         several = [part for count in clients or [] for part in ("--clients", str(count))]
-        start(at_least(2, "--ranks", ranks), ["bench", "simulation", *several, "--seconds", str(seconds)])
+        options = [*several, "--seconds", str(seconds), "--device", device]
+        start(at_least(2, "--ranks", ranks), ["bench", "simulation", *options])
     with load_launcher().guard():
         from asyncfeded.bench import simulation as room
 
-        status = room.measure(clients or [10, 100, 1000], seconds)
+        status = room.measure(clients or [10, 100, 1000], seconds, device)
     raise typer.Exit(status)
 
 
