@@ -1,5 +1,6 @@
 """Configs in layers, and whose runs are whose. That runs are skipped and lost is tested with the studies that they make."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,13 @@ from asyncfeded.studies.children import Children
 from asyncfeded.studies.jobs import GridJob, check_labels, compose, execute, is_done, nest, overlay, own
 from asyncfeded.training.heterogeneity import PROFILE
 from conftest import METRICS, places
+
+RULE = """
+from asyncfeded.rules.fedavg import FedAvg
+
+class Mine(FedAvg):
+    \"\"\"A rule of the user's.\"\"\"
+"""
 
 
 def test_a_layer_replaces_values_and_merges_sections():
@@ -38,17 +46,27 @@ def test_a_config_of_layers_has_the_defaults_of_its_task_and_rule():
     assert config.task["split"] == "dirichlet"
 
 
-def test_a_run_is_named_by_its_config_and_by_the_files_of_the_user_that_it_is_made_from(tmp_path, monkeypatch):
-    config = compose([{"limits": {"updates": 1}}], "run")
-    assert jobs.digest(config) == config.digest().hex()
-    save(tmp_path / "first.pt", 1.0)
-    config = compose([{"limits": {"updates": 1}, "task": {"initial": str(tmp_path / "first.pt")}}], "run")
-    before = jobs.digest(config)
-    assert before != config.digest().hex()
-    save(tmp_path / "first.pt", 2.0)
-    assert jobs.digest(config) == before  # while one study is made
-    monkeypatch.setattr(jobs, "ORIGINS", {})
-    assert jobs.digest(config) != before
+def test_a_run_is_named_by_its_config_and_by_what_its_files_hold(tmp_path, monkeypatch):
+    """Not by where they lie: rows of the same runs are good on another machine, and none are when a file has changed."""
+
+    def named(folder, value=1.0, rows=4):
+        monkeypatch.setattr(jobs, "FILES", {})
+        monkeypatch.delitem(sys.modules, "rule_of_a_study", raising=False)
+        there = tmp_path / folder
+        there.mkdir(exist_ok=True)
+        save(there / "first.pt", value)
+        np.savez(there / "digits.npz", images=np.zeros((rows, 2, 2), np.float32), labels=np.arange(rows) % 2)
+        (there / "rule_of_a_study.py").write_text(RULE)
+        task = {"name": "images", "data": str(there / "digits.npz"), "initial": str(there / "first.pt")}
+        rule = {"name": f"{there / 'rule_of_a_study.py'}:Mine"}
+        return jobs.digest(compose([{"limits": {"updates": 1}, "task": task, "rule": rule}], "run"))
+
+    plain = compose([{"limits": {"updates": 1}}], "run")
+    assert jobs.digest(plain) == plain.digest().hex()
+    before = named("here")
+    assert named("there") == before
+    assert len({before, named("here", value=2.0), named("here", rows=6)}) == 3
+    assert named("here") == before
 
 
 def save(path, value):

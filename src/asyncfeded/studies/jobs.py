@@ -7,6 +7,7 @@ several processes one does a run: that of `<name>.owner`. This module does not k
 """
 
 import hashlib
+import json
 import math
 import re
 import time
@@ -21,6 +22,7 @@ from pydantic import AfterValidator
 
 from asyncfeded import rules, tasks
 from asyncfeded.config import Config, section
+from asyncfeded.files.digest import digest_files
 from asyncfeded.mpi import launcher
 from asyncfeded.override import Word
 from asyncfeded.run import folder as run_folder
@@ -28,6 +30,7 @@ from asyncfeded.run.plan import digest_origin, fill_in
 from asyncfeded.store.ownership import NAME, OwnedError, Ownership
 from asyncfeded.store.record import read_record
 from asyncfeded.studies.children import Children, end_by_signals
+from asyncfeded.tasks.contract import CheckedTask
 
 AGAIN = "remove the folder of that run, and it is done again"
 """What to do about a run that is done, but whose files are damaged."""
@@ -101,15 +104,28 @@ def compose(layers: Iterable[dict[str, Any]], where: str) -> Config:
 
 
 def digest(config: Config) -> str:
-    """SHA-256, in hexadecimal, of the config of a run, and of the files of the user's that it is made from."""
-    names = config.task["name"], config.rule["name"], config.task.get("initial", "")
-    if names not in ORIGINS:
-        ORIGINS[names] = digest_origin(config)
-    return hashlib.sha256(config.digest() + ORIGINS[names].encode()).hexdigest() if ORIGINS[names] else config.digest().hex()
+    """SHA-256, in hexadecimal, of the config of a run, with what its files hold in the place of their paths.
+
+    So a run is the same wherever its data and the user's own code lie, and another one when they change.
+    """
+    code = config.task["name"], config.rule["name"]
+    made_from = json.dumps((config.task, code), sort_keys=True, default=str)
+    if made_from not in FILES:
+        places = CheckedTask(tasks.load_task(config.task), code[0]).paths()
+        own = [line.split(" ", 2) for line in digest_origin(config).splitlines()]
+        held = digest_files(places) + "".join(f"{sha} {size} {Path(name).name}\n" for sha, size, name in own)
+        FILES[made_from] = {"initial", *(key.partition("[")[0] for key in places)}, held
+    named, held = FILES[made_from]
+    if not held:
+        return config.digest().hex()
+    task = {key: value for key, value in config.task.items() if key not in named} | {"name": Path(code[0]).name}
+    elsewhere = config.model_copy(update={"task": task, "rule": config.rule | {"name": Path(code[1]).name}})
+    return hashlib.sha256(elsewhere.digest() + held.encode()).hexdigest()
 
 
-ORIGINS: dict[tuple[str, str, str], str] = {}
-"""Digests of files, read once: every run of a grid has its name from them, many times."""
+FILES: dict[str, tuple[set[str], str]] = {}
+"""Keys of a task that name files, and digests of these and of the user's own, read once: a run has its name from them, many
+times."""
 
 
 def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
