@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asyncfeded.metric import Metric, Metrics
+from asyncfeded.store import record
 from asyncfeded.studies import rows, study
 from conftest import METRICS
 from studies.grids import finish
@@ -25,6 +26,15 @@ def test_a_row_has_the_best_and_last_value_and_the_time_to_any_target(path, tmp_
     assert row.gamma.tolist() == [2.25, 4.5, 6.75]
 
 
+def test_a_row_says_which_state_of_the_program_made_it(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "provenance", lambda: {"asyncfeded": "0.2.0", "commit": "0123456789abcdef+"})
+    run, row = made(path, tmp_path, [0.1])
+    assert row.program == rows.of_failure(run).program == "0.2.0 0123456789ab+"
+    book = rows.Book(tmp_path / "rows.csv")
+    book.add(run, row)
+    assert rows.Book(tmp_path / "rows.csv").rows[run.name].program == row.program
+
+
 def test_a_metric_whose_smallest_value_is_the_best(path, tmp_path):
     _, row = made(path, tmp_path, [30.0, 10.0, 3.0, 4.0], PERPLEXITY)
     assert (row.best, row.final) == (3.0, 4.0)
@@ -40,8 +50,8 @@ def test_rows_are_read_as_they_were_written(path, tmp_path):
     book.add(failed, rows.of_failure(failed))
     again = rows.Book(tmp_path / "rows.csv").rows
     read = again[run.name]
-    assert read[:8] == row[:8]
-    assert read[8:14] == pytest.approx(row[8:14], rel=1e-5)
+    assert read[:9] == row[:9]
+    assert read[9:15] == pytest.approx(row[9:15], rel=1e-5)
     assert (read.gamma.tolist(), read.curve.shape) == (row.gamma.tolist(), (2, 61))
     assert read.bests == pytest.approx(row.bests, rel=1e-8)
     assert read.bests.shape == (2, 200)  # all of them
@@ -59,9 +69,9 @@ def test_a_damaged_row_is_named_with_what_to_do(path, tmp_path):
 
 
 def test_a_failed_run_has_the_worst_values_of_its_cell():
-    done = rows.Row("t", "r", 0.1, 1, {}, "done", "loss", Metric("min"), 1.0, 2.0, 3.0, bests=np.ones((2, 1)),
+    done = rows.Row("t", "r", 0.1, 1, {}, "0.2.0", "done", "loss", Metric("min"), 1.0, 2.0, 3.0, bests=np.ones((2, 1)),
                     curve=np.array([[0.0, 1.0], [7.0, 2.0]]))  # fmt: skip
-    failed = rows.Row("t", "s", 0.1, 1, {}, "failed")
+    failed = rows.Row("t", "s", 0.1, 1, {}, "0.2.0", "failed")
     filled = rows.worst_for_failures([failed, done])[0]
     assert (filled.best, filled.final, filled.mean, filled.seconds_to(0.5)) == (7.0, 7.0, 7.0, np.inf)
     assert rows.worst_for_failures([failed]) == []

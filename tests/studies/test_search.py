@@ -10,7 +10,7 @@ from asyncfeded.studies.search import as_toml_table, search
 
 
 def scored(run, mean):
-    return Row(run.task, run.rule, 0.1, 1000, run.values, "done", "accuracy", Metric("max"), mean, mean, mean)
+    return Row(run.task, run.rule, 0.1, 1000, run.values, "", "done", "accuracy", Metric("max"), mean, mean, mean)
 
 
 def go(grid, rule, score):

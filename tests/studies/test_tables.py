@@ -30,6 +30,17 @@ def test_the_table_tells_medians_intervals_and_never(grid, tmp_path):
     assert "400 test samples: by chance two models as good as these (50.0 %) differ by up to 6.93 points (95 %)." in text
 
 
+def test_the_table_says_which_states_of_the_program_made_the_runs(grid, tmp_path):
+    done = told(grid, tmp_path, CURVES)
+    programs = ["0.2.0 aaa", "0.2.0 bbb", "", "0.2.0 bbb"]
+    by_name = {name: row._replace(program=one) for (name, row), one in zip(done.rows.items(), programs, strict=True)}
+    text = tables.to_markdown(grid, done._replace(rows=by_name))
+    assert (
+        "Runs by the program that made them: asyncfeded 0.2.0 bbb (2), asyncfeded 0.2.0 aaa (1), a state not known (1)."
+        in text
+    )
+
+
 def test_several_tasks_and_settings_are_in_one_table(grid, tmp_path):
     """A rule of one level has no value at the other; the best is bold."""
     assert "## All tasks" not in tables.to_markdown(grid, told(grid, tmp_path / "one", CURVES))

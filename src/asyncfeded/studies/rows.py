@@ -7,7 +7,7 @@ again, where the folders of its runs are gone.
 import csv
 import json
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ DONE, FAILED = "done", "failed"
 NUMBERS = ("best", "final", "mean", "updates", "wall_s", "workers_busy", "test_samples")
 QUARTILES = tuple(f"{name}_{part}" for name in ("gamma", "tau") for part in ("q1", "median", "q3"))
 COLUMNS = (
-    "name", "task", "rule", "error_probability", "seed", "setting", "values", "config_sha256", "outcome", "metric", "better",
-    "unit", *NUMBERS, *QUARTILES, "bests_s", "bests", "curve_s", "curve",
+    "name", "task", "rule", "error_probability", "seed", "setting", "values", "config_sha256", "program", "outcome",
+    "metric", "better", "unit", *NUMBERS, *QUARTILES, "bests_s", "bests", "curve_s", "curve",
 )  # fmt: skip
 ADVICE = "asyncfeded study writes it into its folder (--output)"
 
@@ -44,6 +44,8 @@ class Row(NamedTuple):
     seed: int
     values: dict[str, Any]
     """What tuning tried or has found, by key."""
+    program: str
+    """Version and commit of the program that ran it; empty if that is not known."""
     outcome: str
     """`done` or `failed`."""
     goal: str = ""
@@ -93,6 +95,7 @@ def of_run(run: StudyRun, run_dir: Path, test_samples: float) -> Row:
         run.error_probability,
         run.seed,
         run.values,
+        _program(tables.attributes),
         DONE,
         tables.metrics.goal,
         Metric(metric.best, metric.unit),
@@ -112,7 +115,13 @@ def of_run(run: StudyRun, run_dir: Path, test_samples: float) -> Row:
 
 def of_failure(run: StudyRun) -> Row:
     """The row of a run that failed."""
-    return Row(run.task, run.rule, run.error_probability, run.seed, run.values, FAILED)
+    return Row(run.task, run.rule, run.error_probability, run.seed, run.values, _program(record.provenance()), FAILED)
+
+
+def _program(about: Mapping[str, Any]) -> str:
+    """Version and commit of the program, from where a run came from; a `+` if its files were changed since."""
+    commit = str(about["commit"])
+    return f"{about['asyncfeded']} {commit[:12]}{'+' * commit.endswith('+')}".strip()
 
 
 def test_samples(run: StudyRun) -> float:
@@ -160,7 +169,7 @@ def _written(run: StudyRun, row: Row) -> list[str]:
         return " ".join(f"{value:.{digits}g}" for value in values)
 
     cells = [run.task, run.rule, f"{run.error_probability:g}", str(run.seed), run.setting, json.dumps(run.values)]
-    cells += [jobs.digest(run.config), row.outcome]
+    cells += [jobs.digest(run.config), row.program, row.outcome]
     if row.outcome == FAILED:
         return cells + [""] * (len(COLUMNS) - 1 - len(cells))
     cells += [row.goal, row.metric.best, row.metric.unit, *(f"{getattr(row, name):.6g}" for name in NUMBERS)]
@@ -170,9 +179,10 @@ def _written(run: StudyRun, row: Row) -> list[str]:
 
 
 def _read(cells: dict[str, str]) -> Row:
-    who = cells["task"], cells["rule"], float(cells["error_probability"]), int(cells["seed"]), json.loads(cells["values"])
+    who = cells["task"], cells["rule"], float(cells["error_probability"]), int(cells["seed"])
+    how = json.loads(cells["values"]), cells["program"], cells["outcome"]
     if cells["outcome"] != DONE:
-        return Row(*who, FAILED)
+        return Row(*who, *how)
     better = cells["better"]
     if better not in ("max", "min"):
         raise ValueError(f"better is {better!r}, expected max or min")
@@ -184,7 +194,8 @@ def _read(cells: dict[str, str]) -> Row:
         for names in (("bests_s", "bests"), ("curve_s", "curve"))
     )
     figures = best, final, mean, updates, wall_s, busy, samples
-    return Row(*who, DONE, cells["metric"], metric, *figures, gamma=both[:3], tau=both[3:], bests=bests, curve=curve)
+    row = Row(*who, *how, cells["metric"], metric, *figures)
+    return row._replace(gamma=both[:3], tau=both[3:], bests=bests, curve=curve)
 
 
 def worst_for_failures(rows: list[Row]) -> list[Row]:

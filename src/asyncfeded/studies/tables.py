@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ def cells(grid: StudyGrid, done: Done, setting: str) -> Iterator[Cell]:
 def to_markdown(grid: StudyGrid, done: Done) -> str:
     """All tables of a study."""
     lines = [grid.caption.strip(), ""] if grid.caption else []
+    lines += _made_by(done)
     made = {setting: list(cells(grid, done, setting)) for setting in grid.settings}
     lines += _summary(grid, made)
     for setting, mine in made.items():
@@ -66,6 +68,14 @@ def to_markdown(grid: StudyGrid, done: Done) -> str:
         if setting == "tuned":
             lines += _search(grid, done.searches)
     return "\n".join(lines)
+
+
+def _made_by(done: Done) -> list[str]:
+    """Which states of the program the runs of all settings are of."""
+    known = [done.rows[run.name] for runs in done.runs.values() for run in runs if run.name in done.rows]
+    counts = Counter(row.program for row in known).most_common()
+    told = [f"{f'asyncfeded {program}' if program else 'a state not known'} ({count})" for program, count in counts]
+    return [f"Runs by the program that made them: {', '.join(told)}.", ""] if told else []
 
 
 def _summary(grid: StudyGrid, made: dict[Setting, list[Cell]]) -> Iterator[str]:
