@@ -87,7 +87,7 @@ class Finished(NamedTuple):
         return json.loads(self.stdout.splitlines()[-1])
 
 
-def run(command, cwd, env=None, timeout=120):
+def run(command, cwd, env=None, timeout=300):
     """A command in a subprocess, ended when it takes too long."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
@@ -111,7 +111,7 @@ def run(command, cwd, env=None, timeout=120):
     return done
 
 
-def run_asyncfeded(*arguments, cwd, env=None, timeout=120):
+def run_asyncfeded(*arguments, cwd, env=None, timeout=300):
     """`asyncfeded ARGUMENTS`, as a user types it."""
     return run([Path(sys.executable).with_name("asyncfeded"), *arguments], cwd, env, timeout)
 
@@ -139,7 +139,7 @@ class Job:
                         found.setdefault(int(rank), pid)  # before a process that it has forked
         return found
 
-    def until(self, what, seconds=100):
+    def until(self, what, seconds=200):
         """Wait until something is so; the job must not end before."""
         deadline = time.monotonic() + seconds
         while not what():
@@ -169,7 +169,7 @@ class Job:
 
     def end(self):
         """The exit status, and all that it said."""
-        return self.process.wait(100), self.said()
+        return self.process.wait(200), self.said()
 
 
 def is_dead(pid):
@@ -202,7 +202,7 @@ class Mpi(NamedTuple):
             command = [*command, "-n", ranks, *part, ":"]
         return command[:-1]
 
-    def train(self, ranks, *arguments, cwd, timeout=120):
+    def train(self, ranks, *arguments, cwd, timeout=300):
         """`asyncfeded train ARGUMENTS --ranks RANKS`."""
         return run_asyncfeded("train", *arguments, "--ranks", ranks, cwd=cwd, env=self.env, timeout=timeout)
 
