@@ -21,9 +21,8 @@ from asyncfeded.mpi.origin import launched_by
 from asyncfeded.mpi.placement import PLACE
 from asyncfeded.store import record
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as a script's `bash launch/test.sh &` is started, and all that it starts
+# What a script starts by `bash launch/test.sh &` ignores SIGINT, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BEFORE = pytest.StashKey[set]()

@@ -49,23 +49,28 @@ def test_a_config_of_layers_has_the_defaults_of_its_task_and_rule():
 def test_a_run_is_named_by_its_config_and_by_what_its_files_hold(tmp_path, monkeypatch):
     """Not by where they lie: rows of the same runs are good on another machine, and none are when a file has changed."""
 
-    def named(folder, value=1.0, rows=4):
+    def named(folder, value=1.0, rows=4, rule=RULE):
         monkeypatch.setattr(jobs, "FILES", {})
+        monkeypatch.setattr(jobs, "DIGESTS", {})
         monkeypatch.delitem(sys.modules, "rule_of_a_study", raising=False)
         there = tmp_path / folder
         there.mkdir(exist_ok=True)
         save(there / "first.pt", value)
         np.savez(there / "digits.npz", images=np.zeros((rows, 2, 2), np.float32), labels=np.arange(rows) % 2)
-        (there / "rule_of_a_study.py").write_text(RULE)
+        (there / "rule_of_a_study.py").write_text(rule)
         task = {"name": "images", "data": str(there / "digits.npz"), "initial": str(there / "first.pt")}
-        rule = {"name": f"{there / 'rule_of_a_study.py'}:Mine"}
-        return jobs.digest(compose([{"limits": {"updates": 1}, "task": task, "rule": rule}], "run"))
+        layer = {"limits": {"updates": 1}, "task": task, "rule": {"name": f"{there / 'rule_of_a_study.py'}:Mine"}}
+        config = compose([layer], "run")
+        before = jobs.digest(config)
+        save(there / "first.pt", value + 1)
+        assert jobs.digest(config) == before  # while one study is made
+        return before
 
     plain = compose([{"limits": {"updates": 1}}], "run")
     assert jobs.digest(plain) == plain.digest().hex()
     before = named("here")
     assert named("there") == before
-    assert len({before, named("here", value=2.0), named("here", rows=6)}) == 3
+    assert len({before, named("here", value=2.0), named("here", rows=6), named("here", rule=f"{RULE}# changed\n")}) == 4
     assert named("here") == before
 
 

@@ -58,9 +58,8 @@ def plot_study(grid: StudyGrid, done: Done, folder: Path, authors: Path | None =
                     continue
                 goal = mine[0].known[0].goal
                 figure = _curves(grid, mine)
-                title = (
-                    f"{task}{note}:{' ' if len(mine) > 1 else chr(10)}median and range over the seeds"  # beside the legend
-                )
+                apart = " " if len(mine) > 1 else "\n"  # one panel is narrow, and the legend lies beside the title
+                title = f"{task}{note}:{apart}median and range over the seeds"
                 made.append(save(figure, folder / f"{prefix}{task}-{goal}.png", title))
                 if len(mine) > 1:
                     figure = _over_errors(grid, mine, published)

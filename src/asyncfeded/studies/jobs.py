@@ -7,7 +7,6 @@ several processes one does a run: that of `<name>.owner`. This module does not k
 """
 
 import hashlib
-import json
 import math
 import re
 import time
@@ -108,24 +107,33 @@ def digest(config: Config) -> str:
 
     So a run is the same wherever its data and the user's own code lie, and another one when they change.
     """
+    plain = config.digest()
+    if plain not in DIGESTS:
+        DIGESTS[plain] = _digest(config)
+    return DIGESTS[plain]
+
+
+DIGESTS: dict[bytes, str] = {}
+"""By the digest of the config alone: every run of a grid has its name from them, many times."""
+
+
+def _digest(config: Config) -> str:
     code = config.task["name"], config.rule["name"]
-    made_from = json.dumps((config.task, code), sort_keys=True, default=str)
-    if made_from not in FILES:
-        places = CheckedTask(tasks.load_task(config.task), code[0]).paths()
+    places = CheckedTask(tasks.load_task(config.task), code[0]).paths()
+    files = (*code, config.task.get("initial", ""), *places.items())
+    if files not in FILES:
         own = [line.split(" ", 2) for line in digest_origin(config).splitlines()]
-        held = digest_files(places) + "".join(f"{sha} {size} {Path(name).name}\n" for sha, size, name in own)
-        FILES[made_from] = {"initial", *(key.partition("[")[0] for key in places)}, held
-    named, held = FILES[made_from]
-    if not held:
+        FILES[files] = digest_files(places) + "".join(f"{sha} {size} {Path(name).name}\n" for sha, size, name in own)
+    if not FILES[files]:
         return config.digest().hex()
+    named = {"initial", *(key.partition("[")[0] for key in places)}
     task = {key: value for key, value in config.task.items() if key not in named} | {"name": Path(code[0]).name}
     elsewhere = config.model_copy(update={"task": task, "rule": config.rule | {"name": Path(code[1]).name}})
-    return hashlib.sha256(elsewhere.digest() + held.encode()).hexdigest()
+    return hashlib.sha256(elsewhere.digest() + FILES[files].encode()).hexdigest()
 
 
-FILES: dict[str, tuple[set[str], str]] = {}
-"""Keys of a task that name files, and digests of these and of the user's own, read once: a run has its name from them, many
-times."""
+FILES: dict[tuple[object, ...], str] = {}
+"""Digests of the files that a run names and is made from, which may be large and are read once."""
 
 
 def overlay(table: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
