@@ -52,10 +52,11 @@ def batch(files: Annotated[list[Path], typer.Argument(help="TOML files of runs."
     with load_launcher().guard():
         from asyncfeded.mpi.origin import launched_by
         from asyncfeded.run import run
+        from asyncfeded.tasks.kept import Kept
 
-        launched = launched_by()
+        launched, kept = launched_by(), Kept()
         for file in files:
-            if status := run.train(file, []).of_job:
+            if status := run.train(file, [], kept=kept).of_job:
                 break
             if not launched or launched.rank == 0:
                 file.unlink()

@@ -19,6 +19,7 @@ from asyncfeded.mpi.world import World, broadcast_text, compare_statements, gath
 from asyncfeded.run import RESUMABLE, stopping
 from asyncfeded.run.sinks import check_sinks
 from asyncfeded.tasks.contract import CheckedTask, declared_metrics
+from asyncfeded.tasks.kept import Kept
 from asyncfeded.wire.messages import NO_SCORES
 
 T = TypeVar("T")
@@ -89,6 +90,7 @@ def read_plan(
     resumed: Path | None,
     task: tasks.Task | None = None,
     rule: rules.Rule | None = None,
+    kept: Kept | None = None,
 ) -> Plan:
     """Read the run in a file, for these ranks.
 
@@ -99,6 +101,7 @@ def read_plan(
         resumed: folder of the run to continue; None: a new run.
         task: the task, instead of the one that the config names; the config then has the name and the keys of its class.
         rule: the rule, likewise.
+        kept: where the task of the config is taken from, if earlier runs of this process have had it; None: it is made.
 
     Raises:
         ValueError, OSError: something is wrong that the user can correct.
@@ -126,7 +129,8 @@ def read_plan(
     if rule is not None:
         config = config.model_copy(update={"rule": {"name": own.name_of(type(rule), rules.RULES)}})
         rule = rules.check_rule(rule, config.rule["name"])
-    task, rule = task or tasks.load_task(config.task), rule or rules.load_rule(config.rule)
+    task = task or (kept.task(config) if kept else tasks.load_task(config.task))
+    rule = rule or rules.load_rule(config.rule)
     origin = digest_origin(config)
     seats = deal(world.hosts, config.server, config.servers, config.evaluator, config.ranks_per_client)
     config, workers = fix_groups(config, seats), seats.workers

@@ -48,6 +48,7 @@ from asyncfeded.store.ownership import Ownership
 from asyncfeded.store.record import most_threads
 from asyncfeded.tasks import Task
 from asyncfeded.tasks.contract import TaskError
+from asyncfeded.tasks.kept import Kept
 from asyncfeded.training.batch_norm import synchronize
 from asyncfeded.training.batches import ClientData
 from asyncfeded.training.heterogeneity import ClientProfiles, draw
@@ -74,7 +75,12 @@ class Ended(NamedTuple):
 
 
 def train(
-    path: Path, overrides: list[str], resumed: Path | None = None, task: Task | None = None, rule: Rule | None = None
+    path: Path,
+    overrides: list[str],
+    resumed: Path | None = None,
+    task: Task | None = None,
+    rule: Rule | None = None,
+    kept: Kept | None = None,
 ) -> Ended:
     """Run a training. Collective: one rank is the server (rank 0, unless the config names another); the others are workers.
 
@@ -84,6 +90,7 @@ def train(
         resumed: folder of the run to continue; None: a new run.
         task: the task, equal on all ranks; None: the one that the config names.
         rule: the rule, likewise.
+        kept: the task of earlier runs of this process; None: there are none.
     """
     world: World | None = None
     ranks_lost, why, run_dir = False, "", ""
@@ -91,7 +98,7 @@ def train(
         try:
             world = join_job()
             stopping.listen()
-            read = partial(read_plan, world, path, overrides, resumed, task, rule)
+            read = partial(read_plan, world, path, overrides, resumed, task, rule, kept)
             status, ranks_lost, run_dir = train_on(world, read, resumed)
             failed = status
         except RefusedError as error:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -243,11 +244,15 @@ def execute(
 
 
 def _batches(pending: Sequence[GridJob], size: int) -> list[list[GridJob]]:
-    """At most so many runs each, of as many ranks."""
-    by_ranks: dict[int, list[GridJob]] = {}
-    for job in pending:
-        by_ranks.setdefault(job.ranks, []).append(job)
-    return [jobs[i : i + size] for jobs in by_ranks.values() for i in range(0, len(jobs), size)]
+    """At most so many runs each, of as many ranks; those of one task and seed, which read the same data, one by one."""
+    seen: dict[tuple[object, ...], int] = {}
+
+    def turn(job: GridJob) -> list[int]:
+        like = job.ranks, repr(job.config.task), job.config.seed
+        return [seen.setdefault(like[:some], len(seen)) for some in (1, 2, 3)]
+
+    by_ranks = [list(same) for _, same in groupby(sorted(pending, key=turn), key=lambda job: job.ranks)]
+    return [jobs[i : i + size] for jobs in by_ranks for i in range(0, len(jobs), size)]
 
 
 def _execute(

@@ -12,7 +12,7 @@ from asyncfeded.studies import jobs, rows
 from asyncfeded.studies.search import Search, search
 from asyncfeded.studies.study import StudyGrid, StudyRun, expand
 
-TOGETHER = (8, 3)
+TOGETHER = (24, 8)
 """How many tuning runs a job does one after the other, by their round of halving; in later rounds, as of results, `LONG`."""
 LONG = 6
 """How many long runs a job does one after the other."""
