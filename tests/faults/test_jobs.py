@@ -7,9 +7,11 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from asyncfeded.run import RESUMABLE
 from asyncfeded.store import checkpoint, record
-from conftest import run
+from conftest import Job, run
 from faults.conftest import goes_on, names, stopped, updates_of
 
 PUNISH = Path(__file__).parents[2] / "launch" / "punish.py"
@@ -46,9 +48,44 @@ def test_a_killed_server_ends_the_job_and_the_run_goes_on(mpi, jobs, start):
     os.kill(ranks[0], signal.SIGKILL)
     status, said = job.end()
     assert status != 0, said
-    assert "asyncfeded resume run" in said, said
+    assert said.count("asyncfeded resume run") == 1, said
     assert not (jobs / "run" / "result.json").exists()
     goes_on(mpi, jobs)
+
+
+RAISES = """
+from asyncfeded.mpi.launcher import MPI
+from asyncfeded.tasks.synthetic import Synthetic as BuiltIn
+
+ASKED = [0]
+
+class Synthetic(BuiltIn):
+    rank: int
+
+    def loss(self, model, batch):
+        self.count()
+        return super().loss(model, batch)
+
+    def score(self, model, batch):
+        self.count()
+        return super().score(model, batch)
+
+    def count(self):
+        ASKED[0] += 1
+        if MPI.COMM_WORLD.rank == self.rank and ASKED[0] > 50:
+            raise KeyError("a bug")
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_that_raises_ends_a_job_that_outlives_its_clients(mpi, jobs, rank):
+    """So that a death does not end the job, Open MPI's Abort ends no other rank either, unless most ranks do."""
+    (jobs / "raises.py").write_text(RAISES)
+    often = ("evaluation.every_s=0.01", "task.name=raises.py:Synthetic", f"task.rank={rank}")
+    with Job(jobs, mpi.env, "train", "run.toml", "--ranks", 5, "run_dir=run", "clients=4", *often) as job:
+        status, said = job.end()
+    assert status != 0, said
+    assert said.count("uncaught error, ending the job") == said.count("raised KeyError: 'a bug'") == 1, said
 
 
 def test_sigterm_to_the_launcher_leaves_a_run_that_goes_on(mpi, jobs, start):

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ FLUSH_S = 0.5
 """Seconds before a rank ends the job: hydra ends it before it has read all output of a rank, 1 of 12 tracebacks was lost."""
 
 TURN_S = 0.1
-"""Seconds in which a rank that has ended the job takes the others along."""
+"""Seconds in which the others learn what a rank has said, or are ended."""
 
 
 class Start(NamedTuple):
@@ -204,24 +204,55 @@ def detects_deaths(comm: MPI.Intracomm) -> bool:
 
 
 def end_job(status: int) -> None:
-    """End ranks that do not answer, with a status for the job, if this MPI does not show them that the server has left."""
-    if MPI.get_vendor()[0] != "Open MPI":
+    """End ranks that do not answer, with a status for the job; under Open MPI they end themselves when they wait."""
+    if not _revoke():
         sys.stdout.flush()
         time.sleep(FLUSH_S)
         MPI.COMM_WORLD.Abort(status)
 
 
-def tell_and_end(rank: int, sentence: str) -> None:
-    """End a job whose server is dead, and say so once: a low rank at once, a higher one unless it is ended meanwhile.
+def has_ended() -> bool:
+    """Whether another rank has ended the job.
 
-    Who speaks is not settled beforehand: a rank that trains notices late, and Open MPI's mpiexec ends all ranks as soon as
-    one has left with an error.
+    An Abort of Open MPI (--with-ft ulfm) ends its own rank alone. Ranks that wait for that rank are told nothing, neither
+    then nor if it leaves with a status. So who ends a job revokes MPI_COMM_WORLD, on which no message of a run travels.
+    """
+    if MPI.get_vendor()[0] != "Open MPI" or not MPI.Is_initialized() or MPI.Is_finalized():
+        return False
+    try:
+        MPI.COMM_SELF.Iprobe()  # takes in what has been revoked
+        return MPI.COMM_WORLD.Is_revoked()
+    except (NotImplementedError, MPI.Exception):
+        return False
+
+
+def leave_ended_job() -> None:
+    """End this process if another rank has ended the job, as an Abort elsewhere does."""
+    if has_ended():
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _revoke() -> bool:
+    """Tell the ranks that wait that the job has ended. Returns whether this is the way to end them."""
+    if MPI.get_vendor()[0] != "Open MPI":
+        return False
+    with suppress(NotImplementedError, MPI.Exception):
+        MPI.COMM_WORLD.Revoke()
+    return True
+
+
+def tell_and_end(rank: int, sentence: str) -> None:
+    """End a job whose server is dead. The first rank that notices says so, and no other.
+
+    Who speaks is not settled beforehand: a rank that trains notices late, and may be ended before it does.
 
     Args:
-        rank: this rank.
+        rank: this rank; of those that notice at once the lowest speaks.
         sentence: what to say.
     """
     time.sleep(min(rank, 5) * (TURN_S if MPI.get_vendor()[0] == "Open MPI" else FLUSH_S + TURN_S))
+    leave_ended_job()
     print(sentence, file=sys.stderr, flush=True)  # noqa: T201
     end_job(1)
 
@@ -244,6 +275,8 @@ def guard(role: str = "", told: tuple[type[Exception], ...] = ()) -> Iterator[No
 
 
 def _end_job(error: BaseException, role: str, what: str) -> None:
+    if isinstance(error, MPI.Exception):
+        leave_ended_job()
     launched = launched_by()
     if MPI.Is_initialized():
         rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
@@ -257,6 +290,7 @@ def _end_job(error: BaseException, role: str, what: str) -> None:
     if size > 1 and not MPI.Is_finalized():
         if not MPI.Is_initialized():
             initialise()
+        _revoke()
         time.sleep(FLUSH_S)
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)  # Abort may return before the process is ended

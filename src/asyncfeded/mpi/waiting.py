@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from asyncfeded.mpi.launcher import MPI
+from asyncfeded.mpi.launcher import MPI, leave_ended_job
 
 try:
     from asyncfeded import _kernel
@@ -39,6 +39,8 @@ RUNG_S = 5e-3
 """The longest sleep after a message that came with a ring. Each of these in a row doubles the first sleep, up to it."""
 LOOKS = 3
 """So often a rank that was rung for looks before it sleeps again: MPI takes in one thing with each look."""
+PAUSES = 128
+"""After so many pauses, 0.7 s at most, a rank looks whether another one has ended the job."""
 SLICE_S = 0.1e-3
 """The time slice that a rank asks for: where cores are shared, Linux (6.12 and later) runs a process that wakes up at once
 if its slice is shorter than that of the one that runs."""
@@ -65,7 +67,7 @@ class Backoff:
         self._since = self._last = 0.0  # the begin of this wait (0: there is none), and the last look
         self._cpu = 0.0  # time on a core until this wait began
         self._rests_until = 0.0
-        self._looks_left = 0  # since it was rung for
+        self._pauses = self._looks_left = 0  # in all, and since it was rung for
         self._sleep_s = self._first_s = SLEEP_S[0]  # the next sleep, and the first one of a wait
         self._slept = self._late = False  # whether it has slept in this wait, and whether nobody ended its last sleep
         self._bell = _own
@@ -79,7 +81,13 @@ class Backoff:
         return self._wait != "yield"
 
     def pause(self) -> None:
-        """Nothing has come: look again at once, or let other processes run, each time for longer."""
+        """Nothing has come: look again at once, or let other processes run, each time for longer.
+
+        If another rank has ended the job, this process ends.
+        """
+        self._pauses += 1
+        if not self._pauses % PAUSES:
+            leave_ended_job()
         if self._wait == "spin" or self._looks():
             return
         sleep_s, self._slept = self._sleep_s, True
