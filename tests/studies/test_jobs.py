@@ -15,7 +15,7 @@ from asyncfeded.studies import jobs
 from asyncfeded.studies.children import Children
 from asyncfeded.studies.jobs import GridJob, check_labels, compose, execute, is_done, nest, overlay, own
 from asyncfeded.training.heterogeneity import PROFILE
-from conftest import METRICS, places
+from conftest import METRICS, places, run
 
 RULE = """
 from asyncfeded.rules.fedavg import FedAvg
@@ -134,6 +134,29 @@ def test_a_run_that_is_going_on_is_left_as_it_is(tmp_path, owned):
     assert "run is in use by process" in said[1]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert [(path.name, path.read_text()) for path in (tmp_path / "run").iterdir()] == [("record.h5", "precious")]
+
+
+def test_runs_of_one_task_and_seed_follow_each_other_in_a_job():
+    def job(name, seed, devices, ranks=2):
+        given = {"limits": {"updates": 1}, "seed": seed, "task": {"name": "synthetic", "devices": devices}}
+        return GridJob(name, Config.model_validate(given), ranks)
+
+    planned = [job("a", 1, 2), job("b", 2, 2), job("c", 1, 3), job("d", 1, 2), job("e", 1, 2, ranks=3), job("f", 2, 2)]
+    assert [[one.name for one in batch] for batch in jobs._batches(planned, 3)] == [["a", "d", "b"], ["f", "c"], ["e"]]
+
+
+def test_a_run_of_a_job_ends_as_it_does_alone(own_mpi, tmp_path):
+    """It has the data of those before it, and nothing else of them."""
+    for name, rule in (("a", "fedasync"), ("b", "fedavg"), ("c", "fedasync"), ("alone", "fedavg")):
+        (tmp_path / f"{name}.toml").write_text(
+            f'run_dir = "{name}"\nclock = "virtual"\nclients = 2\nlimits.updates = 5\nrule.name = "{rule}"\n'
+            f'[task]\nname = "synthetic"\nsamples_max = 60\ndevices = 2\n'
+        )
+    for files in (["a.toml", "b.toml", "c.toml"], ["alone.toml"]):
+        done = run(own_mpi.command((2, [sys.executable, "-m", "asyncfeded", "batch", *files])), tmp_path, own_mpi.env)
+        assert done.status == 0, str(done)
+    model = {path.parent.name: path.read_bytes() for path in tmp_path.glob("*/model.h5")}
+    assert model["a"] == model["c"] != model["b"] == model["alone"]
 
 
 def test_a_study_has_one_owner_and_a_folder_that_can_be_written(tmp_path):
