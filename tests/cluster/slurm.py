@@ -6,6 +6,7 @@ GPU, n2 to n4 have two each, which are /dev/null and /dev/zero: Slurm deals them
 
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +31,8 @@ AuthType=auth/none
 CredType=cred/none
 # A job that is requeued waits for so long (120 s by default).
 AuthInfo=cred_expire=5
+# The memory that the ranks of a job share is named after the job: another Slurm of this machine must have other numbers.
+FirstJobId={first_job}
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
@@ -173,6 +176,7 @@ class Slurm:
     def _configure(self, port):
         nodes = f"{port + 3}-{port + NODES + 1}"
         config = CONFIG.format(
+            first_job=random.randrange(1, 2**24),
             host=socket.gethostname().split(".")[0], port=port + 1, user=getpass.getuser(), folder=self.folder,
             nodes=NODES, cpus=CPUS, cpu_node=port + 2, gpu_nodes=nodes,
         )  # fmt: skip

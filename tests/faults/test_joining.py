@@ -5,13 +5,14 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from asyncfeded.store import record
 from asyncfeded.store.attendance import attendance
 from conftest import Job, run_asyncfeded
-from faults.conftest import log, updates_of
+from faults.conftest import log, stopped, updates_of
 
 
 @pytest.fixture
@@ -29,6 +30,35 @@ def joining(own_mpi, jobs):
     yield join
     for job in started:
         job.__exit__()
+
+
+def test_a_client_that_is_killed_while_its_update_waits_leaves_the_server_alive(own_mpi, jobs, joining):
+    """The server is stopped meanwhile; when it goes on, it finds an announced model, and nobody to read it from."""
+    run_dir, settings = jobs / "run", ("clients=2", "late=1", "task.hidden=500")
+    with Job(jobs, own_mpi.env, "train", "run.toml", "--ranks", 2, "run_dir=run", *settings) as job:
+        job.until(lambda: updates_of(run_dir, 0) > 2)
+        guest = joining()
+        job.until(lambda: updates_of(run_dir, 1) > 2)
+        server, (pid,) = job.ranks()[0], guest.ranks().values()
+        os.kill(server, signal.SIGSTOP)
+        job.until(lambda: stopped(server))
+        job.until(lambda: idle(pid))  # it has sent
+        os.kill(pid, signal.SIGKILL)
+        os.kill(server, signal.SIGCONT)
+        job.until(lambda: "goes on without client 1: its process has ended" in log(run_dir))
+        before = updates_of(run_dir, 0)
+        job.until(lambda: updates_of(run_dir, 0) > before + 5)
+
+
+def idle(pid):
+    """Whether a process has used at most 30 ms of processor time in half a second."""
+
+    def used():
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = used()
+    time.sleep(0.5)
+    return used() - before <= 3
 
 
 def test_clients_join_leave_and_are_killed_and_the_run_replays_to_the_same_bit(own_mpi, jobs, joining):

@@ -159,9 +159,10 @@ def outlive() -> None:
 
     The other side attaches it while it accepts, and crashes if it is gone: in 3 of 64 tries with a SIGKILL within the first
     12 ms (MPICH 5.0.2), and in none of 60 with these settings of UCX: no memory that the system frees with its process, and
-    none that is found in the process's folder of /proc. A setting of the user stays.
+    none that is found in the process's folder of /proc. Nor may it read this process's memory (cma): each time that a model
+    waited to be read from a process that was gone, it ended. A setting of the user stays.
     """
-    os.environ.setdefault("UCX_TLS", "^sysv")
+    os.environ.setdefault("UCX_TLS", "^sysv,cma")
     os.environ.setdefault("UCX_POSIX_USE_PROC_LINK", "n")
 
 
