@@ -47,17 +47,17 @@ def test_clients_that_move_to_another_group_leave_the_result_as_it_was_to_the_bi
 
     The run ends early and is resumed, and all of it is repeated from its record.
     """
-    settings = (*VIRTUAL, "limits.updates=100", "ranks_per_client=2", "faults.patience_s=5")
+    settings = (*VIRTUAL, "limits.updates=60", "ranks_per_client=2", "faults.patience_s=5")
     whole = run_asyncfeded("train", "run.toml", "--ranks", 3, "run_dir=whole", *settings, cwd=jobs, env=own_mpi.env)
     assert whole.status == 0, str(whole)
-    early = ("--ranks", 5, "run_dir=run", *settings, "limits.updates=80")
+    early = ("--ranks", 5, "run_dir=run", *settings, "limits.updates=45")
     with Job(jobs, own_mpi.env, "train", "run.toml", *early) as job:
-        job.until(lambda: updates_of(jobs / "run", 1) > 1)
+        job.until(lambda: min(updates_of(jobs / "run", client) for client in range(4)) > 1)  # or it is waited for long
         os.kill(job.ranks()[4], signal.SIGKILL)
         status, said = job.end()
     assert status == 0, said
     assert "its clients move to other ranks" in log(jobs / "run"), said
-    resumed = run_asyncfeded("resume", "run", "limits.updates=100", "--ranks", 3, cwd=jobs, env=own_mpi.env)
+    resumed = run_asyncfeded("resume", "run", "limits.updates=60", "--ranks", 3, cwd=jobs, env=own_mpi.env)
     assert resumed.result["model_sha256"] == whole.result["model_sha256"], str(resumed)
     repeated = run_asyncfeded("replay", "run", "--ranks", 5, cwd=jobs, env=own_mpi.env)
     assert repeated.result["model_sha256"] == whole.result["model_sha256"], str(repeated)
