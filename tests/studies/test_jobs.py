@@ -1,6 +1,7 @@
 """Configs in layers, and whose runs are whose. That runs are skipped and lost is tested with the studies that they make."""
 
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_a_run_that_is_refused_leaves_nothing_but_its_sentence_in_its_log(own_mp
 def test_a_run_that_gave_up_a_worker_is_not_done(tmp_path, monkeypatch, status):
     """On a busy machine it is silent for too long; the run has a result, and may have ended well."""
 
-    def run(self, command, env, log):
+    def run(self, command, env, log, look):
         log.touch()
         (tmp_path / "run").mkdir()
         with Record(tmp_path / "run" / "record.h5", "", places("here"), np.zeros(1, PROFILE), METRICS) as book:
@@ -210,3 +211,27 @@ def test_a_run_that_gave_up_a_worker_is_not_done(tmp_path, monkeypatch, status):
     assert execute([job], tmp_path, 1, lambda line: None, tell=lambda _, trouble: told.append(trouble)) == [job]
     assert told == ["rank 1 is given up: it was silent"]
     assert not is_done(tmp_path, "run")
+
+
+def test_a_run_is_told_of_when_it_is_done_and_not_when_its_job_is(tmp_path, monkeypatch):
+    told: dict[str, str] = {}
+    known = {name: threading.Event() for name in "abcd"}
+
+    def run(self, command, env, log, look):
+        log.touch()
+        first, second = (Path(file) for file in command[-2:])
+        first.unlink()
+        look()
+        assert known[first.stem].wait(100)
+        if second.stem == "b":
+            second.unlink()
+        return 1
+
+    def tell(job, trouble):
+        told[job.name] = trouble
+        known[job.name].set()
+
+    monkeypatch.setattr(Children, "run", run)
+    planned = [GridJob(name, Config.model_validate({"limits": {"updates": 1}}), 2) for name in "abcd"]
+    assert execute(planned, tmp_path, 1, lambda line: None, 2, tell=tell) == planned[3:]
+    assert told == {"a": "", "b": "", "c": "", "d": f"failed with status 1, see {tmp_path / 'd.log'}"}

@@ -21,15 +21,23 @@ class Children:
         self._lock, self._running = threading.Lock(), set[subprocess.Popen[bytes]]()
         self._ended = False
 
-    def run(self, command: Sequence[str], env: dict[str, str], log: Path) -> int:
-        """Run a command to its end, its output in a file. Returns its status; that of SIGTERM, if all have been ended."""
+    def run(self, command: Sequence[str], env: dict[str, str], log: Path, look: Callable[[], None] = lambda: None) -> int:
+        """Run a command to its end, its output in a file; call `look` every second.
+
+        Returns its status; that of SIGTERM, if all have been ended.
+        """
         number = launcher.ending_signal()
         with self._lock, log.open("w") as out:
             if self._ended:
                 return -signal.SIGTERM
             child = subprocess.Popen(tethered(command, number), env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
             self._running.add(child)
-        status = child.wait()
+        while True:
+            try:
+                status = child.wait(1)
+                break
+            except subprocess.TimeoutExpired:
+                look()
         with self._lock:
             self._running.remove(child)
         return status

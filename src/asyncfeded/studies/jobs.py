@@ -12,10 +12,11 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator
@@ -210,7 +211,7 @@ def execute(
         say: shows a line about progress.
         together: how many runs a job may do one after the other.
         until_s: no run begins after this time (time.monotonic).
-        tell: is called with each run that has been done or has failed, and with what went wrong, in this thread.
+        tell: is called with each run when it is done or has failed, and with what went wrong, in this thread.
 
     Returns:
         The runs that failed; the log of each lies beside its folder.
@@ -223,19 +224,30 @@ def execute(
     done_already = len(distinct) - len(pending)
     say(f"{len(distinct)} runs, {done_already} of them done already; {side_by_side} at a time with {with_ranks}")
     failed, began, ended = [], time.monotonic(), 0
-    children = Children()
+    children, heard = Children(), SimpleQueue[tuple[GridJob, str] | Future[None]]()
+
+    def hear(job: GridJob, trouble: str) -> None:
+        heard.put((job, trouble))
+
     with end_by_signals(say), ThreadPoolExecutor(side_by_side) as pool:
         batches = _batches(pending, max(1, min(together, len(pending) // (2 * side_by_side))))
-        running = [pool.submit(_execute, batch, folder, children, say, until_s) for batch in batches]
+        running = [pool.submit(_execute, batch, folder, children, say, until_s, hear) for batch in batches]
+        for future in running:
+            future.add_done_callback(heard.put)
         try:
-            for future in as_completed(running):
-                for job, trouble in future.result():
-                    ended += 1
-                    if trouble:
-                        failed.append(job)
-                    tell(job, trouble)
-                    left = (time.monotonic() - began) / ended * (len(pending) - ended) / 60
-                    say(f"[{ended}/{len(pending)}] {job.name} {trouble or 'done'}; {left:.0f} min left")
+            while running:
+                one = heard.get()
+                if isinstance(one, Future):
+                    running.remove(one)
+                    one.result()  # raises what was raised there
+                    continue
+                ended += 1
+                job, trouble = one
+                if trouble:
+                    failed.append(job)
+                tell(job, trouble)
+                left = (time.monotonic() - began) / ended * (len(pending) - ended) / 60
+                say(f"[{ended}/{len(pending)}] {job.name} {trouble or 'done'}; {left:.0f} min left")
         except BaseException:
             children.end()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -256,13 +268,14 @@ def _batches(pending: Sequence[GridJob], size: int) -> list[list[GridJob]]:
 
 
 def _execute(
-    batch: Sequence[GridJob], folder: Path, children: Children, say: Callable[[str], None], until_s: float
-) -> list[tuple[GridJob, str]]:
-    """Do some runs, those that no other process does, until it is too late.
-
-    Returns what went wrong with each; empty if nothing did.
-    """
-    told: list[tuple[GridJob, str]] = []
+    batch: Sequence[GridJob],
+    folder: Path,
+    children: Children,
+    say: Callable[[str], None],
+    until_s: float,
+    tell: Callable[[GridJob, str], None],
+) -> None:
+    """Do some runs, those that no other process does, until it is too late. `tell` as in `_do`."""
     waiting = list(batch)
     while waiting and time.monotonic() < until_s:
         with ExitStack() as owned:
@@ -271,17 +284,15 @@ def _execute(
                 try:
                     owned.enter_context(Ownership(folder / f"{job.name}.owner", job.name, say))
                     if is_done(folder, job.name):
-                        told.append((job, ""))
+                        tell(job, "")
                         continue
                     _clear(folder / job.name, say)
                     mine.append(job)
                 except OwnedError as error:
-                    told.append((job, str(error)))
+                    tell(job, str(error))
                 except OSError as error:
-                    told.append((job, f"cannot be written in {folder}: {error.strerror}"))
-            done, waiting = _do(mine, folder, children) if mine else ([], [])
-            told += done
-    return told
+                    tell(job, f"cannot be written in {folder}: {error.strerror}")
+            waiting = _do(mine, folder, children, tell) if mine else []
 
 
 def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
@@ -291,11 +302,10 @@ def _clear(run_dir: Path, say: Callable[[str], None]) -> None:
             run_folder.clear(run_dir)
 
 
-def _do(batch: Sequence[GridJob], folder: Path, children: Children) -> tuple[list[tuple[GridJob, str]], list[GridJob]]:
-    """Do some runs in one job, from their start, until one fails.
+def _do(batch: Sequence[GridJob], folder: Path, children: Children, tell: Callable[[GridJob, str], None]) -> list[GridJob]:
+    """Do some runs in one job, from their start, until one fails. Returns those that were not begun.
 
-    Returns:
-        What went wrong with each that has ended, empty if nothing did; and those that were not begun.
+    `tell` is called with each that has ended, when it has, and with what went wrong; empty if nothing did.
     """
     files = []
     for job in batch:
@@ -305,20 +315,28 @@ def _do(batch: Sequence[GridJob], folder: Path, children: Children) -> tuple[lis
     log = folder / f"{batch[0].name}.log"
     command, env, _ = launcher.command(batch[0].ranks, ["batch", *map(str, files)])
     env |= {"TTY_COMPATIBLE": "0", "TTY_INTERACTIVE": "0"}
-    status = children.run(command, env, log)
-    ended = next((i for i, file in enumerate(files) if file.exists()), len(files))  # a run removes its file when it is done
-    told = [(job, _without_a_worker(folder / job.name)) for job in batch[: ended + 1]]
-    for (_, trouble), file in zip(told, files, strict=False):
-        if trouble:
-            file.touch()  # it is not done
+    ended = 0
+
+    def tell_done() -> None:
+        nonlocal ended
+        while ended < len(batch) and not files[ended].exists():  # a run removes its file when it is done
+            job = batch[ended]
+            if trouble := _without_a_worker(folder / job.name):
+                files[ended].touch()  # it is not done
+            ended += 1
+            tell(job, trouble)
+
+    status = children.run(command, env, log, tell_done)
+    tell_done()
     if ended == len(batch):
         log.unlink()
-        return told, []
-    log = log.rename(folder / f"{batch[ended].name}.log")
-    told[ended] = batch[ended], told[ended][1] or f"failed with status {status}, see {log}"
+        return []
+    job = batch[ended]
+    log = log.rename(folder / f"{job.name}.log")
     for file in files[ended + 1 :]:
         file.unlink()
-    return told, list(batch[ended + 1 :])
+    tell(job, _without_a_worker(folder / job.name) or f"failed with status {status}, see {log}")
+    return list(batch[ended + 1 :])
 
 
 def _without_a_worker(run_dir: Path) -> str:
