@@ -230,7 +230,8 @@ def execute(
         heard.put((job, trouble))
 
     with end_by_signals(say), ThreadPoolExecutor(side_by_side) as pool:
-        batches = _batches(pending, max(1, min(together, len(pending) // (2 * side_by_side))))
+        parts = 2 * side_by_side if side_by_side > 1 else 1  # of several, one may end much earlier than the others
+        batches = _batches(pending, max(1, min(together, len(pending) // parts)))
         running = [pool.submit(_execute, batch, folder, children, say, until_s, hear) for batch in batches]
         for future in running:
             future.add_done_callback(heard.put)
