@@ -1,5 +1,6 @@
 """A grid becomes runs; and one small study for real."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,9 @@ def test_a_study_that_goes_on_is_not_begun_a_second_time(own_mpi, path, tmp_path
     command = ("study", path, "--output", tmp_path / "out")
     with Job(tmp_path, own_mpi.env, *command) as first:
         first.until(lambda: list((tmp_path / "out" / "runs").glob("*.toml")))
+        first.process.send_signal(signal.SIGSTOP)  # it does not end before the second has begun
         second = run_asyncfeded(*command, cwd=tmp_path, env=own_mpi.env)
+        first.process.send_signal(signal.SIGCONT)
         assert second.status == 2, str(second)
         assert f"{tmp_path / 'out'} is in use by process {first.process.pid} of" in second.stderr
         assert second.stderr.count("asyncfeded: ") == 1, str(second)
