@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
+from asyncfeded.metric import Metric, Metrics
 from asyncfeded.plots import study as plots
 from asyncfeded.studies import study
 from studies.grids import GRID, told
@@ -13,7 +14,7 @@ from studies.grids import GRID, told
 def drawn(tmp_path, monkeypatch):
     """Draws the figures of a study of so many rules, the later the better; gives them by name."""
 
-    def draw(rules):
+    def draw(rules, metrics=None):
         names = [f"rule{i}" for i in range(rules)]
         grid = GRID[: GRID.index("[rules.asyncfeded]")] + "".join(
             f'[rules.{name}]\nrun.rule = {{name = "fedasync", alpha = {0.1 + 0.01 * i}}}\n' for i, name in enumerate(names)
@@ -25,7 +26,7 @@ def drawn(tmp_path, monkeypatch):
         monkeypatch.setattr(
             plots, "save", lambda figure, path, title: figures.setdefault(path.name, (figure, title)) and path
         )
-        plots.plot_study(made, told(made, tmp_path / str(rules), curves, levels=(0.0, 0.5)), tmp_path)
+        plots.plot_study(made, told(made, tmp_path / str(rules), curves, metrics, (0.0, 0.5)), tmp_path)
         return {name: figure for name, (figure, _) in figures.items()}
 
     return draw
@@ -51,3 +52,10 @@ def test_a_target_that_no_rule_reaches_has_no_panel(drawn):
     """0.5 is reached by the eleventh of twelve; 0.9 by none."""
     assert len(drawn(10)["digits-errors.png"].axes) == 1
     assert [axis.get_title() for axis in drawn(12)["digits-errors.png"].axes] == ["best accuracy", "seconds to 0.5"]
+
+
+def test_curves_of_which_less_is_better_have_a_log_axis(drawn):
+    """A perplexity that runs away hides no other."""
+    figures = drawn(2, Metrics({"perplexity": Metric("min"), "accuracy": Metric("max")}, "perplexity"))
+    assert figures["digits-perplexity.png"].axes[0].get_yscale() == "log"
+    assert drawn(3)["digits-accuracy.png"].axes[0].get_yscale() == "linear"

@@ -21,7 +21,7 @@ children, (command, env, _) = Children(), launcher.command(2, [])
 rank = "echo > rank-$$; trap '' TERM INT HUP; while :; do sleep 0.1; done"
 command = [*command[: command.index(sys.executable)], "sh", "-c", rank]
 with end_by_signals(print), ThreadPoolExecutor(1) as pool:
-    running = pool.submit(children.run, command, env, Path("log"))
+    running = pool.submit(children.run, command, env, Path("log"), lambda: None)
     try:
         running.result()
     except BaseException:

@@ -235,3 +235,21 @@ def test_a_run_is_told_of_when_it_is_done_and_not_when_its_job_is(tmp_path, monk
     planned = [GridJob(name, Config.model_validate({"limits": {"updates": 1}}), 2) for name in "abcd"]
     assert execute(planned, tmp_path, 1, lambda line: None, 2, tell=tell) == planned[3:]
     assert told == {"a": "", "b": "", "c": "", "d": f"failed with status 1, see {tmp_path / 'd.log'}"}
+
+
+@pytest.mark.parametrize(("side_by_side", "jobs"), [(1, ["abcd"]), (2, ["a", "b", "c", "d"])])
+def test_runs_that_no_other_runs_beside_share_one_job(tmp_path, monkeypatch, side_by_side, jobs):
+    seen: list[str] = []
+
+    def run(self, command, env, log, look):
+        log.touch()
+        files = [Path(word) for word in command if word.endswith(".toml")]
+        seen.append("".join(file.stem for file in files))
+        for file in files:
+            file.unlink()
+        return 0
+
+    monkeypatch.setattr(Children, "run", run)
+    planned = [GridJob(name, Config.model_validate({"limits": {"updates": 1}}), 2) for name in "abcd"]
+    assert execute(planned, tmp_path, side_by_side, lambda line: None, 24) == []
+    assert sorted(seen) == jobs

@@ -59,6 +59,16 @@ def test_rows_are_read_as_they_were_written(path, tmp_path):
     assert again[failed.name].outcome == "failed"
 
 
+def test_of_a_trial_its_value_is_kept_and_no_curve(path, tmp_path):
+    trial = study.tuning_run(study.load_study_grid(path, ['settings=["tuned"]']), "digits", "hinge", {"rule.alpha": 0.2}, 0)
+    finish(trial, tmp_path, [0.1, 0.5])
+    row = rows.of_run(trial, tmp_path / "runs" / trial.name, 100.0)
+    rows.Book(tmp_path / "rows.csv").add(trial, row)
+    read = rows.Book(tmp_path / "rows.csv").rows[trial.name]
+    assert (read.mean, read.final, read.outcome, read.metric) == (0.3, 0.5, "done", row.metric)
+    assert (read.curve.shape, read.bests.shape) == ((2, 0), (2, 0))
+
+
 def test_a_damaged_row_is_named_with_what_to_do(path, tmp_path):
     run, row = made(path, tmp_path, [0.1])
     rows.Book(tmp_path / "rows.csv").add(run, row)

@@ -117,7 +117,7 @@ def _curves(grid: StudyGrid, cells: Sequence[Cell]) -> Any:  # noqa: ANN401 matp
     axes[0][0].set(ylabel=f"test {some.metric.label(some.goal)}")
     done = [row for cell in cells for row in cell.known if row.outcome == DONE]
     if some.metric.best == "min" and all((row.curve[1] > 0).all() for row in done):
-        axes[0][0].set_yscale("log")  # a perplexity that ran away hides the others
+        axes[0][0].set_yscale("log")  # a run that diverged would hide the others
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
 

@@ -21,7 +21,7 @@ class Children:
         self._lock, self._running = threading.Lock(), set[subprocess.Popen[bytes]]()
         self._ended = False
 
-    def run(self, command: Sequence[str], env: dict[str, str], log: Path, look: Callable[[], None] = lambda: None) -> int:
+    def run(self, command: Sequence[str], env: dict[str, str], log: Path, look: Callable[[], None]) -> int:
         """Run a command to its end, its output in a file; call `look` every second.
 
         Returns its status; that of SIGTERM, if all have been ended.

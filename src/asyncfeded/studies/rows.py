@@ -1,7 +1,7 @@
 """The rows of a study: what stays of each run, as one line of rows.csv. Tables and figures are made from rows alone.
 
-A row is written when its run has ended, and holds a coarse curve too. So a study can go on, and its figures can be drawn
-again, where the folders of its runs are gone.
+A row is written when its run has ended, and holds a coarse curve too, but for a trial of tuning, of which only the value is
+needed. So a study can go on, and its figures can be drawn again, where the folders of its runs are gone.
 """
 
 import csv
@@ -28,7 +28,7 @@ DONE, FAILED = "done", "failed"
 NUMBERS = ("best", "final", "mean", "updates", "wall_s", "workers_busy", "test_samples")
 QUARTILES = tuple(f"{name}_{part}" for name in ("gamma", "tau") for part in ("q1", "median", "q3"))
 COLUMNS = (
-    "name", "task", "rule", "error_probability", "seed", "setting", "values", "config_sha256", "program", "outcome",
+    "name", "task", "rule", "error_probability", "seed", "setting", "values", "program", "outcome",
     "metric", "better", "unit", *NUMBERS, *QUARTILES, "bests_s", "bests", "curve_s", "curve",
 )  # fmt: skip
 ADVICE = "asyncfeded study writes it into its folder (--output)"
@@ -86,10 +86,7 @@ def of_run(run: StudyRun, run_dir: Path, test_samples: float) -> Row:
         raise ValueError(f"{run_dir}: its record holds no evaluation; {jobs.AGAIN}")
     merged, metric = tables.updates[tables.updates["accepted"]], tables.metrics.of_goal
     times, values = tables.evaluations["time_s"], tables.evaluations[tables.metrics.goal]
-    upwards = values if metric.best == "max" else -values
-    newest = upwards > np.fmax.accumulate(np.append(-np.inf, upwards[:-1]))
-    kept = np.unique(np.linspace(0, len(times) - 1, min(len(times), POINTS)).round().astype(int))
-    return Row(
+    row = Row(
         run.task,
         run.rule,
         run.error_probability,
@@ -106,10 +103,17 @@ def of_run(run: StudyRun, run_dir: Path, test_samples: float) -> Row:
         float(result["wall_s"]),
         float(result["workers_busy"]),
         test_samples,
-        statistics.quartiles(merged["gamma"]),
-        statistics.quartiles(merged["tau"]),
-        np.array([times[newest], values[newest]]),
-        np.array([times[kept], values[kept]]),
+    )
+    if run.setting == "tuning":
+        return row
+    upwards = values if metric.best == "max" else -values
+    newest = upwards > np.fmax.accumulate(np.append(-np.inf, upwards[:-1]))
+    kept = np.unique(np.linspace(0, len(times) - 1, min(len(times), POINTS)).round().astype(int))
+    return row._replace(
+        gamma=statistics.quartiles(merged["gamma"]),
+        tau=statistics.quartiles(merged["tau"]),
+        bests=np.array([times[newest], values[newest]]),
+        curve=np.array([times[kept], values[kept]]),
     )
 
 
@@ -169,7 +173,7 @@ def _written(run: StudyRun, row: Row) -> list[str]:
         return " ".join(f"{value:.{digits}g}" for value in values)
 
     cells = [run.task, run.rule, f"{run.error_probability:g}", str(run.seed), run.setting, json.dumps(run.values)]
-    cells += [jobs.digest(run.config), row.program, row.outcome]
+    cells += [row.program, row.outcome]
     if row.outcome == FAILED:
         return cells + [""] * (len(COLUMNS) - 1 - len(cells))
     cells += [row.goal, row.metric.best, row.metric.unit, *(f"{getattr(row, name):.6g}" for name in NUMBERS)]
