@@ -10,6 +10,14 @@ from asyncfeded.studies import study
 from conftest import Job, run_asyncfeded
 from studies.grids import changed
 
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+@pytest.mark.parametrize("name", ["protocol", "protocol_small", "reach"])
+def test_a_grid_of_launch_is_read(name):
+    grid = study.load_study_grid(LAUNCH / f"{name}.toml")
+    assert all(list(study.expand(grid, setting, {})) for setting in grid.settings if setting != "tuned")
+
 
 def test_a_grid_is_every_combination_once(path):
     runs = list(study.expand(study.load_study_grid(path), "given", {}))
